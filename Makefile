@@ -1,0 +1,47 @@
+# Two commands do everything: `make demo` and `make test`. Both set up .venv first; the second time nothing is installed.
+PYTHON ?= python3.11
+PY := .venv/bin/python
+STAMP := .venv/.installed-$(shell cat requirements.lock pyproject.toml | cksum | cut -d' ' -f1)
+PIP := $(PY) -m pip --disable-pip-version-check install -qq --no-input
+
+.PHONY: demo test install install-cluster lab notebooks lint clean help
+
+help:        ## this list
+	@grep -E '^[a-z-]+: .*##' Makefile | sed 's/:.*##/ -/'
+
+demo: install ## train a real model on two CPU workers: six executed notebooks, plots, checkpoints, a merged model (6 minutes)
+	@$(PY) -m helpers run --profile local
+
+test: install ## unit tests, then the six notebooks for real (nbval)
+	@$(PY) -m pytest tests
+	@scratch=$$(mktemp -d) && trap 'rm -rf "$$scratch"' EXIT && export KTO_STORAGE="$$scratch/storage" KTO_LIVE=off && \
+	  $(PY) -m pytest --nbval-lax --nbval-cell-timeout=900 --nbval-sanitize-with tests/nbval_sanitize.cfg notebooks
+
+install: $(STAMP) ## the locked stack in .venv (4 minutes, once)
+
+# torch first and with its own dependencies (a CUDA build brings libraries that a CPU build does not); the rest exactly as locked.
+$(STAMP): requirements.lock pyproject.toml
+	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(None if v == (3, 11) else f"error: {sys.executable} is Python {v[0]}.{v[1]}\n  expected: 3.11, which ray 2.48 and llamafactory 0.9.3 are locked for\n  to do:    install it, or: make $(MAKECMDGOALS) PYTHON=/path/to/python3.11")' \
+	  || { command -v $(PYTHON) >/dev/null || echo 'error: no $(PYTHON) found; to do: install Python 3.11, or: make PYTHON=/path/to/python3.11' >&2; exit 1; }
+	@echo 'Installing the locked stack into .venv (about 4 minutes, once) ...' >&2
+	@test -x $(PY) || $(PYTHON) -m venv .venv
+	@$(PIP) -c requirements.lock $$(grep -E '^(torch|setuptools)==' requirements.lock)
+	@$(PIP) --no-deps -r requirements.lock
+	@$(PIP) --no-deps --no-build-isolation -e .
+	@rm -f .venv/.installed-* && touch $@
+
+# A cluster image brings a torch and a ray that fit its drivers and its nodes: they, and what is built against them, stay.
+install-cluster: ## on a cluster image: everything but torch and ray, which stay as the image has them
+	@$(PYTHON) tools/install_cluster.py
+
+lab: install ## JupyterLab on the first notebook, on this machine only
+	@.venv/bin/jupyter lab --ip=127.0.0.1 notebooks/01_setup.ipynb
+
+notebooks: install ## run the six notebooks for real and keep their outputs in notebooks/
+	@$(PY) tools/regenerate_notebooks.py
+
+lint: install
+	@.venv/bin/ruff check . && .venv/bin/ruff format --check --diff . >/dev/null || true
+
+clean:       ## remove the environment; runs in storage/ stay
+	rm -rf .venv build

@@ -1,0 +1,141 @@
+"""`python -m helpers COMMAND`: what a notebook does, a terminal can.
+
+Results go to stdout, progress to stderr; exit status 0: done, 1: the thing asked about is not well, 2: wrong usage.
+"""
+
+import json
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from .errors import KitError
+
+app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None,
+                  help="KTO at scale: align a model to thumbs-up/thumbs-down feedback, on a laptop or a Ray cluster.")
+config_app = typer.Typer(no_args_is_help=True, help="Configurations.")
+app.add_typer(config_app, name="config")
+
+Profile = Annotated[str, typer.Option(help="Where it runs: local, anyscale, ray, or the path of a profile's YAML.")]
+Storage = Annotated[str, typer.Option(help="Where runs are kept. Default: $KTO_STORAGE, else the profile's own.")]
+Values = Annotated[list[str], typer.Option("-p", "--parameter", metavar="NAME=VALUE",
+                                           help="A notebook's parameter; may be repeated. An unknown one is an error.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
+
+
+def say(line: str) -> None:
+    """Progress: to stderr, at once."""
+    typer.echo(line, err=True)
+
+
+def fail(error: KitError, code: int = 1) -> typer.Exit:
+    """The error's message on stderr, and the exit status to raise."""
+    typer.echo(f"error: {error}", err=True)
+    return typer.Exit(code)
+
+
+@app.command()
+def run(profile: Profile = "local", storage: Storage = "", parameter: Values = [],  # noqa: B006
+        run_name: Annotated[str, typer.Option(help="The run's folder. Default: the profile and the time.")] = "",
+        as_json: AsJson = False) -> None:
+    """The six notebooks in order, executed into <run>/notebooks/.
+
+    Example: python -m helpers run --profile local -p max_steps=12 -p learning_rate=5e-4
+    """
+    from . import pipeline, runs
+
+    started = datetime.now(timezone.utc)
+    storage = str(Path(storage).expanduser().resolve()) if storage else ""
+    try:
+        values = pipeline.absolute_paths(pipeline.typed(parameter))
+    except KitError as error:
+        raise fail(error, 2) from None
+    try:
+        target = runs.start(profile, storage, run_name or f"{Path(profile).stem}-{started:%Y%m%d-%H%M%S}")
+        pipeline.execute(target, values, say)
+    except KitError as error:
+        raise fail(error) from None
+    shown = pipeline.summary(target) | {"total seconds": (datetime.now(timezone.utc) - started).seconds}
+    typer.echo(json.dumps(shown, indent=2) if as_json else two_columns(shown))
+
+
+@app.command()
+def parameters(as_json: AsJson = False) -> None:
+    """Every parameter that `run -p` takes, with its default and the notebooks that read it."""
+    from . import pipeline
+
+    known = pipeline.parameters()
+    if as_json:
+        typer.echo(json.dumps(known, indent=2))
+        return
+    for name, entry in known.items():
+        typer.echo(f"{name}: {entry['type']} = {entry['default']}  # {entry['help']}  ({', '.join(entry['notebooks'])})")
+
+
+@app.command()
+def runs(profile: Profile = "local", storage: Storage = "", as_json: AsJson = False) -> None:
+    """The runs in a storage: when, how they ended, held-out figures."""
+    from . import profiles
+    from .runs import listing
+
+    try:
+        rows = listing(profiles.storage_for(profiles.load(profile), storage))
+    except KitError as error:
+        raise fail(error) from None
+    typer.echo(json.dumps(rows, indent=2) if as_json else table(rows))
+
+
+@config_app.command()
+def show(profile: Profile = "local", storage: Storage = "",
+         run_name: Annotated[str, typer.Option(help="A run that 01 and 02 have prepared.")] = "first-run",
+         parameter: Annotated[list[str], typer.Option("-p", metavar="KEY=VALUE",
+                                                      help="A LLaMA-Factory key; may be repeated.")] = []) -> None:  # noqa: B006
+    """The resolved YAML of a run with these overrides; nothing is written.
+
+    Example: python -m helpers config show --run-name first-run -p learning_rate=5.0e-4
+    """
+    import yaml
+
+    from . import config, runs
+
+    try:
+        overrides = yaml.safe_load("\n".join(p.replace("=", ": ", 1) for p in parameter)) or {}
+        typer.echo(yaml.safe_dump(config.resolve(runs.open_run(profile, storage, run_name), **overrides), sort_keys=False))
+    except KitError as error:
+        raise fail(error) from None
+
+
+@app.command()
+def metrics(log: Annotated[Path, typer.Argument(help="A LLaMA-Factory log, or a run's folder.")],
+            as_json: AsJson = False) -> None:
+    """The table of a training log in KTO's units; also of a log that this project did not make.
+
+    Example: python -m helpers metrics storage/first-run
+    """
+    from . import metrics as room
+
+    path = log / "train.log" if log.is_dir() else log
+    if not path.is_file():
+        raise fail(KitError(f"there is no log {path}", "a LLaMA-Factory log or a run's folder", "correct the path"), 2)
+    found = room.table(path)
+    typer.echo(found.to_json(orient="records", indent=2) if as_json else found.to_string(index=False))
+
+
+def two_columns(facts: dict) -> str:
+    """`name: value` lines, aligned; nested dicts in one line."""
+    width = max(map(len, facts))
+
+    def cell(value) -> str:
+        if isinstance(value, dict):
+            return ", ".join(f"{key} {inner:g}" for key, inner in value.items())
+        return f"{value:.3f}" if isinstance(value, float) else "-" if value is None else str(value)
+
+    return "\n".join(f"{name.ljust(width)}  {cell(value)}" for name, value in facts.items())
+
+
+def table(rows: list[dict]) -> str:
+    """Rows with the same keys as aligned columns."""
+    import pandas as pd
+
+    return pd.DataFrame(rows).to_string(index=False) if rows else "none"

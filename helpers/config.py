@@ -1,0 +1,112 @@
+"""From a template in train-configs/ and a reader's overrides to the one resolved config.yaml that is launched."""
+
+import hashlib
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import yaml
+
+from .errors import KitError
+from .profiles import ROOT
+from .runs import Run, refuse_if_trained, write_atomically
+
+TEMPLATES = ROOT / "train-configs"
+
+
+def template(name: str) -> dict:
+    """The template of that file name in train-configs/, or at that path, as a dict."""
+    path = Path(name) if Path(name).is_absolute() else TEMPLATES / name
+    if not path.is_file():
+        raise KitError(f"there is no template {name!r}", f"a path, or one of {', '.join(available())}",
+                       "correct `train_config`")
+    return read_yaml(path)
+
+
+def available() -> list[str]:
+    """The templates' file names."""
+    return sorted(path.name for path in TEMPLATES.glob("*.yaml"))
+
+
+def read_yaml(path: Path) -> dict:
+    """A YAML mapping, safely loaded. KitError names the line where it is malformed."""
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f", line {mark.line + 1}, column {mark.column + 1}" if mark else ""
+        raise KitError(f"{path.name} is malformed YAML{where}: {getattr(error, 'problem', error)}",
+                       "key: value lines", f"mend {path}") from None
+    if not isinstance(content, dict):
+        raise KitError(f"{path.name} holds a {type(content).__name__}", "key: value lines", f"mend {path}")
+    return content
+
+
+def resolve(run: Run, train_config: str = "", **overrides) -> dict:
+    """The configuration of `run`: template, then the profile's overrides, then the run's facts, then `overrides`.
+
+    Overrides bear LLaMA-Factory's names; one that is None is left to the template. What 01 and 02 recorded in run.json (model,
+    dataset) is filled in. Nothing is written: see `write`.
+    """
+    record = run.record()
+    for key, made_by in (("model", "01_setup"), ("dataset", "02_data")):
+        if key not in record:
+            raise KitError(f"the run {run.name!r} has no {key} yet", f"what {made_by} records in run.json",
+                           f"run {made_by} with the same run_name")
+    config = {
+        "model_name_or_path": record["model"]["path"],
+        "template": record["model"]["template"],
+        "dataset": record["dataset"]["name"],
+        "dataset_dir": str(run.datasets),
+        "output_dir": str(run.output_dir),
+        "ray_run_name": run.name,
+        "ray_storage_path": str(run.storage),
+    }
+    config |= template(train_config or run.profile.train_config) | run.profile.overrides
+    return config | {key: value for key, value in overrides.items() if value is not None}
+
+
+def write(run: Run, config: dict) -> Path:
+    """Check `config`, then write it as the run's config.yaml (whole or not at all). KitError lists all that is wrong."""
+    refuse_if_trained(run)
+    beside = run.folder / ".config.partial.yaml"
+    write_atomically(beside, yaml.safe_dump(config, sort_keys=False, allow_unicode=True, width=120))
+    try:
+        check(beside)
+        os.replace(beside, run.config_file)
+    finally:
+        beside.unlink(missing_ok=True)
+    run.note(config_sha256=hashlib.sha256(run.config_file.read_bytes()).hexdigest())
+    return run.config_file
+
+
+def check(path: Path) -> None:
+    """LLaMA-Factory's own parser as the judge (helpers.judge). KitError names every wrong key and the closest valid one."""
+    read_yaml(path)
+    judge = subprocess.run([sys.executable, "-m", "helpers.judge", str(path)], capture_output=True, text=True, cwd=ROOT,
+                           env={**os.environ, "LLAMAFACTORY_VERBOSITY": "ERROR", "USE_RAY": "1"})
+    if judge.returncode != 0:
+        raise KitError(f"the config could not be judged: {judge.stderr.strip().splitlines()[-1]}",
+                       "LLaMA-Factory 0.9.3 that can be imported", "run `make install`")
+    if found := json.loads(judge.stdout):
+        lines = [f["found"] + (f"; expected: {f['expected']}" if f["expected"] else "") for f in found]
+        raise KitError("the config has " + (f"{len(lines)} errors" if len(lines) > 1 else "an error") + ":\n  - "
+                       + "\n  - ".join(lines), "", "correct these keys (in 03's parameters, or the template)")
+
+
+def traps(config: dict, record: dict) -> list[str]:
+    """What LLaMA-Factory accepts and KTO suffers from, a sentence each with its remedy. Empty: nothing to say."""
+    found = []
+    if config.get("per_device_train_batch_size", 1) == 1:
+        found.append("per_device_train_batch_size is 1: the reference point is estimated from a single mismatched pair a "
+                     "step, very noisily; 4 or more where memory allows")
+    if "report_to" not in config:
+        found.append("report_to is missing: every tracker installed would be tried; write `report_to: none`")
+    rows, cut = record.get("dataset", {}).get("rows", 0), config.get("max_samples")
+    if cut and rows > cut:
+        found.append(f"max_samples takes the first {cut} of {rows} rows, before any shuffle")
+    if not Path(config["output_dir"]).is_absolute():
+        found.append("output_dir is relative: Ray Train changes the worker's folder, and it is lost with the node")
+    return found

@@ -1,0 +1,90 @@
+"""Whether this machine or cluster can do what is asked of it, before it is asked."""
+
+import re
+import shutil
+from contextlib import contextmanager
+from importlib import metadata
+from pathlib import Path
+
+from .errors import KitError
+from .profiles import ROOT, Profile
+
+GIB = 2**30
+
+
+def packages(requirements: Path = ROOT / "requirements.txt") -> list[dict]:
+    """Each direct dependency: what is required, what is installed, whether that is well. Rows of plain data.
+
+    A version with a local part (torch 2.13.0+cpu) satisfies the version before the plus.
+    """
+    rows = []
+    for line in requirements.read_text().splitlines():
+        if match := re.match(r"([\w.-]+)(?:\[[\w,]+\])?==([^\s#]+)", line):
+            name, required = match.groups()
+            try:
+                installed = metadata.version(name)
+            except metadata.PackageNotFoundError:
+                installed = ""
+            rows.append({"package": name, "required": required, "installed": installed or "missing",
+                         "ok": installed.split("+")[0] == required})
+    return rows
+
+
+def refuse_wrong_packages(rows: list[dict]) -> None:
+    """KitError that lists the packages whose version is not the required one."""
+    wrong = [f"{row['package']} {row['installed']} (required: {row['required']})" for row in rows if not row["ok"]]
+    if wrong:
+        raise KitError(f"{len(wrong)} packages differ from what is required: {', '.join(wrong)}",
+                       "the versions in requirements.txt", "run `make install` (on a cluster image: make install-cluster)")
+
+
+def disk(storage: Path, needed_gib: float = 3.0) -> float:
+    """Free GiB where `storage` lies (or will lie). KitError if less than `needed_gib`."""
+    there = next(folder for folder in (storage, *storage.parents) if folder.exists())
+    free = shutil.disk_usage(there).free / GIB
+    if free < needed_gib:
+        raise KitError(f"{free:.1f} GiB of disk are free in {there}",
+                       f"{needed_gib:g} GiB for the base model, checkpoints and the merged model",
+                       "free some space, or choose another `storage`")
+    return free
+
+
+@contextmanager
+def ray_cluster(profile: Profile, num_cpus: int = 3):
+    """Ray, connected as the profile says: an instance of its own for `local`, the running cluster otherwise; then left.
+
+    Quiet: the workers' output is not forwarded. KitError where no cluster answers.
+    """
+    import logging
+
+    import ray
+
+    own = {"num_cpus": num_cpus, "include_dashboard": False} if profile.ray_address == "local" else {}
+    try:
+        ray.init(address=profile.ray_address, log_to_driver=False, logging_level=logging.ERROR, **own)
+    except (ConnectionError, ValueError) as error:
+        raise KitError(f"no Ray cluster answers at {profile.ray_address!r}: {error}", "a running cluster",
+                       "start one (ray start --head), or use the profile local") from None
+    try:
+        yield ray
+    finally:
+        ray.shutdown()
+
+
+def cluster(profile: Profile) -> dict:
+    """Nodes, CPUs, GPUs, their kind and the memory in GiB of the cluster that the profile names."""
+    with ray_cluster(profile) as ray:
+        resources, nodes = ray.cluster_resources(), [node for node in ray.nodes() if node["Alive"]]
+    kinds = sorted(name.removeprefix("accelerator_type:") for name in resources if name.startswith("accelerator_type:"))
+    return {"nodes": len(nodes), "CPU": resources.get("CPU", 0), "GPU": resources.get("GPU", 0),
+            "kinds of GPU": ", ".join(kinds) or "none", "memory GiB": round(resources.get("memory", 0) / GIB, 1)}
+
+
+def workers_fit(config: dict, resources: dict) -> None:
+    """KitError if the cluster can never hold the workers that `config` asks for; the stock command would wait for ever."""
+    workers, each = config.get("ray_num_workers", 1), config.get("resources_per_worker") or {"GPU": 1}
+    for name in ("CPU", "GPU"):
+        asked, there = workers * float(each.get(name, 0)), float(resources.get(name, 0))
+        if asked > there:
+            raise KitError(f"the config asks for {asked:g} {name} ({workers} workers of {each[name]}), the cluster has {there:g}",
+                           "as much as is asked for; Ray would wait for ever", "lower ray_num_workers, or add nodes")

@@ -1,0 +1,154 @@
+"""What single lines of a training's log look like: patterns, and the values in them. `logs` decides what they mean.
+
+From LLaMA-Factory 0.9.3, transformers 4.52.4, tqdm and Ray 2.48. Every pattern takes time linear in what it is given.
+"""
+
+import re
+from functools import cache
+
+import orjson
+
+ANSI = re.compile(rb"\x1b\[[0-9;?]*[A-Za-z]")
+PID = re.compile(rb"(?:\x1b\[36m)?\(\w+ pid=(\d{1,18})")
+PREFIX = re.compile(rb"^(?:\x1b\[36m)?\(\w+[^)\n]{0,80}\)(?:\x1b\[0m)? ")
+REPEATED = re.compile(rb" \[repeated (\d{1,9})x across cluster\].*")
+STAMP = re.compile(rb"\d{4}-\d\d-\d\d[ T]\d\d:\d\d:\d\d(?:,\d+)?\s*")
+RANK = re.compile(rb"^\[rank\d+\]:\s*")
+HEADING = re.compile(rb"^(?:\[WARNING\|[^>\n]*>> |WARNING \S+ -- )")
+PAIR = re.compile(r"'([^']+)': (?:'([^']*)'|([^,{}']+))")
+BAR = re.compile(rb"%\|[^|\r\n]*\| (\d{1,15})/(\d{1,15}) \[([\d:]{1,20})<([\d:?]{1,20})")
+ROW = re.compile("│ train_loop_config/(?:args/)?(\\S++) ++(\\S.*?) ++│")
+RANK0 = re.compile(rb"pid=(\d{1,18})\) world_rank=0\b")
+WORLD = re.compile(rb"Process rank: \d+, world size: (\d{1,9})")
+PARAMETERS = re.compile(rb"trainable params: ([\d,]{1,30}) \|\| all params: ([\d,]{1,30})")
+SAVING = re.compile(rb"Saving model checkpoint to (.*?checkpoint-(\d{1,15}))\s*$")
+EXCEPTION = re.compile(rb"(?:[\w.]+\.)?(\w*(?:Error|Exception|Interrupt))(?:\(\w+\))?(?:: |:?\s*$)")
+NUMBERS = {
+    b"  Num examples = ": "num_examples", b"  Instantaneous batch size per device = ": "per_device_train_batch_size",
+    b"  Gradient Accumulation steps = ": "gradient_accumulation_steps", b"  Total optimization steps = ": "total_steps",
+    b"  Total train batch size (w. parallel, distributed & accumulation) = ": "total_train_batch_size",
+    b"  Continuing training from global step ": "resumed_from", b"  Batch size = ": "eval_batch_size",
+}
+"""The trainer's own lines with a number -> the fact's name."""
+FATAL = {
+    b"OutOfMemoryError": "out of memory", b"out of memory": "out of memory", b"No space left on device": "disk full",
+    b"SIGKILL": "killed", b"SIGSEGV": "crashed", b"worker died": "worker died", b"ActorDiedError": "worker died",
+    b"ActorUnavailableError": "worker died", b"Watchdog caught collective operation timeout": "communication time-out",
+    b"gated repo": "gated model", b"No available node types": "not enough resources",
+}
+"""Words that end a training wherever they stand -> what happened."""
+STAGES = {
+    b"Started a local Ray instance": (1, "starting"), b"Connected to Ray cluster": (1, "starting"),
+    b"Training started with configuration": (2, "starting"), b"Started distributed worker processes": (3, "starting"),
+    b"***** Running training": (4, "training"), b"***** Running Evaluation": (0, "evaluating"),
+    b"Loading dataset ": (0, "loading data"), b"Running tokenizer on": (0, "tokenizing"),
+    b"loading weights file ": (0, "loading model"), b"Convert model dtype to": (0, "exporting"),
+}
+"""How a line starts -> (which sign of a run's start it is, in their order, or 0; the phase that it begins)."""
+KEYS = {
+    **dict.fromkeys((b"  Num ", b"  Inst", b"  Tota", b"  Grad", b"  Cont", b"  Batc"), "number"),
+    **dict.fromkeys(("│ tr".encode(), b"- (nod", b"Proces", b"traina"), "fact"),
+    **dict.fromkeys((b"***** ", b"Starte", b"Connec", b"Loadin", b"Runnin", b"loadin", b"Conver"), "stage"),
+    **dict.fromkeys((b"{'loss", b"{'eval", b"{'trai"), "record"),
+    **dict.fromkeys((b"[WARNI", b"WARNIN", b"Warnin"), "warning"),
+    **dict.fromkeys((b"Traceb", b"Except", b"Keyboa", b"UserWa", b"A work", b"*** SI"), "trouble"),
+    **dict.fromkeys((b"Access", b"Cannot", b"You ar"), "trouble"),
+    b"Traini": "driver", b"Saving": "saving", b"Checkp": "reported",
+}
+"""The first six bytes of what a line says -> the method of `logs.Parser` that reads it."""
+QUIET = (
+    b"real_accelerator", b"enable mixed precision", b"Version checking has been disabled", b"No metric ", b"socket.cpp",
+    b"Previous trainer log", b"Ray deduplicates logs", b"FutureWarning", b"DeprecationWarning", b"SyntaxWarning",
+    b"barrier(): using the device",
+)
+"""Warnings of the stack that are no news to anybody."""
+
+
+def number(text: str):
+    """`text` as int, float (nan and inf too), bool, or itself."""
+    plain = text.replace(",", "")
+    for kind in (int, float):
+        try:
+            return kind(plain)
+        except ValueError:
+            pass
+    return {"True": True, "False": False}.get(text, text)
+
+
+def seconds(clock: bytes) -> float | None:
+    """tqdm's `1:02:03` or `02:03` in seconds; None for `?`."""
+    total = 0.0
+    try:
+        for part in clock.split(b":"):
+            total = total * 60 + int(part)
+    except ValueError:
+        return None
+    return total
+
+
+def record(text: bytes) -> dict:
+    """A printed Python dict of plain values, nan and inf included (which `ast.literal_eval` refuses)."""
+    try:
+        return orjson.loads(text.replace(b"'", b'"'))
+    except ValueError:
+        found = PAIR.findall(text.decode("utf-8", "replace"))
+        return {key: quoted or number(bare.strip()) for key, quoted, bare in found}
+
+
+def plain(text: bytes) -> bytes:
+    """`text` without its time and Ray's remark on repeats: what makes it the same as another line."""
+    return REPEATED.sub(b"", STAMP.sub(b"", text))
+
+
+def start(block: bytes, place: int) -> int:
+    """Where the text begins that `place` is in: after the newline or carriage return before it."""
+    line = block.rfind(b"\n", 0, place) + 1
+    return max(line, block.rfind(b"\r", line, place) + 1)
+
+
+def bar(block: bytes, place: int) -> tuple[str, int, int, float | None, float | None] | None:
+    """The progress bar with its `%|` at `place`: title ("" for the trainer's), done, total, elapsed, remaining (s)."""
+    found = BAR.match(block, place)
+    if not found:
+        return None
+    title = b""
+    if block[place - 4 : place - 3] not in (b"\r", b"\n"):  # the number is three wide: without a title it starts a line
+        title = PREFIX.sub(b"", block[max(start(block, place), place - 200) : place]).strip(b" 0123456789:")
+    return title.decode("utf-8", "replace"), int(found[1]), int(found[2]), seconds(found[3]), seconds(found[4])
+
+
+HASH = 2654435761
+
+
+@cache
+def _known():
+    """Whether four bytes, as a number times HASH, its upper half, may be how a key begins."""
+    import numpy as np
+
+    known = np.zeros(1 << 16, bool)
+    known[[(int.from_bytes(key[:4], "little") * HASH % 2**32) >> 16 for key in KEYS]] = True
+    return known
+
+
+def places(block: bytes) -> list[int]:
+    """Where in `block` something known may begin: a few thousand of a million bytes, found by numpy in a few passes.
+
+    A place is one that has a key's first four bytes and stands at a line's start or after Ray's prefix, `>> `, `-- `,
+    a colon, a tab, or is an opening brace; and wherever an error is named.
+    """
+    import numpy as np
+
+    found = []
+    if len(block) > 6:
+        array = np.frombuffer(block, np.uint8)
+        begins, before, ends = np.ones(len(array), bool), array[:-1], array[:-2]
+        begins[1:] = (before == 10) | (before == 13) | (before == 9) | (array[1:] == 123)
+        begins[2:] |= (array[1:-1] == 32) & ((ends == 109) | (ends == 41) | (ends == 62) | (ends == 45) | (ends == 58))
+        at = np.flatnonzero(begins[:-5])
+        words = np.ndarray((len(array) - 3,), "<u4", buffer=block, strides=(1,))[at]
+        found = at[_known()[(words * HASH) >> 16]].tolist()
+    place = block.find(b"rror")
+    while place >= 0:
+        found.append(place)
+        place = block.find(b"rror", place + 4)
+    return sorted(found)

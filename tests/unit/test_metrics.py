@@ -1,0 +1,248 @@
+"""The table of logged windows: steps, KTO's units, counts, noise, and agreement with the trainer's own record."""
+
+import json
+import math
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from helpers import logs, metrics, noise
+from helpers.errors import KitError
+from helpers.schedule import Schedule
+
+FIXTURES = Path(__file__).parent.parent / "fixtures"
+REFERENCE, DEMO = FIXTURES / "reference.log", FIXTURES / "demo-two-workers.log"
+
+
+def window(loss=0.5, epoch=0.1, **more) -> str:
+    return str({"loss": loss, "grad_norm": 1.0, "learning_rate": 1e-5, "kl": 0.0, "epoch": epoch, **more}) + "\n"
+
+
+def events(text: str) -> list:
+    parser = logs.Parser()
+    return parser.feed(text) + parser.close()
+
+
+def started(examples=300, batch=1, accumulation=2, total=8, steps=114) -> str:
+    return (f"x >> ***** Running training *****\nx >>   Num examples = {examples:,}\n"
+            f"x >>   Instantaneous batch size per device = {batch}\n"
+            f"x >>   Total train batch size (w. parallel, distributed & accumulation) = {total}\n"
+            f"x >>   Gradient Accumulation steps = {accumulation}\nx >>   Total optimization steps = {steps}\n")
+
+
+def test_every_window_of_the_reference_is_at_its_step():
+    table = metrics.table(REFERENCE)
+    assert table["step"].tolist() == list(range(5, 111, 5))
+    assert table.attrs["logging_steps_from"] == "log"  # its table is cut off, so epochs and bars say it
+    assert table.iloc[0]["rewards/margins"] == 0.12270035488264902
+    assert table.iloc[-1]["kl"] == 1.4368000030517578
+
+
+def test_logging_steps_come_from_rays_table_where_it_is_whole():
+    for name, steps in (("demo-two-workers", 2), ("cpu-two-workers", 1), ("h200-two-workers", 2)):
+        table = metrics.table(FIXTURES / f"{name}.log")
+        assert (table.attrs["logging_steps"], table.attrs["logging_steps_from"]) == (steps, "config")
+        assert table["step"].tolist() == list(range(steps, steps * len(table) + 1, steps))
+
+
+def test_the_stream_reconciles_with_the_trainers_own_record():
+    table = metrics.table(DEMO)
+    for step, values in ((20, 97), (30, 147)):
+        differences = metrics.reconcile(table, FIXTURES / f"demo-trainer-state-{step}.json")
+        assert differences.empty and differences.attrs["compared"] == values
+
+
+def test_a_log_from_a_bare_shell_with_evaluations_reconciles_too():
+    table = metrics.table(FIXTURES / "bare-with-evaluations.log")
+    assert table.attrs["logging_steps_from"] == "log"
+    assert table[["step", "split"]].values.tolist() == [
+        [2, "train"], [3, "eval"], [4, "train"], [6, "train"], [6, "eval"]]
+    assert table["micro_batches"].tolist() == [4, 3, 3, 3, 3] and table["rows"].tolist() == [8, 5, 6, 6, 5]
+    differences = metrics.reconcile(table, FIXTURES / "bare-trainer-state-6.json")
+    assert differences.empty and differences.attrs["compared"] == 3 * 10 + 2 * 8
+
+
+def test_reconciling_names_every_difference():
+    table = metrics.table(DEMO)
+    table.loc[table["step"] == 4, "kl"] += 0.25
+    table = table[table["step"] != 6]
+    differences = metrics.reconcile(table, FIXTURES / "demo-trainer-state-20.json")
+    assert differences[differences["step"] == 4][["key", "difference"]].values.tolist() == [["kl", 0.25]]
+    assert len(differences[differences["step"] == 6]) == 10 and differences["difference"].isna().sum() == 10
+
+
+def test_a_record_that_cannot_be_read_is_a_readable_error(tmp_path):
+    (tmp_path / "trainer_state.json").write_text("{")
+    for path in (tmp_path / "trainer_state.json", tmp_path / "none.json"):
+        with pytest.raises(KitError, match="cannot read"):
+            metrics.reconcile(metrics.table(DEMO), path)
+
+
+def test_kl_is_divided_by_micro_batches():
+    table = metrics.table(REFERENCE).set_index("step")
+    assert table.loc[5, "kl_mean"] == table.loc[5, "kl"] / 10  # 5 steps of 2 micro-batches; not by the 4 workers
+    assert table.loc[40, "kl_mean"] == table.loc[40, "kl"] / 9  # step 38 has one micro-batch: 75 = 37·2 + 1
+    assert table.loc[80, "micro_batches"] == 9
+
+
+def test_the_losss_dip_at_an_epochs_end_is_the_short_group_and_loss_mean_has_none():
+    table = metrics.table(REFERENCE).set_index("step")
+    assert table["loss"].nsmallest(2).index.tolist() == [80, 40]
+    assert table.loc[40, "loss_mean"] == pytest.approx(0.4468 * 10 / 9)
+    assert table.loc[40, "loss_mean"] > table["loss"].median()
+    assert table.loc[45, "loss_mean"] == table.loc[45, "loss"]
+
+
+def test_the_schedule_counts_as_the_trainer_does():
+    reference = Schedule(examples=300, batch=1, accumulation=2, world=4)
+    assert (reference.batches, reference.updates) == (75, 38)
+    assert [reference.micro_batches(step) for step in (1, 37, 38, 39, 76)] == [2, 74, 75, 77, 150]
+    assert [round(reference.epoch(step), 2) for step in (5, 38, 40, 114)] == [0.13, 1.0, 1.05, 3.0]
+    alone = Schedule(examples=10, batch=4, accumulation=1, world=1)
+    assert [alone.rows(step) for step in (1, 3, 4)] == [4, 10, 14]  # a single worker's last batch is short
+    assert Schedule(examples=10, batch=4, accumulation=1, world=2).rows(2) == 8  # several workers' is filled up
+
+
+def test_what_the_log_does_not_say_is_not_claimed():
+    table = metrics.table(events(window() + window()))
+    assert table["step"].tolist() == [1, 2] and table.attrs["logging_steps_from"] == "guess"
+    assert table["kl_mean"].isna().all() and table["rows"].isna().all()
+    given = metrics.table(events(window(kl=3.0) + window()), logging_steps=5, micro_batches=10)
+    assert given["step"].tolist() == [5, 10] and given.loc[0, "kl_mean"] == 0.3
+
+
+def test_a_line_that_got_lost_does_not_shift_the_others():
+    lines = [window(epoch=round(step * 2 / 75, 2)) for step in (5, 10, 15, 25, 30)]  # 20 is missing
+    table = metrics.table(events(started() + "".join(lines)), logging_steps=5)
+    assert table["step"].tolist() == [5, 10, 15, 25, 30]
+    assert table["micro_batches"].tolist() == [10] * 5
+
+
+def test_a_resumed_run_begins_where_it_was_resumed():
+    text = started() + "x >>   Continuing training from global step 7\n" + window(epoch=0.27) + window(epoch=0.4)
+    table = metrics.table(events(text), logging_steps=5)
+    assert table["step"].tolist() == [10, 15]
+    assert table["micro_batches"].tolist() == [6, 10]  # steps 8, 9, 10; then 11 to 15
+
+
+def test_a_resumed_run_reconciles_from_where_it_was_resumed(tmp_path):
+    state = json.loads((FIXTURES / "demo-trainer-state-30.json").read_text())
+    text = DEMO.read_text().replace("Total optimization steps = 30", "Continuing training from global step 10")
+    parser = logs.Parser()
+    kept = [e for e in parser.feed(text) if e.kind != "metrics" or e.data["epoch"] > 0.29]
+    differences = metrics.reconcile(metrics.table(kept), FIXTURES / "demo-trainer-state-30.json")
+    assert differences.empty
+    assert differences.attrs["compared"] == 147 - 47 and state["global_step"] == 30
+
+
+def test_logging_first_step_adds_a_window_of_one_step():
+    text = "│ train_loop_config/args/logging_first_step    True │\n│ train_loop_config/args/logging_steps    4 │\n"
+    text += started() + "".join(window(epoch=round(step * 2 / 75, 2)) for step in (1, 4, 8))
+    table = metrics.table(events(text))
+    assert table["step"].tolist() == [1, 4, 8] and table["micro_batches"].tolist() == [2, 6, 8]
+
+
+def test_logging_steps_below_one_are_a_share_of_all_steps():
+    text = "│ train_loop_config/args/logging_steps    0.1 │\n" + started(steps=114) + window(epoch=round(24 / 75, 2))
+    assert metrics.table(events(text))["step"].tolist() == [12]
+
+
+def test_missing_keys_are_missing_and_nan_stays_nan():
+    table = metrics.table(events("{'loss': nan, 'grad_norm': inf, 'learning_rate': 1e-05, 'kl': nan, 'epoch': 0.1}\n"))
+    assert math.isnan(table.loc[0, "loss"]) and table.loc[0, "grad_norm"] == math.inf
+    assert math.isnan(table.loc[0, "rewards/chosen"])
+
+
+def test_evaluations_are_rows_of_their_own():
+    text = ("│ train_loop_config/args/eval_steps    10 │\n" + started() + window(epoch=0.13) + window(epoch=0.27)
+            + "***** Running Evaluation *****\n  Num examples = 70\n  Batch size = 2\n"
+            + str({"eval_loss": 0.49, "eval_runtime": 3.0, "eval_rewards/chosen": 0.2, "eval_rewards/rejected": -0.1,
+                   "eval_rewards/margins": 0.3, "kl": 1.8, "epoch": 0.27}) + "\n" + window(epoch=0.4))
+    table = metrics.table(events(text), logging_steps=5)
+    assert table["split"].tolist() == ["train", "train", "eval", "train"]
+    held_out = table[table["split"] == "eval"].iloc[0]
+    assert (held_out["step"], held_out["loss"], held_out["rewards/margins"]) == (10, 0.49, 0.3)
+    assert held_out["micro_batches"] == 9 and held_out["kl_mean"] == 0.2  # ceil(70 / (2 rows · 4 workers))
+
+
+def test_the_last_of_several_runs_is_meant_unless_another_is_asked_for():
+    table = metrics.table(events(REFERENCE.read_text() + DEMO.read_text()))
+    assert table.attrs["runs"] == 2 and len(table) == 15
+    assert len(metrics.table(events(REFERENCE.read_text() + DEMO.read_text()), run=0)) == 22
+    with pytest.raises(KitError, match="no run 2"):
+        metrics.table(DEMO, run=2)
+
+
+def test_a_second_node_that_prints_too_is_not_counted_twice():
+    nodes = ["(RayTrainWorker pid=11, ip=10.0.0.1) ", "(RayTrainWorker pid=22, ip=10.0.0.2) "]
+    assert len(metrics.table(events("".join(node + window() for node in nodes)))) == 1
+
+
+def test_an_empty_log_is_an_empty_table():
+    table = metrics.table(events(""))
+    assert table.empty and list(table.columns) == metrics.COLUMNS
+    assert metrics.summary(table) == "No training window was logged yet."
+
+
+def test_a_table_survives_its_file(tmp_path):
+    for name in ("reference", "cpu-two-workers"):
+        table = metrics.table(FIXTURES / f"{name}.log")
+        back = metrics.read_jsonl(metrics.write_jsonl(table, tmp_path / "metrics.jsonl"))
+        pd.testing.assert_frame_equal(back, table, check_dtype=False)
+    strange = metrics.table(events(window(loss=math.inf) + window(loss=math.nan)))
+    back = metrics.read_jsonl(metrics.write_jsonl(strange, tmp_path / "metrics.jsonl"))
+    assert back.loc[0, "loss"] == math.inf and math.isnan(back.loc[1, "loss"])
+    for line in (tmp_path / "metrics.jsonl").read_text().splitlines():
+        json.loads(line, parse_constant=lambda word: pytest.fail(f"{word} is not JSON"))
+
+
+def test_a_file_that_is_no_table_is_a_readable_error(tmp_path):
+    (tmp_path / "metrics.jsonl").write_text("nonsense\n")
+    with pytest.raises(KitError, match="not a table"):
+        metrics.read_jsonl(tmp_path / "metrics.jsonl")
+
+
+def test_the_rows_behind_a_reward_follow_from_its_digits():
+    table = metrics.table(REFERENCE).set_index("step")
+    assert table.loc[5, ["rows/chosen", "rows/rejected"]].tolist() == [7, 3]
+    known = table["rows/chosen"].notna()
+    assert known.mean() > 0.7
+    assert (table["rows/chosen"] + table["rows/rejected"])[known].eq(table["rows"][known]).all()
+
+
+def test_counts_are_right_or_not_given():
+    random = np.random.default_rng(0)
+    lines, truth, total = [], [], 12
+    for _ in range(300):
+        accepted = int(random.binomial(total, 0.6))
+        line = {}
+        for label, n in (("chosen", accepted), ("rejected", total - accepted)):
+            for key, scale in (("rewards", 0.1), ("logps", 100.0), ("logits", 1e7)):
+                line[f"{key}/{label}"] = float(np.float32(random.normal(0, scale) * n)) / n if n else math.nan
+        lines.append(line)
+        truth.append(accepted)
+    found = noise.counts(lines, [total] * len(lines))["chosen"]
+    sure = ~np.isnan(found)
+    assert sure.mean() > 0.6 and (found[sure] == np.array(truth)[sure]).all()
+
+
+def test_the_noise_band_is_the_standard_error_where_its_assumptions_hold():
+    random = np.random.default_rng(1)
+    chosen, rejected, spread = np.full(400, 6.0), np.full(400, 4.0), 0.8
+    table = pd.DataFrame({
+        "step": range(400), "split": "train", "rows": 10.0, "rows/chosen": chosen, "rows/rejected": rejected,
+        "rewards/chosen": random.normal(0.3, spread / 6**0.5, 400),
+        "rewards/rejected": random.normal(-0.3, spread / 4**0.5, 400),
+    })
+    band = noise.band(table)
+    assert band["rewards/chosen"].mean() == pytest.approx(spread / 6**0.5, rel=0.1)
+    assert band["rewards/rejected"].mean() == pytest.approx(spread / 4**0.5, rel=0.1)
+    assert band["rewards/margins"].mean() == pytest.approx(spread * (1 / 6 + 1 / 4) ** 0.5, rel=0.1)
+
+
+def test_the_summary_tells_a_preference_from_chance():
+    assert "accepted rows are preferred" in metrics.summary(metrics.table(REFERENCE))
+    assert "within chance" in metrics.summary(metrics.table(FIXTURES / "h200-two-workers.log"))
+    assert "nan" not in metrics.summary(metrics.table(FIXTURES / "cpu-two-workers.log"))

@@ -1,0 +1,196 @@
+"""What the figures draw, read off their artists: data, labels, alt text. Never pixels."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from helpers import metrics, pictures, plots
+from helpers.errors import KitError
+
+FIXTURES = Path(__file__).parent.parent / "fixtures"
+
+
+@pytest.fixture(scope="module")
+def demo():
+    """A recorded run of 30 steps, a window every 2; the one of step 10 had no rejected row."""
+    return metrics.table(FIXTURES / "demo-two-workers.log")
+
+
+@pytest.fixture(scope="module")
+def reference():
+    return metrics.table(FIXTURES / "reference.log")
+
+
+def with_held_out(table, steps=(10, 20, 30)):
+    rows = table[table["step"].isin(steps)].assign(split="eval", **{"rewards/chosen": [0.1, 0.2, 0.3]})
+    return pd.concat([table, rows]).sort_values("step", kind="stable").reset_index(drop=True)
+
+
+def long_table(windows: int = 1000):
+    noise = np.random.default_rng(0).normal(0, 0.1, windows)
+    columns = dict.fromkeys(("loss", "rewards/chosen", "rewards/rejected", "rewards/margins", "kl_mean"), noise)
+    return pd.DataFrame({"step": np.arange(1, windows + 1), "split": "train", **columns})
+
+
+def lines(axes) -> dict:
+    """Label -> line, of the lines that a legend would name."""
+    return {line.get_label(): line for line in axes.get_lines() if not line.get_label().startswith("_")}
+
+
+def test_the_four_panels_are_loss_rewards_margin_and_kl(demo):
+    figure = plots.training(demo)
+    assert [axes.get_title() for axes in figure.axes] == [
+        "Loss", "Implied rewards", "Margin: chosen − rejected reward", "KL estimate, mean per micro-batch"]
+    assert [list(lines(axes)) for axes in figure.axes] == [["loss"], ["chosen", "rejected"], ["margin"], ["KL"]]
+
+
+def test_axes_name_their_units(demo):
+    loss, rewards, margin, kl = plots.training(demo).axes
+    assert {axes.get_xlabel() for axes in (loss, rewards, margin, kl)} == {"optimiser step"}
+    assert "β × nats a reply" in rewards.get_ylabel() and "β × nats a reply" in margin.get_ylabel()
+    assert "nats a reply" in kl.get_ylabel() and "β" not in kl.get_ylabel()
+
+
+@pytest.mark.parametrize("panel, label, column", [
+    (1, "chosen", "rewards/chosen"), (1, "rejected", "rewards/rejected"),
+    (2, "margin", "rewards/margins"), (3, "KL", "kl_mean")])
+def test_what_is_drawn_is_what_the_table_says(demo, panel, label, column):
+    line = lines(plots.training(demo).axes[panel])[label]
+    assert list(line.get_xdata()) == list(demo["step"])
+    np.testing.assert_array_equal(line.get_ydata(), demo[column])
+
+
+def test_kl_is_drawn_per_micro_batch_and_not_as_the_logged_sum(reference):
+    drawn = lines(plots.training(reference).axes[3])["KL"].get_ydata()
+    assert drawn[0] == pytest.approx(0.3308525085449219 / (5 * 2))
+
+
+def test_the_loss_is_drawn_as_corrected_for_short_groups(reference):
+    drawn = lines(plots.training(reference).axes[0])["loss"].get_ydata()
+    assert reference["loss"].min() == 0.4234 and min(drawn) > 0.46
+
+
+def test_a_window_without_rejected_rows_is_a_gap_and_is_said(demo):
+    rewards = plots.training(demo).axes[1]
+    assert np.isnan(lines(rewards)["rejected"].get_ydata()[4])
+    assert [text.get_text() for text in rewards.texts] == ["1 of 15 windows lack chosen or rejected rows"]
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_a_loss_that_is_no_number_is_said_on_its_panel(value):
+    table = long_table(20)
+    table.loc[5, "loss"] = value
+    loss, rewards, *_ = plots.training(table).axes
+    assert [text.get_text() for text in loss.texts] == ["not a finite number in 1 of 20 windows"]
+    assert np.isfinite(loss.get_ylim()).all() and not rewards.texts
+
+
+def test_a_run_that_is_nan_from_the_start_can_still_be_drawn():
+    table = long_table(5).assign(loss=np.nan, kl_mean=np.nan)
+    assert "not a finite number in 5 of 5" in plots.training(table).axes[0].texts[0].get_text()
+
+
+def test_checkpoints_are_marked_in_every_panel(demo):
+    class Checkpoint:
+        step = 20
+
+    for axes in plots.training(demo, [10, Checkpoint()]).axes:
+        marks = [line for line in axes.get_lines() if line.get_label().endswith("checkpoint")]
+        assert list(marks[0].get_xdata()) == [10, 20]
+
+
+def test_held_out_values_are_drawn_over_the_training_curves(demo):
+    line = lines(plots.training(with_held_out(demo)).axes[1])["chosen, held out"]
+    assert list(line.get_xdata()) == [10, 20, 30] and list(line.get_ydata()) == [0.1, 0.2, 0.3]
+    assert line.get_markerfacecolor() == "white"
+
+
+def test_chosen_and_rejected_differ_in_more_than_colour(demo):
+    chosen, rejected = lines(plots.training(demo).axes[1]).values()
+    assert chosen.get_linestyle() != rejected.get_linestyle() and chosen.get_marker() != rejected.get_marker()
+
+
+def test_rewards_carry_a_band_of_their_noise_where_the_rows_are_known(demo):
+    with_rows = plots.training(demo).axes
+    without = plots.training(demo.drop(columns=["rows/chosen", "rows/rejected"])).axes
+    assert [len(axes.collections) for axes in with_rows] == [0, 2, 1, 0]
+    assert [len(axes.collections) for axes in without] == [0, 0, 0, 0]
+
+
+def test_a_long_run_is_drawn_as_a_running_mean_over_faint_points():
+    axes = plots.training(long_table()).axes[0]
+    faint, mean = (line for line in axes.get_lines() if "loss" in line.get_label() or line.get_label() == "_points")
+    assert faint.get_alpha() < 0.5 and len(faint.get_xdata()) == 1000
+    assert mean.get_label() == "loss, mean of 40" and mean.get_xdata()[-1] == 1000
+
+
+def test_a_comparison_names_each_run_once_and_keeps_its_colour(demo, reference):
+    figure = plots.compare({"short": demo, "long": with_held_out(reference, (10, 20, 30))})
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["short", "long"]
+    colours = {name: {line.get_color() for axes in figure.axes for label, line in lines(axes).items()
+                      if label.startswith(name)} for name in ("short", "long")}
+    assert len(colours["short"]) == len(colours["long"]) == 1 and colours["short"] != colours["long"]
+    style = [text.get_text() for text in figure.axes[1].get_legend().get_texts()]
+    assert style == ["chosen", "rejected", "held out", "± 2 standard errors"]
+
+
+def test_a_comparison_draws_every_runs_own_steps(demo, reference):
+    margin = lines(plots.compare({"short": demo, "long": reference}).axes[2])
+    assert margin["short"].get_xdata()[-1] == 30 and margin["long"].get_xdata()[-1] == 110
+
+
+@pytest.mark.parametrize("draw", [lambda table: plots.training(table), lambda table: plots.compare({"empty": table}),
+                                  lambda table: plots.compare({})])
+def test_nothing_to_draw_is_an_error_in_words(demo, draw):
+    with pytest.raises(KitError, match="no logged metrics|no run to compare"):
+        draw(demo.iloc[:0])
+
+
+def test_alt_text_says_where_each_curve_starts_and_ends(demo):
+    words = plots.alt(plots.training(demo, [10], title="first-run"))
+    assert words.startswith("first-run. Loss: loss from 0.5 to 0.446. Implied rewards: chosen from 0 to 0.344;")
+    assert "nan" not in words and "checkpoint" not in words
+
+
+def test_a_figure_displays_itself_as_a_png_with_alt_text(demo):
+    figure = plots.training(demo)
+    data, metadata = figure._repr_mimebundle_()
+    assert data["image/png"].startswith("iVBOR") and data["text/plain"] == plots.alt(figure)
+    assert metadata["image/png"] == {"alt": plots.alt(figure), "width": 1000}
+
+
+def test_any_other_figure_can_be_shown_with_words_of_ones_own():
+    from matplotlib.figure import Figure
+
+    data, metadata = pictures.bundle(Figure(figsize=(3, 2)), "two bars")
+    assert metadata["image/png"] == {"alt": "two bars", "width": 300} and data["text/plain"] == "two bars"
+
+
+@pytest.mark.parametrize("name", ["a.png", "deeper/b.svg", "c.pdf"])
+def test_a_figure_is_saved_with_its_folder(demo, tmp_path, name):
+    path = plots.save(plots.training(demo), tmp_path / "figures" / name)
+    assert path == tmp_path / "figures" / name and path.stat().st_size > 5000
+
+
+@pytest.mark.parametrize("name", ["a.nonsense", "taken/a.png"])
+def test_a_figure_that_cannot_be_saved_is_an_error_in_words(demo, tmp_path, name):
+    (tmp_path / "taken").write_text("a file, not a folder")
+    with pytest.raises(KitError, match="could not save the figure"):
+        plots.save(plots.training(demo), tmp_path / name)
+
+
+def test_importing_the_rooms_brings_in_no_heavy_library():
+    code = "import sys, json, helpers.plots, helpers.live, helpers.livehtml; print(json.dumps(list(sys.modules)))"
+    loaded = json.loads(subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout)
+    assert not {"matplotlib", "pandas", "numpy", "IPython", "torch", "tqdm"} & set(loaded)
+
+
+def test_drawing_leaves_pyplot_alone(demo):
+    before = "matplotlib.pyplot" in sys.modules
+    plots.compare({"a": demo})
+    assert ("matplotlib.pyplot" in sys.modules) == before

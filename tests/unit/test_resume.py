@@ -1,0 +1,162 @@
+"""Going on from a checkpoint: the config that does it, and what would not be the same is said before it is launched."""
+
+import hashlib
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import yaml
+
+from helpers import checkpoints, resume
+from helpers.errors import KitError
+
+FIXTURE = Path(__file__).parents[1] / "fixtures" / "trial"
+TRIAL = "TorchTrainer_8f6d0_00000_0_2026-11-23_00-55-21"
+
+
+@pytest.fixture
+def trained(run):
+    """A run with the recorded trial, the config it was launched with, and a dataset of its own."""
+    shutil.copytree(FIXTURE, run.folder, dirs_exist_ok=True)
+    launched = json.loads((run.folder / TRIAL / "params.json").read_text())["train_loop_config"]["args"]
+    launched |= {"dataset_dir": str(run.datasets), "output_dir": str(run.output_dir)}
+    run.config_file.write_text(yaml.safe_dump(launched))
+    run.datasets.mkdir()
+    (run.datasets / "dataset_info.json").write_text('{"train": {"file_name": "train.json"}}')
+    (run.datasets / "train.json").write_text("[]")
+    run.note(dataset={"name": "train", "sha256": hashlib.sha256(b"[]").hexdigest()})
+    return run
+
+
+@pytest.fixture
+def found(trained):
+    return checkpoints.find(trained)
+
+
+def test_recovering_changes_the_path_and_the_output_folder_only(trained, found):
+    before = trained.config_file.read_text()
+    written = yaml.safe_load(resume.write(trained, found[1]).read_text())
+    launched = yaml.safe_load(before)
+    changed = {key for key in written | launched if written.get(key) != launched.get(key)}
+    assert changed == {"resume_from_checkpoint", "output_dir"}
+    assert written["resume_from_checkpoint"] == str(found[1].path)
+    assert trained.config_file.read_text() == before
+
+
+def test_the_output_folder_is_a_fresh_one(trained, found):
+    assert resume.fresh_output_dir(trained).name == "output-2"
+    (trained.folder / "output-2").mkdir()
+    assert yaml.safe_load(resume.write(trained, found[0]).read_text())["output_dir"].endswith("output-3")
+
+
+def test_an_incomplete_checkpoint_is_not_resumed_from(trained, found):
+    (Path(found[1].path) / "optimizer.pt").unlink()
+    with pytest.raises(KitError, match="step 20 cannot be resumed from: no optimiser"):
+        resume.write(trained, checkpoints.find(trained)[1])
+
+
+def test_a_finished_run_has_nothing_left_until_it_is_extended(trained, found):
+    with pytest.raises(KitError, match="set max_steps above 30"):
+        resume.write(trained, found[2])
+    assert yaml.safe_load(resume.write(trained, found[2], max_steps=60).read_text())["max_steps"] == 60
+
+
+def test_a_run_that_counts_epochs_ends_where_its_trainer_planned(trained, found):
+    epochs = {key: value for key, value in resume.run_config(trained).items() if key != "max_steps"}
+    assert found[2].planned_steps == 30
+    with pytest.raises(KitError, match="the run ends at 30"):
+        resume.config(epochs, found[2], trained.folder / "output-2")
+    assert resume.config(epochs, found[2], trained.folder / "output-2", num_train_epochs=3.0)["num_train_epochs"] == 3.0
+
+
+@pytest.mark.parametrize("key, value, effect", [
+    ("learning_rate", 1e-5, "it is ignored"), ("lr_scheduler_type", "linear", "jumps to another schedule"),
+    ("max_steps", 60, "jumps to another schedule"), ("per_device_train_batch_size", 2, "rows come in another order"),
+    ("pref_beta", 0.2, "objective"), ("lora_rank", 16, "do not fit"),
+    ("cutoff_len", 128, "rows are not what they were")])
+def test_a_config_changed_meanwhile_is_refused_by_name_and_effect(trained, found, key, value, effect):
+    edited = resume.run_config(trained) | {key: value}
+    trained.config_file.write_text(yaml.safe_dump(edited))
+    with pytest.raises(KitError, match=f"{key}: {value} .*{effect}"):
+        resume.write(trained, found[0])
+
+
+def test_a_change_that_is_meant_goes_through_unless_the_weights_would_not_fit(trained, found):
+    assert resume.write(trained, found[0], pref_beta=0.2)
+    with pytest.raises(KitError, match="lora_rank"):
+        resume.write(trained, found[0], lora_rank=16)
+
+
+def test_keys_that_change_nothing_may_differ(trained):
+    before = resume.run_config(trained)
+    assert resume.differences(before, before | {"save_steps": 5, "report_to": "mlflow", "ray_storage_path": "/x"}) == []
+
+
+def test_another_world_size_is_refused(trained, found):
+    trained.config_file.write_text(yaml.safe_dump(resume.run_config(trained) | {"ray_num_workers": 4}))
+    findings = resume.check(resume.run_config(trained), found[0], {})
+    assert [finding.what for finding in findings] == ["ray_num_workers", "world size"]
+    assert all(finding.stops for finding in findings)
+
+
+def test_a_dataset_with_other_bytes_is_refused(trained, found):
+    (trained.datasets / "train.json").write_text("[1]")
+    with pytest.raises(KitError, match="dataset: sha256"):
+        resume.write(trained, found[0])
+    (trained.datasets / "train.json").unlink()
+    with pytest.raises(KitError, match="no file"):
+        resume.write(trained, found[0])
+
+
+def test_a_save_between_two_log_lines_is_pointed_out_but_allowed(trained, found):
+    findings = resume.check(resume.run_config(trained) | {"logging_steps": 3}, found[0], {})
+    assert [(finding.what, finding.stops) for finding in findings] == [("logging_steps", False)]
+
+
+def test_the_recorded_checkpoint_is_loadable_and_a_strange_pickle_is_not(trained, found):
+    assert resume.unloadable(found[0]) == []
+    import torch
+
+    torch.save({"x": Path("strange")}, Path(found[0].path) / "scheduler.pt")
+    strange, = resume.unloadable(found[0])
+    assert strange.what == "scheduler.pt" and "pathlib.PosixPath" in strange.found
+
+
+def test_an_old_torch_cannot_load_any_optimiser(found, monkeypatch):
+    import torch
+
+    monkeypatch.setattr(torch, "__version__", "2.5.1+cu121")
+    assert "2.6 or newer" in str(resume.unloadable(found[0])[0])
+
+
+@pytest.mark.slow
+def test_transformers_allows_in_random_states_what_is_checked_here():
+    import numpy as np
+    import torch
+    from transformers.trainer import safe_globals
+
+    with safe_globals():
+        allowed = set(torch.serialization.get_safe_globals())
+    assert {np.zeros(0).__reduce__()[0], np.ndarray, np.dtype, type(np.dtype(np.uint32))} <= allowed
+
+
+def test_torch_ignores_a_new_learning_rate_after_a_resume():
+    import torch
+
+    def make(rate):
+        optimiser = torch.optim.AdamW([torch.nn.Parameter(torch.ones(1))], lr=rate)
+        return optimiser, torch.optim.lr_scheduler.LambdaLR(optimiser, lambda step: 1.0)
+
+    (saved, saved_plan), (resumed, resumed_plan) = make(1e-3), make(5e-6)
+    resumed.load_state_dict(saved.state_dict())
+    resumed_plan.load_state_dict(saved_plan.state_dict())
+    resumed.step()
+    resumed_plan.step()
+    assert resumed.param_groups[0]["lr"] == 1e-3
+
+
+def test_resume_is_latest_best_or_a_step():
+    assert resume.step_of("20") == 20
+    with pytest.raises(KitError, match="latest, best or a step"):
+        resume.step_of("last")
