@@ -4,7 +4,7 @@ PY := .venv/bin/python
 STAMP := .venv/.installed-$(shell cat requirements.lock pyproject.toml | cksum | cut -d' ' -f1)
 PIP := $(PY) -m pip --disable-pip-version-check install -qq --no-input
 
-.PHONY: demo test install install-cluster lab notebooks lint clean help
+.PHONY: demo test install install-cluster lab mlflow notebooks lint clean help
 
 help:        ## this list
 	@grep -E '^[a-z-]+: .*##' Makefile | sed 's/:.*##/ -/'
@@ -36,6 +36,9 @@ install-cluster: ## on a cluster image: everything but torch and ray, which stay
 
 lab: install ## JupyterLab on the first notebook, on this machine only
 	@.venv/bin/jupyter lab --ip=127.0.0.1 notebooks/01_setup.ipynb
+
+mlflow: install ## an MLflow server on this machine only, over the local storage's runs
+	@.venv/bin/mlflow server --host 127.0.0.1 --port $${PORT:-5000} --workers 1 --backend-store-uri sqlite:///$${KTO_STORAGE:-$(CURDIR)/storage}/mlflow.db
 
 notebooks: install ## run the six notebooks for real and keep their outputs in notebooks/
 	@$(PY) tools/regenerate_notebooks.py

@@ -7,9 +7,8 @@ from pathlib import Path
 import yaml
 
 from .errors import KitError
-from .export import config_of, public_name
+from .export import PUBLIC, config_of, public_name
 from .runs import Run, write_atomically
-from .serving import rank_allowed
 
 LICENCES = {"HuggingFaceTB/SmolLM2": "apache-2.0", "meta-llama/Meta-Llama-3-": "llama3",
             "meta-llama/Llama-3.1-": "llama3.1", "meta-llama/Llama-3.3-": "llama3.3"}
@@ -30,7 +29,8 @@ def text(run: Run, title: str = "") -> str:
     """The card as Markdown with the hub's metadata on top. Nothing in it names this machine."""
     record, config = run.record(), config_of(run)
     base, adapter = public_name(run), config.get("finetuning_type", "lora") == "lora"
-    about = {"base_model": base, "library_name": "peft" if adapter else "transformers",
+    base = base if _is_hub(base) else Path(base).name
+    about = {"base_model": base if _is_hub(base) else "", "library_name": "peft" if adapter else "transformers",
              "pipeline_tag": "text-generation", "license": licence(base),
              "tags": ["kto", "llama-factory", *(["lora"] if adapter else [])]}
     head = yaml.safe_dump({key: value for key, value in about.items() if value}, sort_keys=False)
@@ -38,7 +38,7 @@ def text(run: Run, title: str = "") -> str:
         f"---\n{head}---\n\n# {title or run.name}\n",
         f"[{base}](https://huggingface.co/{base}), aligned to thumbs-up/thumbs-down feedback with KTO "
         "(Ethayarajh et al., 2024).\n" if _is_hub(base) else f"{base}, aligned with KTO (Ethayarajh et al., 2024).\n",
-        PACKAGED if record.get("model", {}).get("name") == "smollm2-135m-instruct" else "",
+        PACKAGED if record.get("model", {}).get("name") in PUBLIC else "",
         f"Licence of the base model, which holds for what is derived from it: {licence(base) or 'see its own card'}.\n",
         "## Data\n\n" + _table(_data(record.get("dataset", {}))),
         "## Training\n\n" + _table({key: config[key] for key in SETTINGS if config.get(key) is not None}),
@@ -92,7 +92,7 @@ model = AutoModelForCausalLM.from_pretrained("{base}")
 model.load_adapter("adapter/{name}")
 ```
 
-vLLM (`max_lora_rank={rank}`, where it is not the default):
+vLLM (`max_lora_rank` must be at least {rank}):
 
 ```python
 from vllm import LLM
@@ -139,7 +139,7 @@ serve.run(build_openai_app({{"llm_configs": [LLMConfig(model_loading_config={{"m
 
 
 def _use(base: str, run: Run, adapter: bool) -> str:
-    rank = rank_allowed(int(config_of(run).get("lora_rank", 8))) if adapter else 0
+    rank = config_of(run).get("lora_rank", 8)
     template = ADAPTER + MERGED if adapter else MERGED
     folders = "Folders are relative to the one this card lies in; `messages` is a list of role/content turns.\n\n"
     return folders + template.format(base=base, short=base.rsplit("/", 1)[-1], name=run.name, rank=rank)

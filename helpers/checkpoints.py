@@ -47,9 +47,9 @@ def find(where, filesystem=None) -> list[Checkpoint]:
 
 
 def _sorted(checkpoints: list[Checkpoint]) -> list[Checkpoint]:
-    """By step, those without one last; of one step Ray's copy first."""
+    """By step, those without one last; of one step Ray's copies first, the older trial's before the newer one's."""
     return sorted(checkpoints, key=lambda item: (item.step is None, item.step or 0, not item.layout.startswith("Ray"),
-                                                 item.trial, item.index))
+                                                 item.time, item.index))
 
 
 def table(checkpoints: list[Checkpoint], relative_to: Path | None = None):
@@ -78,7 +78,9 @@ def below(path: Path | str, folder: Path | None) -> str:
 def tree(checkpoints: list[Checkpoint], root: Path) -> str:
     """The folders that hold checkpoints, below `root`, as text; of the first one its files and what they are."""
     lines, trial, opened = [f"{root.name}/"], None, False
-    for item in sorted(checkpoints, key=lambda item: (not item.layout.startswith("Ray"), item.trial, item.index)):
+    begun = {item.trial: item.time for item in sorted(checkpoints, key=lambda item: item.time, reverse=True)}
+    for item in sorted(checkpoints, key=lambda item: (not item.layout.startswith("Ray"), begun[item.trial],
+                                                      item.trial, item.index)):
         if item.trial != trial:
             trial = item.trial
             lines.append(f"  {trial or '.'}/")
@@ -98,7 +100,9 @@ def latest(checkpoints: list[Checkpoint]) -> tuple[Checkpoint, str]:
     if not complete:
         raise _none_is(checkpoints, "complete", "train until the next save: 04_train")
     chosen = max(complete, key=lambda item: (item.step, *_rank(item)))
-    reason = f"step {chosen.step} is the highest of the complete ones ({_numbers({c.step for c in complete})})"
+    steps = {item.step for item in complete}
+    reason = f"step {chosen.step} is " + (f"the highest of the complete ones ({_numbers(steps)})" if len(steps) > 1
+                                          else "the only complete one")
     later = [item for item in checkpoints if not item.complete and (item.step is None or item.step > chosen.step)]
     return chosen, reason + (f"; passed over: {_listed(later)}" if later else "")
 
@@ -124,8 +128,8 @@ def best(checkpoints: list[Checkpoint], metric: str = "rewards/margins",
     steps = {item.step for _, item in rated}
     ties = {item.step for other, item in rated if other == value} - {chosen.step}
     lacking = {item.step for item in usable} - steps
-    word = "highest" if higher_is_better else "lowest"
-    reason = f"{metric} {value:.4g} at step {chosen.step} is the {word} of the steps {_numbers(steps)}"
+    word = f"the {'highest' if higher_is_better else 'lowest'} of the steps {_numbers(steps)}"
+    reason = f"{metric} {value:.4g} at step {chosen.step} is {word if len(steps) > 1 else 'the only such figure'}"
     reason += f"; step {_numbers(ties)} has the same, the earlier is taken" if ties else ""
     return chosen, reason + (f"; passed over, for the window before it has no such figure: {_numbers(lacking)}"
                              if lacking else "")

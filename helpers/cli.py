@@ -38,6 +38,7 @@ def fail(error: KitError, code: int = 1) -> typer.Exit:
 @app.command()
 def run(profile: Profile = "local", storage: Storage = "", parameter: Values = [],  # noqa: B006
         run_name: Annotated[str, typer.Option(help="The run's folder. Default: the profile and the time.")] = "",
+        resume: Annotated[str, typer.Option(help="auto: go on with --run-name where it was interrupted.")] = "",
         as_json: AsJson = False) -> None:
     """The six notebooks in order, executed into <run>/notebooks/.
 
@@ -47,13 +48,21 @@ def run(profile: Profile = "local", storage: Storage = "", parameter: Values = [
 
     started = datetime.now(timezone.utc)
     storage = str(Path(storage).expanduser().resolve()) if storage else ""
+    if resume not in ("", "auto"):
+        raise fail(KitError(f"--resume {resume}", "auto", "correct --resume; a step is chosen in notebook 5"), 2)
     try:
         values = pipeline.absolute_paths(pipeline.typed(parameter))
     except KitError as error:
         raise fail(error, 2) from None
     try:
-        target = runs.start(profile, storage, run_name or f"{Path(profile).stem}-{started:%Y%m%d-%H%M%S}")
-        pipeline.execute(target, values, say)
+        name, begin = run_name or f"{Path(profile).stem}-{started:%Y%m%d-%H%M%S}", "01"
+        if resume and (target := runs.locate(profile, storage, name)).trained:
+            done = target.record().get("training", {}).get("status") == "finished"
+            say(pipeline.prepare_resume(target))
+            begin = "05" if done else "04"
+        else:
+            target = runs.start(profile, storage, name)
+        pipeline.execute(target, values, say, begin)
     except KitError as error:
         raise fail(error) from None
     shown = pipeline.summary(target) | {"total seconds": (datetime.now(timezone.utc) - started).seconds}
@@ -84,6 +93,57 @@ def runs(profile: Profile = "local", storage: Storage = "", as_json: AsJson = Fa
     except KitError as error:
         raise fail(error) from None
     typer.echo(json.dumps(rows, indent=2) if as_json else table(rows))
+
+
+@app.command()
+def track(folder: Annotated[Path, typer.Argument(help="A run's folder.")]) -> None:
+    """Send to MLflow what it does not have of a run yet ($MLFLOW_TRACKING_URI, else the storage's own store).
+
+    Example: python -m helpers track storage/first-run
+    """
+    from . import tracking
+
+    try:
+        told = tracking.sync(tracking.of_folder(folder))
+    except KitError as error:
+        raise fail(error) from None
+    typer.echo(f"{told['points']} values sent; {told['url']}")
+
+
+@app.command()
+def checkpoints(where: Annotated[str, typer.Argument(help="A run's folder, any folder with checkpoints, or s3://, gs://.")],
+                as_json: AsJson = False) -> None:
+    """The checkpoints there: step, size, figures, complete or why not.
+
+    Example: python -m helpers checkpoints storage/first-run
+    """
+    from . import checkpoints as room
+
+    try:
+        found = room.table(room.find(where))
+    except KitError as error:
+        raise fail(error) from None
+    typer.echo(found.to_json(orient="records", indent=2, default_handler=str) if as_json else found.to_string(index=False))
+    if found.empty or not found["complete"].any():
+        raise typer.Exit(1)
+
+
+@app.command()
+def doctor(profile: Profile = "local", storage: Storage = "", as_json: AsJson = False) -> None:
+    """Packages, disk and the cluster's resources, before anything is asked of them."""
+    from . import doctor as room
+    from . import profiles
+
+    try:
+        loaded = profiles.load(profile)
+        rows = room.packages()
+        facts = {"free disk GiB": round(room.disk(profiles.storage_for(loaded, storage)), 1), **room.cluster(loaded)}
+    except KitError as error:
+        raise fail(error) from None
+    wrong = [row for row in rows if not row["ok"]]
+    typer.echo(json.dumps({"packages": rows, **facts}, indent=2) if as_json else f"{two_columns(facts)}\n{table(wrong or rows)}")
+    if wrong:
+        raise typer.Exit(1)
 
 
 @config_app.command()
@@ -118,7 +178,7 @@ def metrics(log: Annotated[Path, typer.Argument(help="A LLaMA-Factory log, or a 
     path = log / "train.log" if log.is_dir() else log
     if not path.is_file():
         raise fail(KitError(f"there is no log {path}", "a LLaMA-Factory log or a run's folder", "correct the path"), 2)
-    found = room.table(path)
+    found = room.joined(path)
     typer.echo(found.to_json(orient="records", indent=2) if as_json else found.to_string(index=False))
 
 

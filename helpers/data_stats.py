@@ -108,8 +108,10 @@ def _up(value: float) -> float:
 
 
 def _tokenizer(model_name_or_path: str):
+    import os
     import warnings
 
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")  # said outright, nothing is printed when Ray forks later
     warnings.filterwarnings("ignore", message="IProgress not found")  # tqdm, where ipywidgets is not installed
     from transformers import AutoTokenizer
     from transformers.utils import logging

@@ -80,7 +80,8 @@ def check(source: Source, report: Path | None = None, columns: dict | None = Non
     digest = plans[0][0] if len(plans) == 1 else hashlib.sha256("".join(d for d, _ in plans).encode()).hexdigest()
     spool = tempfile.TemporaryDirectory(prefix="kto-")
     ledger = Ledger(report or Path(spool.name) / "problems.jsonl")
-    tables = convert.tables(chunks, shape, stars, engine or convert.choose_engine(chunks), profile)
+    engine = engine or (convert.choose_engine(chunks) if profile else "local")
+    tables = convert.tables(chunks, shape, stars, engine, profile)
     try:
         kept = _spool(tables, Path(spool.name), ledger, source.names)
         repaired = kept.pop("repaired")
@@ -100,14 +101,18 @@ def check(source: Source, report: Path | None = None, columns: dict | None = Non
 
 
 def example(checked: Checked) -> str:
-    """An accepted and a rejected reply, to the same prompt where the data have one, as text."""
+    """A short accepted and a short rejected reply, to the same prompt where the data have one, as text."""
+    sizes = np.diff(checked.offsets)
     accepted, rejected = np.flatnonzero(checked.labels), np.flatnonzero(~checked.labels)
     shared, here, there = np.intersect1d(checked.prompts[accepted], checked.prompts[rejected], return_indices=True)
-    pick = np.argmin(accepted[here]) if len(shared) else 0
-    chosen = (accepted[here[pick]], rejected[there[pick]]) if len(shared) else (accepted[0], rejected[0])
+    if len(shared):
+        shortest = np.argmin(sizes[accepted[here]] + sizes[rejected[there]])
+        chosen = accepted[here[shortest]], rejected[there[shortest]]
+    else:
+        chosen = [side[np.argmin(sizes[side])] for side in (accepted, rejected)]
     texts = []
     for row in checked.rows(chosen):
-        turns = [f"  {turn['role']:>13}: {turn['content'][:300]}" for turn in row["messages"]]
+        turns = [f"  {turn['role']:>13}: {' '.join(turn['content'].split())[:300]}" for turn in row["messages"]]
         texts.append("\n".join([f"label: {str(row['label']).lower()}", *turns]))
     return "\n\n".join(texts)
 

@@ -1,5 +1,6 @@
 """Whether this machine or cluster can do what is asked of it, before it is asked."""
 
+import os
 import re
 import shutil
 from contextlib import contextmanager
@@ -59,6 +60,7 @@ def ray_cluster(profile: Profile, num_cpus: int = 3):
 
     import ray
 
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # Ray forks, which tokenizers would warn of
     own = {"num_cpus": num_cpus, "include_dashboard": False} if profile.ray_address == "local" else {}
     try:
         ray.init(address=profile.ray_address, log_to_driver=False, logging_level=logging.ERROR, **own)
@@ -80,11 +82,22 @@ def cluster(profile: Profile) -> dict:
             "kinds of GPU": ", ".join(kinds) or "none", "memory GiB": round(resources.get("memory", 0) / GIB, 1)}
 
 
+def gpus_here() -> int:
+    """How many NVIDIA GPUs the driver of this machine shows; 0 without a driver."""
+    return len(list(Path("/proc/driver/nvidia/gpus").glob("*")))
+
+
 def workers_fit(config: dict, resources: dict) -> None:
-    """KitError if the cluster can never hold the workers that `config` asks for; the stock command would wait for ever."""
+    """KitError if the cluster can never hold the workers that `config` asks for; the stock command would wait for ever.
+
+    Besides the workers, Ray Train's trainer takes one CPU.
+    """
     workers, each = config.get("ray_num_workers", 1), config.get("resources_per_worker") or {"GPU": 1}
     for name in ("CPU", "GPU"):
-        asked, there = workers * float(each.get(name, 0)), float(resources.get(name, 0))
+        asked = workers * float(each.get(name, 0)) + (name == "CPU")
+        there = float(resources.get(name, 0))
         if asked > there:
-            raise KitError(f"the config asks for {asked:g} {name} ({workers} workers of {each[name]}), the cluster has {there:g}",
-                           "as much as is asked for; Ray would wait for ever", "lower ray_num_workers, or add nodes")
+            trainer = " and the trainer's one" if name == "CPU" else ""
+            raise KitError(
+                f"the config asks for {asked:g} {name} ({workers} workers of {each.get(name, 0)}{trainer}), the cluster has {there:g}",
+                "as much as is asked for; Ray would wait for ever", "lower ray_num_workers, or add nodes")

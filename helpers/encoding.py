@@ -94,7 +94,7 @@ def quietly():
     before = os.environ.get("LLAMAFACTORY_VERBOSITY")
     os.environ["LLAMAFACTORY_VERBOSITY"] = before or "WARN"
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", TqdmWarning)  # "IProgress not found": a first import in a kernel without widgets
+        warnings.simplefilter("ignore", TqdmWarning)  # "IProgress not found", in a kernel without widgets
         from transformers.utils import logging
 
     verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()

@@ -14,20 +14,26 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import yaml
+from filelock import FileLock, Timeout
 
-from . import guard
+from . import doctor, guard
 from .errors import KitError
+from .explain import explain
 from .logs import Event, Parser
 from .runs import Run, now, refuse_if_trained
 
 SECRET = ("TOKEN", "KEY", "SECRET", "PASSWORD", "CREDENTIAL")
 
 
-def command(run: Run, gpu: bool | None = None) -> list[str]:
+def command(run: Run, config_file: Path | None = None) -> list[str]:
     """The command that trains: the stock one where a worker gets a GPU, the CPU replacement (helpers.cpu) otherwise."""
-    gpu = asks_for_gpu(run) if gpu is None else gpu
-    entry = [str(Path(sys.executable).with_name("llamafactory-cli"))] if gpu else [sys.executable, "-m", "helpers.cpu"]
-    return [*entry, "train", str(run.config_file)]
+    stock, replaced = [str(Path(sys.executable).with_name("llamafactory-cli"))], [sys.executable, "-m", "helpers.cpu"]
+    return [*(stock if asks_for_gpu(run) else replaced), "train", str(config_file or next_config(run))]
+
+
+def next_config(run: Run) -> Path:
+    """What the next launch takes: the resume.yaml of notebook 5 if there is one, else config.yaml."""
+    return run.resume_file if run.resume_file.exists() else run.config_file
 
 
 def environment(run: Run) -> dict[str, str]:
@@ -47,8 +53,8 @@ def environment(run: Run) -> dict[str, str]:
 
 
 def config_of(run: Run) -> dict:
-    """config.yaml as it lies in the run's folder."""
-    return yaml.safe_load(run.config_file.read_text())
+    """The configuration that the next launch takes, as it lies in the run's folder."""
+    return yaml.safe_load(next_config(run).read_text())
 
 
 def asks_for_gpu(run: Run) -> bool:
@@ -56,9 +62,9 @@ def asks_for_gpu(run: Run) -> bool:
     return bool((config_of(run).get("resources_per_worker") or {}).get("GPU", 0))
 
 
-def spelled(run: Run) -> str:
+def spelled(run: Run, config_file: Path | None = None) -> str:
     """The command line with its environment, as one would type it in the project's folder, secrets left out."""
-    words = [Path(word).name if i == 0 else word for i, word in enumerate(command(run))]
+    words = [Path(word).name if i == 0 else word for i, word in enumerate(command(run, config_file))]
     words[-1] = run.show(words[-1])
     return " ".join([f"{key}={value}" for key, value in environment(run).items()] + words)
 
@@ -66,10 +72,9 @@ def spelled(run: Run) -> str:
 class Training:
     """A launched training. `events()` follows it; `wait()` sees it to its end; `stop()` ends every process of it."""
 
-    def __init__(self, run: Run, guardian: subprocess.Popen, mark: str):
-        self.run, self.guardian, self.mark = run, guardian, mark
+    def __init__(self, run: Run, guardian: subprocess.Popen, mark: str, lock: FileLock, begins: int = 0):
+        self.run, self.guardian, self.mark, self.lock, self.begins = run, guardian, mark, lock, begins
         self.parser = Parser()
-        self.failures: list[Event] = []
         self._stopped = False
 
     def events(self, every: float = 0.3) -> Iterator[list[Event]]:
@@ -79,6 +84,7 @@ class Training:
         """
         try:
             with open(self.run.log_file, "rb") as log:
+                log.seek(self.begins)
                 while True:
                     ended = self.guardian.poll() is not None
                     yield self._read(log)
@@ -101,8 +107,9 @@ class Training:
         """KitError that explains the failure if the training did not end well."""
         code = self.guardian.wait()
         if code != 0:
-            raise KitError(f"the training ended with status {code}: {self._reason()}",
-                           "exit status 0", f"the whole log is in {self.run.log_file}")
+            if self.run.record()["training"]["status"] == "stopped":
+                raise KitError("the training was stopped", "", "go on from its last checkpoint: notebook 5, `resume`")
+            raise KitError(f"{explain(self.run.log_file)}\n  log:      {self.run.log_file} (exit status {code})")
         return self
 
     def stop(self) -> None:
@@ -121,41 +128,72 @@ class Training:
         events = []
         while chunk := log.read(1 << 20):
             events += self.parser.feed(chunk)
-        self.failures += [event for event in events if event.kind == "failure"]
         return events
-
-    def _reason(self) -> str:
-        if self.failures:
-            return self.failures[-1].data["text"]
-        tail = self.run.log_file.read_bytes()[-4000:].decode(errors="replace").strip().splitlines()
-        return tail[-1] if tail else "nothing was printed"
 
     def _note_end(self) -> None:
         code = self.guardian.poll()
         status = "stopped" if self._stopped or code == guard.STOPPED else "finished" if code == 0 else "failed"
-        self.run.note(training={**self.run.record().get("training", {}), "status": status, "exit_status": code,
-                                "ended": now()})
+        training = self.run.record().get("training", {})
+        if training.get("status") == "running":
+            self.run.note(training={**training, "status": status, "exit_status": code, "ended": now()})
+        self.lock.release()
 
 
 def start(run: Run) -> Training:
-    """Launch the training of config.yaml. KitError if this run name was launched before, or at this very moment."""
-    refuse_if_trained(run)
-    arguments, settings = command(run), environment(run)
-    mark = f"{run.name}-{uuid.uuid4().hex[:12]}"
-    try:
-        log = open(run.log_file, "xb")  # exclusive: of two launches with one name, one gets it
-    except FileExistsError:
+    """Launch the training: of config.yaml, or of the resume.yaml that notebook 5 wrote, then appended to the same log.
+
+    KitError if this run was launched before and is not to be resumed, or is being trained at this very moment.
+    """
+    resuming = run.resume_file.exists()
+    if not resuming:
         refuse_if_trained(run)
+    refuse_impossible(run)
+    lock = FileLock(run.folder / "train.lock")
+    try:
+        lock.acquire(timeout=0)  # of two launches with one name, one gets it
+        if guard.marked(run.record().get("training", {}).get("mark", "")):  # its notebook died, it is being ended
+            lock.release()
+            raise Timeout(str(lock.lock_file))
+    except Timeout:
+        raise KitError(f"the run {run.name!r} is being trained at this moment", "one launch of a run at a time",
+                       "wait for its end, or choose another run_name") from None
+    try:
+        return _launch(run, lock, resuming)
+    except BaseException:
+        lock.release()
         raise
-    with log:
+
+
+def _launch(run: Run, lock: FileLock, resuming: bool) -> Training:
+    config_file = run.config_file
+    if resuming:  # kept under a name of its own: what was launched stays on record
+        number = next(n for n in range(1, 10_000) if not (run.folder / f"resumed-{n}.yaml").exists())
+        config_file = run.resume_file.rename(run.folder / f"resumed-{number}.yaml")
+    arguments, settings = command(run, config_file), environment(run)
+    mark = f"{run.name}-{uuid.uuid4().hex[:12]}"
+    with open(run.log_file, "ab" if resuming else "xb") as log:
+        begins = log.tell()
         guardian = subprocess.Popen(
             [sys.executable, "-m", "helpers.guard", mark, "--", *arguments],
             stdin=subprocess.PIPE, stdout=log, stderr=subprocess.STDOUT, start_new_session=True,
             cwd=run.folder, env={**os.environ, **settings},
         )
-    run.note(training={"status": "running", "started": now(), "mark": mark, "command": spelled(run),
-                       "environment": masked(settings)})
-    return Training(run, guardian, mark)
+    earlier = run.record().get("training")
+    launches = [*earlier.pop("earlier", []), earlier] if earlier else []
+    run.note(training={"status": "running", "started": now(), "mark": mark, "command": spelled(run, config_file),
+                       "environment": masked(settings), "earlier": launches})
+    return Training(run, guardian, mark, lock, begins)
+
+
+def refuse_impossible(run: Run) -> None:
+    """KitError within seconds where the workers asked for can never be placed; the stock command would wait for ever."""
+    config = config_of(run)
+    own = config.get("ray_init_kwargs") or {}
+    if own.get("address", run.profile.ray_address) == "local":
+        there = {"CPU": own.get("num_cpus", os.cpu_count()), "GPU": own.get("num_gpus", doctor.gpus_here())}
+    else:
+        there = doctor.cluster(run.profile)
+    doctor.workers_fit(config, there)
 
 
 def masked(settings: dict[str, str]) -> dict[str, str]:

@@ -4,7 +4,7 @@ From LLaMA-Factory 0.9.3, transformers 4.52.4, tqdm and Ray 2.48. Every pattern 
 """
 
 import re
-from functools import cache
+from functools import cache, lru_cache
 
 import orjson
 
@@ -49,7 +49,7 @@ KEYS = {
     **dict.fromkeys((b"  Num ", b"  Inst", b"  Tota", b"  Grad", b"  Cont", b"  Batc"), "number"),
     **dict.fromkeys(("│ tr".encode(), b"- (nod", b"Proces", b"traina"), "fact"),
     **dict.fromkeys((b"***** ", b"Starte", b"Connec", b"Loadin", b"Runnin", b"loadin", b"Conver"), "stage"),
-    **dict.fromkeys((b"{'loss", b"{'eval", b"{'trai"), "record"),
+    **dict.fromkeys((b"{'loss", b"{'trai"), "record"), b"{'eval": "evaluation",
     **dict.fromkeys((b"[WARNI", b"WARNIN", b"Warnin"), "warning"),
     **dict.fromkeys((b"Traceb", b"Except", b"Keyboa", b"UserWa", b"A work", b"*** SI"), "trouble"),
     **dict.fromkeys((b"Access", b"Cannot", b"You ar"), "trouble"),
@@ -75,6 +75,7 @@ def number(text: str):
     return {"True": True, "False": False}.get(text, text)
 
 
+@lru_cache(4096)
 def seconds(clock: bytes) -> float | None:
     """tqdm's `1:02:03` or `02:03` in seconds; None for `?`."""
     total = 0.0

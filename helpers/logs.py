@@ -88,13 +88,16 @@ class Parser:
             if not reader and block.startswith(b"rror", place):
                 reader = Parser._trouble
             if reader:
-                self._progress(block, seen, place)
-                self._at = (block, place)
+                bar = block.rfind(b"%|", seen, place)
+                if bar >= 0:
+                    self._progress(block, bar)
+                self._at, seen = (block, place), place
                 end = block.find(b"\n", place)
                 said = block[place : end if end >= 0 else len(block)]
                 reader(self, said.split(b"\r", 1)[0] if b"\r" in said else said)
-                seen = place + 1
-        self._progress(block, seen, len(block))
+        bar = block.rfind(b"%|", seen)
+        if bar >= 0:
+            self._progress(block, bar)
         if block.endswith(b"\n"):
             self._head = b""
         elif b"\n" in block or not self._head:
@@ -115,7 +118,7 @@ class Parser:
     def _emit(self, kind: str, data: dict, said: bytes = b"") -> None:
         repeated = lines.REPEATED.search(said) if b" [repeated " in said else None
         times = int(repeated[1]) + 1 if repeated else 1
-        self._out.append(Event._make((kind, data, self._pid(), self._run, times)))
+        self._out.append(tuple.__new__(Event, (kind, data, self._pid(), self._run, times)))  # Event(…), twice as fast
 
     def _enter(self, phase: str) -> None:
         if phase != self._phase:
@@ -132,10 +135,9 @@ class Parser:
         self._mark, self._trainer = mark, trainer
         self._enter(phase)
 
-    def _progress(self, block: bytes, start: int, end: int) -> None:
-        """The last progress bar between two places; those that it overtook are of no use to anybody."""
-        place = block.rfind(b"%|", start, end)
-        bar = lines.bar(block, place) if place >= 0 else None
+    def _progress(self, block: bytes, place: int) -> None:
+        """The last progress bar before something else; those that it overtook are of no use to anybody."""
+        bar = lines.bar(block, place)
         if not bar:
             return
         title, done, total, elapsed, remaining = bar
@@ -162,7 +164,10 @@ class Parser:
             self._emit("summary", data)
         elif "loss" in data and ("learning_rate" in data or "epoch" in data):
             self._emit("metrics", data, said)
-        elif any(key.startswith("eval_") and key.endswith("loss") for key in data):
+
+    def _evaluation(self, said: bytes) -> None:
+        data = lines.record(said[: said.find(b"}") + 1])
+        if any(key.startswith("eval_") and key.endswith("loss") for key in data):
             self._emit("eval", data, said)
             self._enter("training" if self._mark == 4 and not self._ended else "evaluated")
 

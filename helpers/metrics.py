@@ -46,7 +46,7 @@ def table(source, logging_steps: float | None = None, micro_batches: float | Non
         line.update(step=step, rows=plan.rows(step) - plan.rows(before))
         line["micro_batches"] = micro_batches or plan.micro_batches(step) - plan.micro_batches(before)
         line["loss_mean"] = line["loss"] * (step - before) * plan.accumulation / line["micro_batches"]
-    if "gradient_accumulation_steps" not in facts and not micro_batches:  # nothing said: no claim
+    if not schedule.whole(facts, "gradient_accumulation_steps") and not micro_batches:  # nothing said: no claim
         for line in train:
             line.update(micro_batches=math.nan, rows=math.nan, loss_mean=line["loss"])
     _place_evaluations(lines, facts, plan)
@@ -55,8 +55,25 @@ def table(source, logging_steps: float | None = None, micro_batches: float | Non
     frame["kl_mean"] = frame["kl"] / frame["micro_batches"].where(frame["micro_batches"] > 0)
     frame = frame.sort_values("step", kind="stable").reset_index(drop=True)
     frame.attrs = {"logging_steps": every, "logging_steps_from": how, "runs": len(collected),
-                   "resumed_from": facts.get("resumed_from", 0)}
+                   "resumed_from": schedule.whole(facts, "resumed_from", 0)}
     return frame
+
+
+def joined(source, logging_steps: float | None = None):
+    """The table of a run that was resumed, its launches as one: where two logged the same step, the later one counts.
+
+    `source`: the log's path, every launch appended to it. As `table` otherwise; `attrs["resumed_from"]` is the first's.
+    """
+    import pandas as pd
+
+    events = list(logs.parse_file(source))
+    whole = table(events, logging_steps, run=0)
+    attrs = whole.attrs
+    for number in range(1, attrs["runs"]):
+        later = table(events, logging_steps, run=number)
+        whole = pd.concat([whole[whole["step"] <= later.attrs["resumed_from"]], later], ignore_index=True)
+    whole.attrs = attrs
+    return whole
 
 
 def _collect(events) -> list[tuple[list[dict], dict]]:
@@ -90,9 +107,9 @@ def _float(value) -> float:
 
 def _place_evaluations(lines: list[dict], facts: dict, plan: schedule.Schedule) -> None:
     """Steps and micro-batches of evaluation lines: at `eval_steps` where known, else where the training was by then."""
-    every, last = facts.get("eval_steps"), facts.get("resumed_from", 0)
-    batch = facts.get("eval_batch_size") or facts.get("per_device_eval_batch_size")
-    examples = facts.get("eval_examples", math.nan) if batch else math.nan
+    every, last = schedule.whole(facts, "eval_steps"), schedule.whole(facts, "resumed_from", 0)
+    batch = schedule.whole(facts, "eval_batch_size") or schedule.whole(facts, "per_device_eval_batch_size")
+    examples = schedule.whole(facts, "eval_examples", math.nan) if batch else math.nan
     count = examples if math.isnan(examples) else math.ceil(examples / (batch * plan.world))
     rows = examples if plan.world == 1 else count * (batch or 1)  # several workers' last batch is filled up
     reached = last
@@ -101,7 +118,7 @@ def _place_evaluations(lines: list[dict], facts: dict, plan: schedule.Schedule) 
             reached = line["step"]
             continue
         step = max(reached, line["bar"])
-        if isinstance(every, int) and every > 0 and last + 1 <= step + every:
+        if every:
             due = (last // every + 1) * every
             step = due if plan.at(due, line["epoch"]) else step
         last = step

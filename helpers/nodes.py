@@ -16,6 +16,7 @@ def read_everywhere(profile: Profile, datasets: Path, names: list[str]):
     """
     import pandas as pd
 
+    _hush()
     with ray_cluster(profile, num_cpus=1) as ray:
         from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
@@ -49,3 +50,12 @@ def seen(datasets: Path, names: list[str]) -> dict[str, tuple[int, str]]:
         except (OSError, KitError) as error:
             found[name] = (0, str(error))
     return found
+
+
+def _hush() -> None:
+    """Without ipywidgets, importing Ray in a notebook prints two lines about it; nothing here needs them."""
+    import logging
+    import warnings
+
+    logging.getLogger("ray.widgets.util").setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore", message="IProgress not found")

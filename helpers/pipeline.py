@@ -64,20 +64,44 @@ def absolute_paths(values: dict, names=("dataset", "model_name_or_path", "train_
             for name, value in values.items()}
 
 
-def execute(run: Run, values: dict, say=print) -> Run:
-    """Run the six notebooks on `run`. A failing cell ends it: KitError with the notebook, the cell and its error.
+def prepare_resume(run: Run) -> str:
+    """Make a run that was launched ready to go on by itself; what will happen, in words.
+
+    From its last complete checkpoint (resume.yaml is written), or, if it has none, from the beginning, the old log and output
+    kept under other names. A finished run is left as it is.
+    """
+    from . import checkpoints, resume
+
+    if run.record().get("training", {}).get("status") == "finished":
+        return "the training is finished: evaluation and export are made again"
+    if any(item.complete for item in checkpoints.find(run)):
+        latest, _ = checkpoints.latest(checkpoints.find(run))
+        resume.write(run, latest)
+        return f"the training goes on from step {latest.step}"
+    number = next(n for n in range(1, 10_000) if not (run.folder / f"train.failed-{n}.log").exists())
+    run.log_file.rename(run.folder / f"train.failed-{number}.log")
+    if run.output_dir.exists():
+        run.output_dir.rename(run.folder / f"output.failed-{number}")
+    return "no complete checkpoint: the training starts again"
+
+
+def execute(run: Run, values: dict, say=print, begin: str = "01") -> Run:
+    """Run the notebooks on `run`, from number `begin` on. A failing cell ends it: KitError with notebook, cell and error.
 
     `say(line)` gets a line when a notebook starts or ends and as the training moves on.
     """
     import papermill
     from papermill.exceptions import PapermillExecutionError
 
-    runs.refuse_if_trained(run)
+    if begin < "04":
+        runs.refuse_if_trained(run)
     known, chosen = parameters(), {"profile": run.profile.name, "storage": str(run.storage), "run_name": run.name, **values}
     run.notebooks.mkdir(parents=True, exist_ok=True)
     os.environ["KTO_LIVE"] = "off"  # no front end watches: lines instead of a live picture
     seconds = {}
     for number, path in enumerate(notebooks(), 1):
+        if path.stem < begin:
+            continue
         started = time.monotonic()
         say(f"[{number}/{len(notebooks())}] {path.stem}")
         own = {name: value for name, value in chosen.items() if path.stem in known[name]["notebooks"]}
@@ -127,7 +151,7 @@ class _Watch:
             bars = [event.data for event in events if event.kind == "progress" and event.data["task"] == "training"]
             if bars and (tenth := 10 * bars[-1]["done"] // max(bars[-1]["total"], 1)) > said:
                 said = tenth
-                self.say(f"      step {bars[-1]['done']} of {bars[-1]['total']}, {duration(bars[-1]['remaining'])} left")
+                self.say(f"      step {bars[-1]['done']} of {bars[-1]['total']}, {duration(bars[-1]['remaining']) or 'some time'} left")
 
 
 def summary(run: Run) -> dict:

@@ -50,30 +50,39 @@ def cost(checkpoints, total_steps: int, seconds_a_step: float, restart_seconds: 
 
 
 def pace(checkpoints) -> float | None:
-    """Seconds a step between the first and the last save of a trial, by their times; None with fewer than two saves.
+    """Seconds a step between the first and the last save of a trial, by their times; None without two saves of one.
 
-    Of several trials the newest. A run that was copied has lost its times: the figure is then meaningless.
+    Of several trials the newest that has two. A run that was copied may have lost its times: the figure is then
+    meaningless.
     """
-    saves = _newest_trial(checkpoints)
-    if len(saves) < 2 or saves[-1].step <= saves[0].step:
-        return None
-    return (saves[-1].time - saves[0].time).total_seconds() / (saves[-1].step - saves[0].step)
+    for saves in reversed(_trials(checkpoints)):
+        if saves[-1].step > saves[0].step:
+            return (saves[-1].time - saves[0].time).total_seconds() / (saves[-1].step - saves[0].step)
+    return None
 
 
-def startup(checkpoints, started: str, seconds_a_step: float) -> float:
-    """Seconds from the launch (`started`, as run.json has it) to the first step, by the time of the first save.
+def timing(checkpoints, started: str) -> tuple[float, float]:
+    """Seconds a step, and seconds from the last launch (`started`, as run.json has it) to its first step.
 
-    For a training from step 0; never below 0.
+    The latter by the time of the first save; a trial that went on from an earlier one is taken to have begun at that
+    one's last save. With a single save the two cannot be told apart: all of the time is in the steps.
     """
-    first = _newest_trial(checkpoints)[0]
-    return max(0.0, (first.time - datetime.fromisoformat(started)).total_seconds() - first.step * seconds_a_step)
+    *earlier, newest = _trials(checkpoints)
+    begun = max((item.step for saves in earlier for item in saves if item.step < newest[0].step), default=0)
+    steps, took = newest[0].step - begun, (newest[0].time - datetime.fromisoformat(started)).total_seconds()
+    a_step = pace(checkpoints)
+    if a_step is None:
+        return max(0.0, took) / max(1, steps), 0.0
+    return a_step, max(0.0, took - steps * a_step)
 
 
-def _newest_trial(checkpoints) -> list:
-    """The saves of the trial that saved last, by time; Ray's own where there are any."""
-    placed = sorted((item for item in checkpoints if item.step is not None), key=lambda item: item.time)
-    ray = [item for item in placed if item.layout.startswith("Ray")] or placed
-    return [item for item in ray if item.trial == ray[-1].trial]
+def _trials(checkpoints) -> list[list]:
+    """The saves of each trial by step, the trial that saved first at the beginning; Ray's own where there are any."""
+    placed = sorted((item for item in checkpoints if item.step is not None), key=lambda item: (item.time, item.step))
+    trials: dict[str, list] = {}
+    for item in [item for item in placed if item.layout.startswith("Ray")] or placed:
+        trials.setdefault(item.trial, []).append(item)
+    return [sorted(saves, key=lambda item: item.step) for saves in trials.values()]
 
 
 def _saves(axes, placed, total_steps: int, chosen) -> None:

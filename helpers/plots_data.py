@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 
-from .pictures import picture
+from .pictures import bundle, picture
 
 STYLE = {
     "accepted": {"color": "#0072B2", "linestyle": "-", "hatch": ""},
@@ -20,7 +20,8 @@ def labels(counts):
     axes.set_xticks(range(len(counts)), counts.index)
     axes.margins(y=0.12)
     axes.legend(frameon=False)
-    return figure
+    return _worded(figure, "; ".join(f"{part}: {row['accepted']:,} rows accepted, {row['rejected']:,} rejected"
+                                     for part, row in counts.iterrows()))
 
 
 def turns(counts: Mapping[int, int]):
@@ -31,7 +32,7 @@ def turns(counts: Mapping[int, int]):
     axes.bar_label(bars, fmt="{:,.0f}")
     axes.margins(y=0.12)
     axes.set_xlabel("turns of question and reply")
-    return figure
+    return _worded(figure, "; ".join(f"{counts[turn]:,} rows of {turn} turn{'s' * (turn > 1)}" for turn in shown))
 
 
 def token_lengths(lengths_by_label: Mapping[str, list[int]], cutoff: int):
@@ -41,15 +42,17 @@ def token_lengths(lengths_by_label: Mapping[str, list[int]], cutoff: int):
     figure, axes = _figure("Token lengths", "rows")
     longest = max([cutoff, *(max(values, default=0) for values in lengths_by_label.values())])
     bins = np.linspace(0, longest * 1.02, 41)
+    words = []
     for name, values in lengths_by_label.items():
         over = sum(value > cutoff for value in values) / max(len(values), 1)
+        words.append(f"{name}: median {np.median(values or [0]):.0f} tokens, {over:.1%} over the cutoff of {cutoff:,}")
         style = STYLE.get(name, {"color": "#555555", "linestyle": ":"})
         axes.hist(values, bins, histtype="step", linewidth=2, label=f"{name}: {over:.0%} over the cutoff",
                   color=style["color"], linestyle=style["linestyle"])
     axes.axvline(cutoff, color="black", linewidth=1, linestyle="-.", label=f"cutoff_len {cutoff:,}")
     axes.set_xlabel("tokens a row, prompt and reply")
     axes.legend(frameon=False)
-    return figure
+    return _worded(figure, "; ".join(words))
 
 
 def _figure(title: str, unit: str):
@@ -59,3 +62,10 @@ def _figure(title: str, unit: str):
     axes.set_ylabel(unit)
     axes.spines[["top", "right"]].set_visible(False)
     return figure, axes
+
+
+def _worded(figure, words: str):
+    """The figure with what it shows as its alt text in notebooks."""
+    title = figure.axes[0].get_title()
+    figure._repr_mimebundle_ = lambda **_: bundle(figure, f"{title}. {words[0].upper()}{words[1:]}.")
+    return figure

@@ -15,6 +15,9 @@ SUFFIXES = (".json", ".jsonl", ".ndjson", ".csv", ".parquet")
 BLOCK = 16 << 20
 """bytes of JSON lines in a chunk"""
 
+ROWS = 2000
+"""rows of CSV or Parquet made into values at once"""
+
 BOMS = {codecs.BOM_UTF32_LE: "utf-32", codecs.BOM_UTF32_BE: "utf-32", codecs.BOM_UTF16_LE: "utf-16",
         codecs.BOM_UTF16_BE: "utf-16", codecs.BOM_UTF8: "utf-8-sig"}
 
@@ -57,19 +60,21 @@ def read(chunk: Chunk) -> Iterator[tuple[int, object]]:
 def _scan(path: Path, kind: str, encoding: str) -> tuple[str, list[Chunk]]:
     """One pass over a text file: its sha256, its encoding checked, and where chunks of whole lines begin and end."""
     digest, decoder = hashlib.sha256(), codecs.getincrementaldecoder(encoding)()
-    chunks, start, row, line, position = [], 0, 1, 1, 0
+    chunks, start, row, line, position, line_start = [], 0, 1, 1, 0, 0
     with path.open("rb") as file:
         while True:
             block = file.read(BLOCK)
             try:
                 decoder.decode(block, final=not block)
             except UnicodeDecodeError as error:
-                raise _not_text(path, encoding, error, line) from None
+                pending = len(error.object) - len(block)
+                raise _not_text(path, encoding, error, line, position - pending - line_start) from None
             if not block:
                 break
             digest.update(block)
             last = block.rfind(b"\n") + 1
             line += block.count(b"\n")
+            line_start = position + last if last else line_start
             if last:
                 chunks.append(Chunk(str(path), kind, start, position + last, row, encoding))
                 start, row = position + last, line
@@ -79,9 +84,11 @@ def _scan(path: Path, kind: str, encoding: str) -> tuple[str, list[Chunk]]:
     return digest.hexdigest(), chunks
 
 
-def _not_text(path: Path, encoding: str, error: UnicodeDecodeError, line: int) -> KitError:
+def _not_text(path: Path, encoding: str, error: UnicodeDecodeError, line: int, read: int) -> KitError:
+    """`line`: where the undecodable block begins, `read`: bytes of that line before it."""
     before = error.object[: error.start]
-    where = f"line {line + before.count(10)}, byte {error.start - before.rfind(10)} of that line"
+    column = error.start - before.rfind(10) if 10 in before else read + error.start + 1
+    where = f"line {line + before.count(10)}, byte {column} of that line"
     return KitError(f"{path.name} is not {encoding.removesuffix('-sig').upper()}: {where} is "
                     f"0x{error.object[error.start]:02x} ({error.reason})",
                     "text in UTF-8, or in UTF-16 with its byte order mark",
@@ -157,19 +164,24 @@ def _csv(chunk: Chunk) -> Iterator[tuple[int, object]]:
             csv.ParseOptions(newlines_in_values=True, invalid_row_handler=lambda row: broken.append(row) or "skip"),
             csv.ConvertOptions(column_types=dict.fromkeys(header, pa.string())),
         ) as batches:
-            row = 0
+            row = 1  # the header's
             for batch in batches:
-                for value in batch.to_pylist():
-                    row += 1
-                    yield row, value
-                while broken:
-                    bad = broken.pop(0)
-                    row += 1
-                    yield bad.number or row, Refused(
-                        "broken row", f"{bad.actual_columns} values, the header has {bad.expected_columns} columns")
+                for start in range(0, batch.num_rows, ROWS):
+                    for value in batch.slice(start, ROWS).to_pylist():
+                        row += 1
+                        while broken and broken[0].number <= row:
+                            yield _bad_row(broken.pop(0))
+                            row += 1
+                        yield row, value
+            yield from map(_bad_row, broken)
     except pa.ArrowInvalid as error:
         raise KitError(f"{Path(chunk.path).name} is no CSV that can be read: {error}",
                        "a header and rows of as many values", "export it again, or as JSONL") from None
+
+
+def _bad_row(row) -> tuple[int, Refused]:
+    reason = f"{row.actual_columns} values, the header has {row.expected_columns} columns"
+    return row.number, Refused("broken row", reason)
 
 
 def _parquet_chunks(path: Path) -> list[Chunk]:
@@ -190,7 +202,7 @@ def _parquet(chunk: Chunk) -> Iterator[tuple[int, object]]:
 
     with parquet.ParquetFile(chunk.path) as file:
         row = chunk.row
-        for batch in file.iter_batches(batch_size=2048, row_groups=[chunk.start]):
+        for batch in file.iter_batches(batch_size=ROWS, row_groups=[chunk.start]):
             for value in batch.to_pylist():
                 yield row, value
                 row += 1

@@ -49,6 +49,7 @@ def write(folder: Path, name: str, parts: list[tuple[str, object]]) -> list[str]
     `parts`: (suffix, iterable of lines as bytes). The hash is of all parts' content: equal content has equal names, and
     nothing is ever overwritten by something else. A file is whole or not there.
     """
+    entries(folder)  # a broken registry is better found before than after
     folder.mkdir(parents=True, exist_ok=True)
     digest, beside = hashlib.sha256(), []
     try:

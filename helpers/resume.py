@@ -171,7 +171,8 @@ def run_config(run) -> dict:
 
 def changed(before: dict, after: dict, run) -> str:
     """The keys of `after` that differ from `before` as YAML lines, paths as a notebook may show them."""
-    lines = [f"{key}: {run.show(value)}" for key, value in after.items() if before.get(key) != value]
+    lines = [f"{key}: {run.show(value) if isinstance(value, str) else value}"
+             for key, value in after.items() if before.get(key) != value]
     return "\n".join(lines + [f"# without {key}" for key in before if key not in after])
 
 

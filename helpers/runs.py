@@ -32,6 +32,11 @@ class Run:
         return self.folder / "config.yaml"
 
     @property
+    def resume_file(self) -> Path:
+        """The configuration that 05_checkpoints writes to go on from a checkpoint; gone once it was launched."""
+        return self.folder / "resume.yaml"
+
+    @property
     def record_file(self) -> Path:
         """run.json: when, where, which versions, which data, how it ended."""
         return self.folder / "run.json"

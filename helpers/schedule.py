@@ -63,12 +63,20 @@ class Schedule:
         return not self.examples or epoch != epoch or round(self.epoch(step), 2) == epoch
 
 
+def whole(facts: dict, key: str, default: int | None = None) -> int | None:
+    """A fact that should be a whole number above 0; `default` where it is missing or is something else."""
+    value = facts.get(key)
+    return value if type(value) is int and value > 0 else default
+
+
 def from_facts(facts: dict) -> Schedule:
     """The schedule that a log's config events describe."""
-    batch, accumulation = facts.get("per_device_train_batch_size", 1), facts.get("gradient_accumulation_steps", 1)
-    total = facts.get("total_train_batch_size")
-    world = total // (batch * accumulation) if total else facts.get("world_size") or facts.get("ray_num_workers") or 1
-    return Schedule(facts.get("num_examples"), batch, accumulation, max(world, 1))
+    batch = whole(facts, "per_device_train_batch_size", 1)
+    accumulation = whole(facts, "gradient_accumulation_steps", 1)
+    total = whole(facts, "total_train_batch_size")
+    workers = whole(facts, "world_size") or whole(facts, "ray_num_workers", 1)
+    world = max(total // (batch * accumulation), 1) if total else workers
+    return Schedule(whole(facts, "num_examples"), batch, accumulation, world)
 
 
 def spacing(facts: dict, schedule: Schedule, given: float | None, epochs: list, bars: list) -> tuple[int, str]:
@@ -77,12 +85,12 @@ def spacing(facts: dict, schedule: Schedule, given: float | None, epochs: list, 
     `epochs` and `bars`: what each training line prints, and where the progress bar stood before it (0: no bar yet).
     """
     asked = given or facts.get("logging_steps")
-    if asked and asked > 0:
-        steps = asked if asked >= 1 else math.ceil(asked * facts.get("total_steps", 0))
+    if isinstance(asked, int | float) and 0 < asked < math.inf:
+        steps = asked if asked >= 1 else math.ceil(asked * whole(facts, "total_steps", 0))
         return max(int(steps), 1), "argument" if given else "config"
     if facts.get("logging_strategy") == "epoch" and schedule.examples:
         return schedule.updates, "config"
-    start = facts.get("resumed_from", 0)
+    start = whole(facts, "resumed_from", 0)
     highest = max([bar // place + 1 for place, bar in enumerate(bars, 1)] + [1])
     if schedule.examples and epochs and epochs[0] == epochs[0]:
         highest = max(highest, math.ceil((epochs[0] + 0.01) * schedule.updates) + 1)
@@ -99,18 +107,19 @@ def spacing(facts: dict, schedule: Schedule, given: float | None, epochs: list, 
 
 def steps_of(epochs: list[float], schedule: Schedule, logging_steps: int, facts: dict) -> list[int]:
     """The step of each training line: the next multiple of `logging_steps`, or a later one that fits its epoch."""
-    steps, step = [], facts.get("resumed_from", 0)
+    steps, step, fits = [], whole(facts, "resumed_from", 0), True
     for epoch in epochs:
         first = facts.get("logging_first_step") and step == 0
         step = 1 if first else (step // logging_steps + 1) * logging_steps
-        if not schedule.at(step, epoch):
+        if fits and not schedule.at(step, epoch):
             later = range(step + logging_steps, step + 1000 * logging_steps, logging_steps)
-            step = next((other for other in later if schedule.at(other, epoch)), step)
+            found = next((other for other in later if schedule.at(other, epoch)), None)
+            step, fits = found or step, found is not None  # no step fits: the epochs are not this schedule's
         steps.append(step)
     return steps
 
 
 def window_start(step: int, logging_steps: int, facts: dict) -> int:
     """The step before a window's first: the multiple of `logging_steps` before `step`, or where the run was resumed."""
-    before = max((step - 1) // logging_steps * logging_steps, facts.get("resumed_from", 0))
+    before = max((step - 1) // logging_steps * logging_steps, whole(facts, "resumed_from", 0))
     return 1 if before == 0 and step > 1 and facts.get("logging_first_step") else before

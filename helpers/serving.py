@@ -24,7 +24,8 @@ HEAD = """\
 # Needs:   ray[serve,llm], a GPU a replica; a gated base wants HF_TOKEN in the cluster's environment (not in here).
 # Launch:  serve deploy service.yaml          (a Ray cluster)
 #          anyscale service deploy -f service.yaml
-# Ask:     POST /v1/chat/completions with "model": "{base}:{adapter}"; "{base}" alone is the model before training.
+# Ask:     POST /v1/chat/completions with "model": "{base}:{adapter}";
+#          "{base}" alone is the model before training.
 """
 
 
@@ -74,9 +75,8 @@ def _context(run: Run) -> int:
 
 
 def write(run: Run, adapter: Path, prefix: str = "", **knobs) -> Path:
-    """`service` as export/service.yaml, with the commands that launch and ask it in its head; checked before."""
+    """`service` as export/service.yaml, with the commands that launch and ask it in its head."""
     content = service(run, adapter, prefix, **knobs)
-    check(content)
     base = content["applications"][0]["args"]["llm_configs"][0]["model_loading_config"]["model_id"]
     head = HEAD.format(run=run.name, base=base, adapter=adapter.name)
     return write_atomically(run.export / "service.yaml", head + yaml.safe_dump(content, sort_keys=False))
@@ -85,7 +85,8 @@ def write(run: Run, adapter: Path, prefix: str = "", **knobs) -> Path:
 def check(content: dict) -> bool:
     """Hold a service against the schema of the installed ray; False where that ray has no ray.llm to ask.
 
-    `ray.serve.llm` itself cannot be imported without vLLM; its configuration classes can. KitError: what they refuse.
+    Ray takes seconds to import, so `write` leaves this to whoever wants it. `ray.serve.llm` itself cannot be imported
+    without vLLM; its configuration classes can. KitError says what they refuse.
     """
     try:
         from ray.llm._internal.serve.configs.server_models import LLMConfig

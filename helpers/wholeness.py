@@ -23,12 +23,12 @@ ENTRY = "\n    {"
 """How an entry of the log history begins in a trainer_state.json, as transformers indents it."""
 
 
-@lru_cache(maxsize=256)
-def data_bytes(header: bytes) -> int:
-    """Bytes of tensor data that a safetensors header (its JSON) promises; ValueError if it is none.
+_seen: dict[int, tuple[bytes, int]] = {}
+"""Length of a header -> the last header of that length and its tensors' bytes: those of one run are all the same."""
 
-    Kept for the last headers seen: the checkpoints of one run have the same header to the last byte.
-    """
+
+def data_bytes(header: bytes) -> int:
+    """Bytes of tensor data that a safetensors header (its JSON) promises; ValueError if it is none."""
     try:
         tensors = {name: tensor for name, tensor in json.loads(header).items() if name != "__metadata__"}
         return max(tensor["data_offsets"][1] for tensor in tensors.values())
@@ -44,13 +44,16 @@ def safetensors_fault(read, path: str, size: int) -> str:
         return "unreadable: no safetensors header"
     if length + 8 > size:
         return "cut off inside its header"
-    header = start[8 : 8 + length]
-    if len(header) < length:
-        header += read(path, len(start), length + 8 - len(start))
-    try:
-        expected = 8 + length + data_bytes(header)
-    except ValueError as error:
-        return f"unreadable: {error}"
+    known, data = _seen.get(length, (b"", 0))
+    if not known or not start.startswith(known, 8):
+        header = start[8 : 8 + length]
+        header += read(path, len(start), length - len(header)) if len(header) < length else b""
+        try:
+            data = data_bytes(header)
+        except ValueError as error:
+            return f"unreadable: {error}"
+        _seen[length] = header, data
+    expected = 8 + length + data
     if size > expected:
         return f"longer than its header says: {size:,} of {expected:,} bytes"
     return f"cut off: {size:,} of {expected:,} bytes" if size < expected else ""
@@ -75,7 +78,7 @@ def read_state(read, path: str, size: int) -> dict:
         return _checked(json.loads(text if size <= TAIL else read(path, 0, size)))
     state = json.loads('{"log_history": [' + text[second:])
     head = text[:1024] if size <= TAIL else read(path, 0, 1024).decode()
-    state |= {key: json.loads(value) for key, value in HEAD.findall(head)}
+    state |= {key: (int if value.isdecimal() else float)(value) for key, value in HEAD.findall(head)}
     evaluated = text.rfind(ENTRY, 0, max(0, text.rfind('"eval_loss"')))
     if 0 <= evaluated < second:
         state["log_history"].insert(0, json.JSONDecoder().raw_decode(text, evaluated + len(ENTRY) - 1)[0])

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from helpers import convert, dataset, problems, sources
+from helpers import convert, dataset, problems, readers, sources
 from helpers.errors import KitError
 from helpers.records import Refused
 from helpers.shapes import NAMES, recognise, rows
@@ -159,6 +159,19 @@ def test_the_dataset_that_comes_along_is_without_a_problem(tmp_path):
     assert len(set(checked.prompts.tolist())) >= 200
     assert 0.58 < checked.labels.mean() < 0.62
     assert (checked.turns > 1).mean() >= 0.25
+
+
+def test_the_example_shows_both_labels_of_one_prompt_where_there_are_some(tmp_path):
+    values = [row("a"), row("b", "No,\nnever.", False), row("b", "Yes."), row("c", label=False)]
+    text = dataset.example(checked_of(tmp_path, values))
+    assert text.split("\n\n") == ["label: true\n           user: b\n      assistant: Yes.",
+                                 "label: false\n           user: b\n      assistant: No, never."]
+
+
+def test_only_large_sources_in_several_chunks_go_to_the_cluster():
+    chunks = [readers.Chunk("f", "lines", start, start + convert.RAY_FROM // 2) for start in (0, convert.RAY_FROM)]
+    assert convert.choose_engine(chunks) == "ray"
+    assert convert.choose_engine(chunks[:1]) == "local"
 
 
 def test_a_full_disk_while_reading_is_an_error_that_says_what_to_do(tmp_path, monkeypatch):

@@ -104,10 +104,11 @@ def test_a_broken_line_is_a_refused_row_with_line_and_column(tmp_path):
 
 def test_a_csv_row_with_too_many_values_is_refused_not_lost(tmp_path):
     path = tmp_path / "data.csv"
-    path.write_text('prompt,response,rating\nWhy?,"Because, well.",1\nWhy?,a,b,c\n"How\nso?",Thus.,0\n')
-    found = values(path)
-    assert [row["prompt"] for row in found if isinstance(row, dict)] == ["Why?", "How\nso?"]
-    assert [row.kind for row in found if isinstance(row, Refused)] == ["broken row"]
+    path.write_text('prompt,response,rating\nWhy?,"Because, well.",1\nWhy?,a,b,c\n"How\nso?",Thus.,0\nlast,\n')
+    found = dict(readers.read(readers.plan(path)[1][0]))
+    assert (found[2]["prompt"], found[4]["prompt"]) == ("Why?", "How\nso?")
+    assert {number: row.kind for number, row in found.items() if isinstance(row, Refused)} == dict.fromkeys(
+        (3, 5), "broken row")
 
 
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-32"])
@@ -126,6 +127,15 @@ def test_latin_1_is_an_error_with_the_line_and_the_command_that_mends_it(tmp_pat
     path.write_bytes('[\n"fine",\n"Größe"\n]'.encode("latin-1"))
     with pytest.raises(KitError, match=r"line 3, byte 4 of that line is 0xf6[\s\S]*iconv -f LATIN1"):
         readers.plan(path)
+
+
+def test_the_place_of_a_wrong_byte_is_right_across_blocks(tmp_path, monkeypatch):
+    path = tmp_path / "data.jsonl"
+    path.write_bytes(b"fine\n" + b"x" * 30 + b"\xf6\n")
+    for block in (7, 8, 9, 1000):
+        monkeypatch.setattr(readers, "BLOCK", block)
+        with pytest.raises(KitError, match="line 2, byte 31 of that line"):
+            readers.plan(path)
 
 
 def test_a_single_line_of_50_mb_is_a_row_like_any_other(tmp_path):

@@ -92,6 +92,14 @@ def test_the_figures_show_every_label_and_the_cutoff(shipped):
     assert legend == ["accepted: 50% over the cutoff", "rejected: 0% over the cutoff", "cutoff_len 256"]
 
 
+def test_a_figure_says_in_words_what_it_shows(shipped):
+    counts = data_stats.counts(shipped, np.arange(len(shipped.labels)) < 0)
+    data, metadata = plots_data.labels(counts)._repr_mimebundle_(include=None, exclude=None)
+    assert metadata["image/png"]["alt"].startswith("Labels. Training: 212 rows accepted, 140 rejected")
+    data, _ = plots_data.token_lengths({"accepted": [10, 300]}, 256)._repr_mimebundle_()
+    assert data["text/plain"] == "Token lengths. Accepted: median 155 tokens, 50.0% over the cutoff of 256."
+
+
 def test_labels_differ_in_the_figures_without_colour():
     accepted, rejected = plots_data.STYLE["accepted"], plots_data.STYLE["rejected"]
     assert accepted["hatch"] != rejected["hatch"] and accepted["linestyle"] != rejected["linestyle"]

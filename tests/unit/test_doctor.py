@@ -44,6 +44,11 @@ def test_workers_that_can_never_be_placed_are_refused():
     doctor.workers_fit(config, {"CPU": 64, "GPU": 4})
 
 
+def test_the_trainers_own_cpu_is_counted():
+    with pytest.raises(KitError, match="asks for 3 CPU .* and the trainer's one"):
+        doctor.workers_fit({"ray_num_workers": 2, "resources_per_worker": {"CPU": 1}}, {"CPU": 2})
+
+
 def test_a_folder_without_a_model_is_refused_and_a_hub_id_is_passed_on(tmp_path):
     with pytest.raises(KitError, match="no config.json there"):
         models.prepare_model(str(tmp_path), tmp_path)

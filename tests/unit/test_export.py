@@ -199,7 +199,7 @@ def test_training_in_4_bits_is_warned_of(made):
 
 def test_the_decisive_line_of_a_log_is_its_last_error(tmp_path):
     log = tmp_path / "merge.log"
-    log.write_text('Traceback (most recent call last):\n  File "x.py", line 3\nValueError: no such template.\n[INFO] bye\n')
+    log.write_text('Traceback (most recent call last):\n  File "x.py"\nValueError: no such template.\n[INFO] bye\n')
     assert export.decisive_line(log) == "ValueError: no such template."
     log.write_text("Killed\n\n")
     assert export.decisive_line(log) == "Killed"
@@ -229,6 +229,10 @@ def test_a_merge_with_another_template_is_caught(made, tmp_path):
     proof.prove(scorer, merged, rows)
     from transformers import AutoTokenizer
 
+    (merged / "Modelfile").write_text("FROM .")
+    with pytest.raises(KitError, match="Modelfile"):
+        proof.prove(scorer, merged, rows)
+    (merged / "Modelfile").unlink()
     tokenizer = AutoTokenizer.from_pretrained(merged)
     tokenizer.chat_template = tokenizer.chat_template.replace("system", "user")
     tokenizer.save_pretrained(merged)
@@ -238,6 +242,13 @@ def test_a_merge_with_another_template_is_caught(made, tmp_path):
     tokenizer.save_pretrained(merged)
     with pytest.raises(KitError, match="the end token is '<|eot_id|>' instead of '<|im_end|>'"):
         proof.prove(scorer, merged, rows)
+
+
+def test_a_rounding_that_hides_the_training_is_said_in_words():
+    import pandas
+
+    assert "faithful" in proof.verdict(pandas.DataFrame({"mean KL": [1e-9, 0.03]}))
+    assert "rounding hides" in proof.verdict(pandas.DataFrame({"mean KL": [2e-3, 1e-3]}))
 
 
 def test_another_vocabulary_is_named(made):
@@ -315,8 +326,9 @@ def test_rays_own_classes_accept_the_service(made):
 
     ServeDeploySchema(**content)
     assert serving.check(content)
+    llm["accelerator_type"] = "L4000"
     with pytest.raises(KitError, match="accelerator_type"):
-        serving.write(run, run.export / "adapter" / run.name, accelerator_type="L4000")
+        serving.check(content)
 
 
 def test_a_local_folder_is_no_place_that_ray_fetches_adapters_from(made):
@@ -360,6 +372,13 @@ def test_an_unknown_bases_licence_is_not_made_up(made):
     text = card.text(made[0])
     assert "license" not in yaml.safe_load(text.split("---\n")[1])
     assert "see its own card" in text
+
+
+def test_a_local_bases_folder_is_not_told_to_the_world(made):
+    run, base, _ = made
+    run.note(model={"name": str(base)})
+    text = card.text(run)
+    assert str(base.parent) not in text and "base_model" not in yaml.safe_load(text.split("---\n")[1])
 
 
 def test_nothing_is_uploaded_without_a_token(made, monkeypatch):

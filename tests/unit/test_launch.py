@@ -24,12 +24,13 @@ time.sleep(600)
 @pytest.fixture
 def ready(run):
     """A run with a config that asks for no GPU."""
-    run.config_file.write_text(yaml.safe_dump({"model_name_or_path": str(run.models), "resources_per_worker": {"CPU": 1}}))
+    run.config_file.write_text(yaml.safe_dump({"model_name_or_path": str(run.models), "ray_num_workers": 2,
+                                               "resources_per_worker": {"CPU": 1}, "ray_init_kwargs": {"num_cpus": 3}}))
     return run
 
 
 def stand_in(monkeypatch, code: str) -> None:
-    monkeypatch.setattr(launch, "command", lambda run: [sys.executable, "-c", code])
+    monkeypatch.setattr(launch, "command", lambda run, config_file=None: [sys.executable, "-c", code])
 
 
 def wait_for(condition, seconds: float = 10) -> bool:
@@ -71,7 +72,7 @@ def test_when_the_notebooks_process_dies_the_training_ends_too(ready):
     code = f"""
 import sys, time
 from helpers import launch, runs
-launch.command = lambda run: [sys.executable, '-c', {TREE!r}]
+launch.command = lambda run, config_file=None: [sys.executable, '-c', {TREE!r}]
 training = launch.start(runs.locate('local', {str(ready.storage)!r}, 'first-run'))
 print(training.mark, flush=True)
 time.sleep(600)
@@ -103,10 +104,41 @@ def test_of_two_launches_with_one_name_the_second_refuses(ready, monkeypatch):
     training.stop()
 
 
+def test_a_resumed_launch_appends_to_the_log_and_keeps_what_was_launched(ready, monkeypatch):
+    stand_in(monkeypatch, "print('first')")
+    launch.start(ready).wait()
+    ready.resume_file.write_text(ready.config_file.read_text())
+    stand_in(monkeypatch, "print('second')")
+    training = launch.start(ready).wait()
+    assert ready.log_file.read_text() == "first\nsecond\n" and training.begins == len("first\n")
+    assert (ready.folder / "resumed-1.yaml").exists() and not ready.resume_file.exists()
+    assert [launched["status"] for launched in ready.record()["training"]["earlier"]] == ["finished"]
+    with pytest.raises(KitError, match="in use"):
+        launch.start(ready)
+
+
+def test_a_run_that_is_being_trained_is_not_resumed_beside_itself(ready, monkeypatch):
+    stand_in(monkeypatch, TREE)
+    training = launch.start(ready)
+    ready.resume_file.write_text(ready.config_file.read_text())
+    with pytest.raises(KitError, match="being trained at this moment"):
+        launch.start(ready)
+    training.stop()
+
+
 def test_without_a_gpu_asked_for_the_replacement_runs_and_with_one_the_stock_command(ready):
     assert launch.command(ready)[1:3] == ["-m", "helpers.cpu"]
     ready.config_file.write_text(yaml.safe_dump({"model_name_or_path": "m", "resources_per_worker": {"GPU": 1}}))
     assert launch.command(ready)[0].endswith("llamafactory-cli") and launch.command(ready)[1] == "train"
+
+
+def test_a_launch_that_could_never_start_is_refused_in_seconds_and_leaves_no_log(ready):
+    ready.config_file.write_text(yaml.safe_dump({"model_name_or_path": "m", "ray_num_workers": 4, "resources_per_worker": {"GPU": 1},
+                                                 "ray_init_kwargs": {"num_gpus": 2, "num_cpus": 8}}))
+    began = time.monotonic()
+    with pytest.raises(KitError, match="asks for 4 GPU .* has 2"):
+        launch.start(ready)
+    assert time.monotonic() - began < 5 and not ready.log_file.exists()
 
 
 def test_secrets_are_masked_by_their_name():

@@ -23,10 +23,14 @@ def events(text: bytes | str, piece: int | None = None) -> list:
 
 
 def lasting(found: list) -> list:
-    """Events without the progress that other progress overtook: that depends on how the stream was cut."""
-    kept = [event for event, after in zip(found, found[1:], strict=False)
-            if event.kind != "progress" or after.kind not in ("progress", "phase")]
-    return kept + found[-1:]
+    """What may not depend on how the stream was cut: every event but progress, and before rare ones the last progress."""
+    told, bars = [], {}
+    for event in found:
+        if event.kind == "progress":
+            bars[event.data["task"]] = event.data["done"]
+        else:
+            told.append((event, bars.get("training") if event.kind not in ("metrics", "phase") else None))
+    return told
 
 
 def kinds(found: list) -> dict:

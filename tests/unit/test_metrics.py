@@ -7,8 +7,10 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from helpers import logs, metrics, noise
+from helpers import logs, metrics, noise, watchdog
 from helpers.errors import KitError
 from helpers.schedule import Schedule
 
@@ -246,3 +248,23 @@ def test_the_summary_tells_a_preference_from_chance():
     assert "accepted rows are preferred" in metrics.summary(metrics.table(REFERENCE))
     assert "within chance" in metrics.summary(metrics.table(FIXTURES / "h200-two-workers.log"))
     assert "nan" not in metrics.summary(metrics.table(FIXTURES / "cpu-two-workers.log"))
+
+
+ODD = st.integers(-2, 40) | st.floats() | st.text(max_size=5) | st.booleans()
+FACTS = ["num_examples", "per_device_train_batch_size", "gradient_accumulation_steps", "total_train_batch_size",
+         "world_size", "logging_steps", "logging_first_step", "total_steps", "resumed_from", "eval_steps",
+         "eval_batch_size", "eval_examples", "logging_strategy"]
+NAMES = st.sampled_from([*metrics.LOGGED, "epoch", "eval_loss", "eval_rewards/chosen"])
+KINDS, RUNS = st.sampled_from(["metrics", "eval"]), st.integers(0, 2)
+EVENT = (st.builds(logs.Event, KINDS, st.dictionaries(NAMES, ODD), st.none(), RUNS)
+         | st.builds(logs.Event, st.just("config"), st.dictionaries(st.sampled_from(FACTS), ODD)))
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.lists(EVENT, max_size=12))
+def test_no_log_whatever_its_facts_makes_the_table_raise(odd):
+    table = metrics.table(odd)
+    assert list(table.columns) == metrics.COLUMNS and table["step"].is_monotonic_increasing
+    metrics.summary(table)
+    noise.band(table)
+    watchdog.diagnose(table, finished=True)

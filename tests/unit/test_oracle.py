@@ -113,15 +113,16 @@ def log_probabilities(model, batch: dict, prefix: str = ""):
     return (picked * (labels != -100)).sum(dim=1)
 
 
-def oracle(folder: Path) -> list[dict]:
+@pytest.fixture(scope="module")
+def batches(trained) -> list[dict]:
     """Each micro-batch's loss, rewards and KL by the formulas of Ethayarajh et al. (2024), in float64."""
     import torch
     from transformers import LlamaForCausalLM
 
-    base = LlamaForCausalLM.from_pretrained(folder / "model", torch_dtype=torch.float64).eval()
+    base = LlamaForCausalLM.from_pretrained(trained / "model", torch_dtype=torch.float64).eval()
     frozen = {name: value.clone() for name, value in base.state_dict().items()}
     results = []
-    for file in sorted((folder / "batches").glob("*.pt")):
+    for file in sorted((trained / "batches").glob("*.pt")):
         kept = torch.load(file, weights_only=False)
         batch, accepted = kept["batch"], kept["batch"]["kto_tags"].bool()
         with torch.no_grad():
@@ -164,8 +165,8 @@ def check(row, batches: list[dict]) -> None:
 
 
 @pytest.mark.slow
-def test_the_tables_loss_rewards_and_kl_are_those_of_the_batches(trained):
-    table, batches = metrics.table(trained / "train.log", logging_steps=2), oracle(trained)
+def test_the_tables_loss_rewards_and_kl_are_those_of_the_batches(trained, batches):
+    table = metrics.table(trained / "train.log", logging_steps=2)
     train = table[table["split"] == "train"]
     assert train["step"].tolist() == [2, 4, 6]
     assert train["micro_batches"].tolist() == [4, 3, 3]  # 10 rows in batches of 2, in groups of 2, 2 and 1
@@ -178,13 +179,13 @@ def test_the_tables_loss_rewards_and_kl_are_those_of_the_batches(trained):
 
 
 @pytest.mark.slow
-def test_the_evaluations_are_those_of_the_held_out_batches(trained):
-    table, batches = metrics.table(trained / "train.log", logging_steps=2), oracle(trained)
+def test_the_evaluations_are_those_of_the_held_out_batches(trained, batches):
+    table = metrics.table(trained / "train.log", logging_steps=2)
     held_out = table[table["split"] == "eval"]
     assert held_out["step"].tolist() == [3, 6]
     for row in held_out.to_dict("records"):
         window = [batch for batch in batches if not batch["train"] and batch["step"] == row["step"]]
-        check(row, window)
+        check(row, window[:3])  # after the training LLaMA-Factory evaluates once more, and logs no such line
 
 
 @pytest.mark.slow

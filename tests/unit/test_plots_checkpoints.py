@@ -29,13 +29,23 @@ def test_without_any_save_a_failure_costs_everything():
 def test_pace_and_start_up_follow_from_the_times_of_the_saves():
     saves = [save(10), save(20), save(30), save(30, trial="output", layout="output_dir")]
     assert plots_checkpoints.pace(saves) == 9.0
-    assert plots_checkpoints.startup(saves, START.isoformat(), 9.0) == 60.0
+    assert plots_checkpoints.timing(saves, START.isoformat()) == (9.0, 60.0)
+
+
+def test_with_one_save_all_of_the_time_is_in_the_steps():
     assert plots_checkpoints.pace([save(10)]) is None
+    assert plots_checkpoints.timing([save(10)], START.isoformat()) == (15.0, 0.0)
 
 
 def test_of_several_trials_the_newest_gives_the_pace():
     later = [save(40, trial="TorchTrainer_b", seconds=5000), save(50, trial="TorchTrainer_b", seconds=5040)]
     assert plots_checkpoints.pace([save(10), save(20), *later]) == 4.0
+
+
+def test_a_resumed_trial_of_one_save_leaves_the_pace_to_the_first():
+    first, second = [save(10), save(20)], save(30, trial="TorchTrainer_b", seconds=5000)
+    launched = (START + timedelta(seconds=5000 - 90 - 70)).isoformat()
+    assert plots_checkpoints.timing([*first, second], launched) == (9.0, 70.0)  # it had 10 steps to go
 
 
 def test_the_timeline_says_its_worst_case_and_draws_a_row_a_trial():

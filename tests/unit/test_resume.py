@@ -156,6 +156,14 @@ def test_torch_ignores_a_new_learning_rate_after_a_resume():
     assert resumed.param_groups[0]["lr"] == 1e-3
 
 
+def test_what_changes_is_shown_without_this_machines_paths(trained, found):
+    base = resume.run_config(trained) | {"overwrite_output_dir": True}
+    extended = resume.config(base, found[2], resume.fresh_output_dir(trained), max_steps=60)
+    assert set(resume.changed(base, extended, trained).splitlines()) == {
+        "output_dir: storage/first-run/output-2", "max_steps: 60", "# without overwrite_output_dir",
+        f"resume_from_checkpoint: storage/first-run/{TRIAL}/checkpoint_000002/checkpoint"}
+
+
 def test_resume_is_latest_best_or_a_step():
     assert resume.step_of("20") == 20
     with pytest.raises(KitError, match="latest, best or a step"):

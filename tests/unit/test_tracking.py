@@ -1,0 +1,123 @@
+"""MLflow, for real: the embedded store, and a server that is started, stopped and started again."""
+
+import os
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+
+import pandas as pd
+import pytest
+import yaml
+
+from helpers import metrics, tracking
+from helpers.errors import KitError
+
+pytestmark = pytest.mark.slow
+TABLE = pd.DataFrame({
+    "step": [2, 4, 4], "epoch": [0.1, 0.2, 0.2], "split": ["train", "train", "eval"], "loss": [0.5, 0.4, 0.45],
+    "rewards/chosen": [float("nan"), 0.7, 0.2], "kl": [0.0, 2.5, 1.0], "kl_mean": [0.0, 1.25, 1.0],
+})
+
+
+@pytest.fixture
+def trained(run, monkeypatch):
+    """A run's folder as a training leaves it."""
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    run.config_file.write_text(yaml.safe_dump({
+        "learning_rate": 1e-3, "ray_init_kwargs": {"runtime_env": {"env_vars": {"HF_TOKEN": "hf_canary"}}}}))
+    run.note(dataset={"sha256": "abc", "rows": 3}, training={"status": "finished"})
+    metrics.write_jsonl(TABLE, run.metrics_file)
+    run.figures.mkdir()
+    (run.figures / "training.png").write_bytes(b"not really a picture")
+    return run
+
+
+class Server:
+    """A real `mlflow server` on a free port of loopback; its store outlives it."""
+
+    def __init__(self, folder):
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            self.port = free.getsockname()[1]
+        self.folder, self.url, self.process = folder, f"http://127.0.0.1:{self.port}", None
+
+    def start(self):
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(self.port), "--workers", "1",
+             "--backend-store-uri", f"sqlite:///{self.folder}/db", "--artifacts-destination", f"{self.folder}/art"],
+            stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
+        for _ in range(240):
+            try:
+                urllib.request.urlopen(f"{self.url}/health", timeout=1)
+                return self
+            except OSError:
+                time.sleep(0.5)
+        raise AssertionError("the MLflow server did not come up in two minutes")
+
+    def stop(self):
+        if self.process:
+            os.killpg(self.process.pid, 9)
+            self.process.wait()
+            self.process = None
+
+
+@pytest.fixture
+def server(tmp_path):
+    made = Server(tmp_path)
+    yield made
+    made.stop()
+
+
+def what_mlflow_has(run, run_id) -> pd.DataFrame:
+    client, rows = tracking.client(run), []
+    for name in client.get_run(run_id).data.metrics:
+        rows += [(name, point.step, point.value) for point in client.get_metric_history(run_id, name)]
+    return pd.DataFrame(rows, columns=["name", "step", "value"]).set_index(["name", "step"])["value"].to_dict()
+
+
+EXPECTED = {("loss", 2): 0.5, ("loss", 4): 0.4, ("rewards/chosen", 4): 0.7, ("kl", 2): 0.0, ("kl", 4): 2.5, ("kl_mean", 2): 0.0,
+            ("kl_mean", 4): 1.25, ("eval/loss", 4): 0.45, ("eval/rewards/chosen", 4): 0.2, ("eval/kl", 4): 1.0,
+            ("eval/kl_mean", 4): 1.0}
+
+
+def test_the_embedded_store_holds_the_tables_values_and_a_second_sync_sends_nothing(trained):
+    told = tracking.sync(trained)
+    assert told["points"] == len(EXPECTED) and what_mlflow_has(trained, told["run_id"]) == EXPECTED
+    again = tracking.sync(trained)
+    assert again["run_id"] == told["run_id"] and again["points"] == 0
+    assert (trained.storage / "mlflow.db").exists()
+
+
+def test_the_run_has_its_name_config_figures_and_no_secret(trained):
+    told = tracking.sync(trained)
+    client = tracking.client(trained)
+    found = client.get_run(told["run_id"])
+    assert found.info.run_name == "first-run" and found.info.status == "FINISHED"
+    assert found.data.params["learning_rate"] == "0.001" and found.data.params["data.sha256"] == "abc"
+    assert "hf_canary" not in str(found.to_dictionary())
+    names = {item.path for item in client.list_artifacts(told["run_id"])}
+    assert {"config.yaml", "metrics.jsonl", "figures"} <= names
+
+
+def test_a_server_that_goes_away_loses_nothing(trained, server, monkeypatch):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", server.start().url)
+    first = tracking.sync(trained, TABLE.iloc[:1])
+    server.stop()
+    began = time.monotonic()
+    with pytest.raises(KitError, match="nothing is lost"):
+        tracking.sync(trained)
+    assert time.monotonic() - began < 30
+    server.start()
+    later = tracking.sync(trained)
+    assert later["run_id"] == first["run_id"] and what_mlflow_has(trained, later["run_id"]) == EXPECTED
+    assert later["url"].startswith(server.url)
+
+
+def test_the_tracker_never_raises_and_says_what_to_do(trained, monkeypatch):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://user:secret@127.0.0.1:9")
+    tracker = tracking.Tracker(trained)
+    tracker.feed([])
+    said = tracker.close(TABLE)
+    assert "python -m helpers track" in said and "secret" not in said and trained.record()["tracking"] == {"sent": False}
