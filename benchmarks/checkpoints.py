@@ -27,10 +27,10 @@ def main() -> int:
         from helpers import checkpoints
 
         for round_ in ("first", "again"):
-            began = time.perf_counter()
+            began, busy = time.perf_counter(), time.process_time()
             found = checkpoints.find(scratch)
-            took = time.perf_counter() - began
-            print(f"{round_:>5}: {len(found):,} checkpoints found and judged in {took:.2f} s")
+            took, busy = time.perf_counter() - began, time.process_time() - busy
+            print(f"{round_:>5}: {len(found):,} checkpoints found and judged in {took:.2f} s ({busy:.2f} s of CPU)")
         began = time.perf_counter()
         checkpoints.table(found), checkpoints.latest(found), checkpoints.best(found)
         print(f"table, latest and best: {time.perf_counter() - began:.2f} s (pandas' import included)")

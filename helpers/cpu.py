@@ -1,8 +1,9 @@
-"""llamafactory-cli for machines without a GPU: the stock command with one name replaced.
+"""llamafactory-cli for machines without a GPU: the stock command with two names replaced.
 
 LLaMA-Factory 0.9.3 writes `use_gpu=True` into Ray Train's ScalingConfig (train/trainer_utils.py, `get_ray_trainer`); without
 a GPU the run then waits for ever. Here that one name, `ScalingConfig`, is replaced by a version that asks for a GPU only
-where `resources_per_worker` does. `python -m helpers.cpu train CONFIG` is otherwise `llamafactory-cli train CONFIG`.
+where `resources_per_worker` does. The second is Ray's report callback, which copies checkpoints that are still being
+written (helpers.report). `python -m helpers.cpu train CONFIG` is otherwise `llamafactory-cli train CONFIG`.
 """
 
 import inspect
@@ -37,9 +38,12 @@ def replace_scaling_config(trainer_utils) -> None:
 def main() -> None:
     """Replace the name, then run LLaMA-Factory's own command line with this process's arguments."""
     from llamafactory import cli
-    from llamafactory.train import trainer_utils
+    from llamafactory.train import trainer_utils, tuner
+
+    from helpers.report import WaitingReportCallback
 
     replace_scaling_config(trainer_utils)
+    tuner.RayTrainReportCallback = WaitingReportCallback
     sys.argv[0] = "llamafactory-cli"
     cli.main()
 

@@ -1,10 +1,11 @@
-"""What single lines of a training's log look like: patterns, and the values in them. `logs` decides what they mean.
+"""What single lines of a training's log look like, and the events that `logs` makes of them.
 
 From LLaMA-Factory 0.9.3, transformers 4.52.4, tqdm and Ray 2.48. Every pattern takes time linear in what it is given.
 """
 
 import re
 from functools import cache, lru_cache
+from typing import NamedTuple
 
 import orjson
 
@@ -21,7 +22,6 @@ ROW = re.compile("│ train_loop_config/(?:args/)?(\\S++) ++(\\S.*?) ++│")
 RANK0 = re.compile(rb"pid=(\d{1,18})\) world_rank=0\b")
 WORLD = re.compile(rb"Process rank: \d+, world size: (\d{1,9})")
 PARAMETERS = re.compile(rb"trainable params: ([\d,]{1,30}) \|\| all params: ([\d,]{1,30})")
-SAVING = re.compile(rb"Saving model checkpoint to (.*?checkpoint-(\d{1,15}))\s*$")
 EXCEPTION = re.compile(rb"(?:[\w.]+\.)?(\w*(?:Error|Exception|Interrupt))(?:\(\w+\))?(?:: |:?\s*$)")
 NUMBERS = {
     b"  Num examples = ": "num_examples", b"  Instantaneous batch size per device = ": "per_device_train_batch_size",
@@ -62,6 +62,32 @@ QUIET = (
     b"barrier(): using the device",
 )
 """Warnings of the stack that are no news to anybody."""
+
+
+class Event(NamedTuple):
+    """One thing that a log line said.
+
+    `kind` and what `data` holds:
+      metrics   a logged training window: loss, grad_norm, learning_rate, rewards/…, logps/…, kl, epoch
+      eval      an evaluation: the same with the prefix eval_, and kl without one
+      summary   the end of the training: train_runtime (s), train_loss, …
+      config    facts under LLaMA-Factory's names, from Ray's table and the trainer's own lines
+      progress  task (training, evaluating, or the bar's own title), done, total, elapsed and remaining (s or None);
+                of bars between two other events, or in one piece, only the last
+      phase     phase: starting, loading data, tokenizing, loading model, training, evaluating, saving, exporting,
+                evaluated (after the training) or finished
+      checkpoint  state (saving: the trainer begins; reported: Ray Train has it), path, and for saving the step
+      warning   text
+      failure   what (the exception's name or a short word), text
+    `pid`: the worker's process, None for the driver. `run`: which run of the file, from 0. `repeated`: this line, and
+    those like it that Ray left out (`[repeated 3x across cluster]`).
+    """
+
+    kind: str
+    data: dict
+    pid: int | None = None
+    run: int = 0
+    repeated: int = 1
 
 
 def number(text: str):
@@ -118,36 +144,36 @@ def bar(block: bytes, place: int) -> tuple[str, int, int, float | None, float | 
     return title.decode("utf-8", "replace"), int(found[1]), int(found[2]), seconds(found[3]), seconds(found[4])
 
 
-HASH = 2654435761
+SIX, HASH = 2**48 - 1, 0x9E3779B97F4A7C15
 
 
 @cache
 def _known():
-    """Whether four bytes, as a number times HASH, its upper half, may be how a key begins."""
+    """Which hashes belong to keys: a key's six bytes as a number, times HASH, its upper 16 of 64 bits."""
     import numpy as np
 
     known = np.zeros(1 << 16, bool)
-    known[[(int.from_bytes(key[:4], "little") * HASH % 2**32) >> 16 for key in KEYS]] = True
+    known[[(int.from_bytes(key, "little") * HASH % 2**64) >> 48 for key in KEYS]] = True
     return known
 
 
 def places(block: bytes) -> list[int]:
-    """Where in `block` something known may begin: a few thousand of a million bytes, found by numpy in a few passes.
+    """Where in `block` something known may begin: a few hundred of 100,000 bytes, found by numpy in a few passes.
 
-    A place is one that has a key's first four bytes and stands at a line's start or after Ray's prefix, `>> `, `-- `,
-    a colon, a tab, or is an opening brace; and wherever an error is named.
+    A place is one where a key stands at a line's start or after Ray's prefix, `>> `, `-- `, a colon or a tab, or that
+    is an opening brace; and wherever an error is named (`rror`).
     """
     import numpy as np
 
     found = []
-    if len(block) > 6:
+    if len(block) > 8:
         array = np.frombuffer(block, np.uint8)
         begins, before, ends = np.ones(len(array), bool), array[:-1], array[:-2]
         begins[1:] = (before == 10) | (before == 13) | (before == 9) | (array[1:] == 123)
         begins[2:] |= (array[1:-1] == 32) & ((ends == 109) | (ends == 41) | (ends == 62) | (ends == 45) | (ends == 58))
-        at = np.flatnonzero(begins[:-5])
-        words = np.ndarray((len(array) - 3,), "<u4", buffer=block, strides=(1,))[at]
-        found = at[_known()[(words * HASH) >> 16]].tolist()
+        at = np.flatnonzero(begins[:-7])
+        words = np.ndarray((len(array) - 7,), "<u8", buffer=block, strides=(1,))[at] & SIX
+        found = at[_known()[words * np.uint64(HASH) >> np.uint64(48)]].tolist()
     place = block.find(b"rror")
     while place >= 0:
         found.append(place)

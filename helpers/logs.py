@@ -8,38 +8,12 @@ samples) mean nothing here.
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
 
 from . import loglines as lines
+from .loglines import Event
 
 LONGEST = 1 << 20
 """Bytes of an unfinished line that are kept; what it has beyond is dropped, so that memory stays flat."""
-
-
-class Event(NamedTuple):
-    """One thing that a log line said.
-
-    `kind` and what `data` holds:
-      metrics   a logged training window: loss, grad_norm, learning_rate, rewards/…, logps/…, kl, epoch
-      eval      an evaluation: the same with the prefix eval_, and kl without one
-      summary   the end of the training: train_runtime (s), train_loss, …
-      config    facts under LLaMA-Factory's names, from Ray's table and the trainer's own lines
-      progress  task (training, evaluating, or the bar's own title), done, total, elapsed and remaining (s or None);
-                of bars between two other events, or in one piece, only the last
-      phase     phase: starting, loading data, tokenizing, loading model, training, evaluating, saving, exporting,
-                evaluated (after the training) or finished
-      checkpoint  state (saving: the trainer begins; reported: Ray Train has it), path, and for saving the step
-      warning   text
-      failure   what (the exception's name or a short word), text
-    `pid`: the worker's process, None for the driver. `run`: which run of the file, from 0. `repeated`: this line, and
-    those like it that Ray left out (`[repeated 3x across cluster]`).
-    """
-
-    kind: str
-    data: dict
-    pid: int | None = None
-    run: int = 0
-    repeated: int = 1
 
 
 class Parser:
@@ -147,7 +121,9 @@ class Parser:
             title = "evaluating" if aside else "training"
         if self._bars.get(title) == (done, total):
             return
-        self._bars = {**self._bars, title: (done, total)} if len(self._bars) < 100 else {}
+        if len(self._bars) > 100:
+            self._bars.clear()
+        self._bars[title] = (done, total)
         self._at = (block, place)
         if title == "training":
             self._step = done
@@ -209,10 +185,12 @@ class Parser:
             self._stage(said)
 
     def _saving(self, said: bytes) -> None:
-        if found := lines.SAVING.match(said):
+        path = said.removeprefix(b"Saving model checkpoint to ").strip()
+        step = path.rpartition(b"checkpoint-")[2]
+        if len(path) < len(said.strip()) and step != path and step.isdigit():
             self._enter("saving")
-            path = found[1].decode("utf-8", "replace")
-            self._emit("checkpoint", {"state": "saving", "step": int(found[2]), "path": path})
+            data = {"state": "saving", "step": int(step[:18]), "path": path.decode("utf-8", "replace")}
+            self._emit("checkpoint", data)
 
     def _reported(self, said: bytes) -> None:
         path = said.partition(b"path=")[2].partition(b")")[0] or said.partition(b" at: (")[2].partition(b")")[2].strip()

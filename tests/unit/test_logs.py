@@ -23,7 +23,7 @@ def events(text: bytes | str, piece: int | None = None) -> list:
 
 
 def lasting(found: list) -> list:
-    """What may not depend on how the stream was cut: every event but progress, and before rare ones the last progress."""
+    """What may not depend on how the stream was cut: events but progress, and the last progress before rare ones."""
     told, bars = [], {}
     for event in found:
         if event.kind == "progress":
