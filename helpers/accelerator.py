@@ -126,12 +126,16 @@ def install() -> None:
         workflow.CustomKTOTrainer = accelerated(workflow.CustomKTOTrainer)
 
 
+_stock = None
+"""LLaMA-Factory's own training function, kept where `training_function` has taken its place."""
+
+
 def training_function(config: dict) -> None:
     """What every worker runs. Ray sends it by name: this package must be importable where the workers are."""
-    from llamafactory.train.tuner import _training_function as stock
+    from llamafactory.train import tuner
 
     install()
-    stock(config)
+    (_stock or tuner._training_function)(config)
 
 
 def replace_training_function() -> None:
@@ -140,9 +144,10 @@ def replace_training_function() -> None:
 
     from . import cpu
 
+    global _stock
     cpu.replace_scaling_config(trainer_utils)
     install()
-    tuner._training_function = training_function
+    _stock, tuner._training_function = tuner._training_function, training_function
 
 
 def main() -> None:

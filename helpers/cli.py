@@ -4,7 +4,7 @@ Results go to stdout, progress to stderr; exit status 0: done, 1: the thing aske
 """
 
 import json
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated
 
@@ -12,15 +12,27 @@ import typer
 
 from .errors import KitError
 
-app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None,
-                  help="KTO at scale: align a model to thumbs-up/thumbs-down feedback, on a laptop or a Ray cluster.")
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    help="KTO at scale: align a model to thumbs-up/thumbs-down feedback, on a laptop or a Ray cluster.",
+)
 config_app = typer.Typer(no_args_is_help=True, help="Configurations.")
 app.add_typer(config_app, name="config")
 
 Profile = Annotated[str, typer.Option(help="Where it runs: local, anyscale, ray, or the path of a profile's YAML.")]
 Storage = Annotated[str, typer.Option(help="Where runs are kept. Default: $KTO_STORAGE, else the profile's own.")]
-Values = Annotated[list[str], typer.Option("-p", "--parameter", metavar="NAME=VALUE",
-                                           help="A notebook's parameter; may be repeated. An unknown one is an error.")]
+Values = Annotated[
+    list[str],
+    typer.Option(
+        "-p",
+        "--parameter",
+        metavar="NAME=VALUE",
+        help="A notebook's parameter; may be repeated. An unknown one is an error.",
+    ),
+]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
 
 
@@ -36,17 +48,21 @@ def fail(error: KitError, code: int = 1) -> typer.Exit:
 
 
 @app.command()
-def run(profile: Profile = "local", storage: Storage = "", parameter: Values = [],  # noqa: B006
-        run_name: Annotated[str, typer.Option(help="The run's folder. Default: the profile and the time.")] = "",
-        resume: Annotated[str, typer.Option(help="auto: go on with --run-name where it was interrupted.")] = "",
-        as_json: AsJson = False) -> None:
+def run(
+    profile: Profile = "local",
+    storage: Storage = "",
+    parameter: Values = [],  # noqa: B006
+    run_name: Annotated[str, typer.Option(help="The run's folder. Default: the profile and the time.")] = "",
+    resume: Annotated[str, typer.Option(help="auto: go on with --run-name where it was interrupted.")] = "",
+    as_json: AsJson = False,
+) -> None:
     """The six notebooks in order, executed into <run>/notebooks/.
 
     Example: python -m helpers run --profile local -p max_steps=12 -p learning_rate=5e-4
     """
     from . import pipeline, runs
 
-    started = datetime.now(timezone.utc)
+    started = datetime.now(UTC)
     storage = str(Path(storage).expanduser().resolve()) if storage else ""
     if resume not in ("", "auto"):
         raise fail(KitError(f"--resume {resume}", "auto", "correct --resume; a step is chosen in notebook 5"), 2)
@@ -65,7 +81,7 @@ def run(profile: Profile = "local", storage: Storage = "", parameter: Values = [
         pipeline.execute(target, values, say, begin)
     except KitError as error:
         raise fail(error) from None
-    shown = pipeline.summary(target) | {"total seconds": (datetime.now(timezone.utc) - started).seconds}
+    shown = pipeline.summary(target) | {"total seconds": (datetime.now(UTC) - started).seconds}
     typer.echo(json.dumps(shown, indent=2) if as_json else two_columns(shown))
 
 
@@ -79,7 +95,9 @@ def parameters(as_json: AsJson = False) -> None:
         typer.echo(json.dumps(known, indent=2))
         return
     for name, entry in known.items():
-        typer.echo(f"{name}: {entry['type']} = {entry['default']}  # {entry['help']}  ({', '.join(entry['notebooks'])})")
+        typer.echo(
+            f"{name}: {entry['type']} = {entry['default']}  # {entry['help']}  ({', '.join(entry['notebooks'])})"
+        )
 
 
 @app.command()
@@ -111,8 +129,10 @@ def track(folder: Annotated[Path, typer.Argument(help="A run's folder.")]) -> No
 
 
 @app.command()
-def checkpoints(where: Annotated[str, typer.Argument(help="A run's folder, any folder with checkpoints, or s3://, gs://.")],
-                as_json: AsJson = False) -> None:
+def checkpoints(
+    where: Annotated[str, typer.Argument(help="A run's folder, any folder with checkpoints, or s3://, gs://.")],
+    as_json: AsJson = False,
+) -> None:
     """The checkpoints there: step, size, figures, complete or why not.
 
     Example: python -m helpers checkpoints storage/first-run
@@ -123,7 +143,9 @@ def checkpoints(where: Annotated[str, typer.Argument(help="A run's folder, any f
         found = room.table(room.find(where))
     except KitError as error:
         raise fail(error) from None
-    typer.echo(found.to_json(orient="records", indent=2, default_handler=str) if as_json else found.to_string(index=False))
+    typer.echo(
+        found.to_json(orient="records", indent=2, default_handler=str) if as_json else found.to_string(index=False)
+    )
     if found.empty or not found["complete"].any():
         raise typer.Exit(1)
 
@@ -141,16 +163,24 @@ def doctor(profile: Profile = "local", storage: Storage = "", as_json: AsJson = 
     except KitError as error:
         raise fail(error) from None
     wrong = [row for row in rows if not row["ok"]]
-    typer.echo(json.dumps({"packages": rows, **facts}, indent=2) if as_json else f"{two_columns(facts)}\n{table(wrong or rows)}")
+    typer.echo(
+        json.dumps({"packages": rows, **facts}, indent=2)
+        if as_json
+        else f"{two_columns(facts)}\n{table(wrong or rows)}"
+    )
     if wrong:
         raise typer.Exit(1)
 
 
 @config_app.command()
-def show(profile: Profile = "local", storage: Storage = "",
-         run_name: Annotated[str, typer.Option(help="A run that 01 and 02 have prepared.")] = "first-run",
-         parameter: Annotated[list[str], typer.Option("-p", metavar="KEY=VALUE",
-                                                      help="A LLaMA-Factory key; may be repeated.")] = []) -> None:  # noqa: B006
+def show(
+    profile: Profile = "local",
+    storage: Storage = "",
+    run_name: Annotated[str, typer.Option(help="A run that 01 and 02 have prepared.")] = "first-run",
+    parameter: Annotated[
+        list[str], typer.Option("-p", metavar="KEY=VALUE", help="A LLaMA-Factory key; may be repeated.")
+    ] = [],
+) -> None:  # noqa: B006
     """The resolved YAML of a run with these overrides; nothing is written.
 
     Example: python -m helpers config show --run-name first-run -p learning_rate=5.0e-4
@@ -161,14 +191,17 @@ def show(profile: Profile = "local", storage: Storage = "",
 
     try:
         overrides = yaml.safe_load("\n".join(p.replace("=", ": ", 1) for p in parameter)) or {}
-        typer.echo(yaml.safe_dump(config.resolve(runs.open_run(profile, storage, run_name), **overrides), sort_keys=False))
+        typer.echo(
+            yaml.safe_dump(config.resolve(runs.open_run(profile, storage, run_name), **overrides), sort_keys=False)
+        )
     except KitError as error:
         raise fail(error) from None
 
 
 @app.command()
-def metrics(log: Annotated[Path, typer.Argument(help="A LLaMA-Factory log, or a run's folder.")],
-            as_json: AsJson = False) -> None:
+def metrics(
+    log: Annotated[Path, typer.Argument(help="A LLaMA-Factory log, or a run's folder.")], as_json: AsJson = False
+) -> None:
     """The table of a training log in KTO's units; also of a log that this project did not make.
 
     Example: python -m helpers metrics storage/first-run

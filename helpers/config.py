@@ -20,8 +20,9 @@ def template(name: str) -> dict:
     """The template of that file name in train-configs/, or at that path, as a dict."""
     path = Path(name) if Path(name).is_absolute() else TEMPLATES / name
     if not path.is_file():
-        raise KitError(f"there is no template {name!r}", f"a path, or one of {', '.join(available())}",
-                       "correct `train_config`")
+        raise KitError(
+            f"there is no template {name!r}", f"a path, or one of {', '.join(available())}", "correct `train_config`"
+        )
     return read_yaml(path)
 
 
@@ -37,8 +38,11 @@ def read_yaml(path: Path) -> dict:
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         where = f", line {mark.line + 1}, column {mark.column + 1}" if mark else ""
-        raise KitError(f"{path.name} is malformed YAML{where}: {getattr(error, 'problem', error)}",
-                       "key: value lines", f"mend {path}") from None
+        raise KitError(
+            f"{path.name} is malformed YAML{where}: {getattr(error, 'problem', error)}",
+            "key: value lines",
+            f"mend {path}",
+        ) from None
     if not isinstance(content, dict):
         raise KitError(f"{path.name} holds a {type(content).__name__}", "key: value lines", f"mend {path}")
     return content
@@ -53,8 +57,11 @@ def resolve(run: Run, train_config: str = "", **overrides) -> dict:
     record = run.record()
     for key, made_by in (("model", "01_setup"), ("dataset", "02_data")):
         if key not in record:
-            raise KitError(f"the run {run.name!r} has no {key} yet", f"what {made_by} records in run.json",
-                           f"run {made_by} with the same run_name")
+            raise KitError(
+                f"the run {run.name!r} has no {key} yet",
+                f"what {made_by} records in run.json",
+                f"run {made_by} with the same run_name",
+            )
     config = {
         "model_name_or_path": record["model"]["path"],
         "template": record["model"]["template"],
@@ -85,23 +92,39 @@ def write(run: Run, config: dict) -> Path:
 def check(path: Path) -> None:
     """LLaMA-Factory's own parser as the judge (helpers.judge). KitError names every wrong key and the closest valid one."""
     read_yaml(path)
-    judge = subprocess.run([sys.executable, "-m", "helpers.judge", str(path)], capture_output=True, text=True, cwd=ROOT,
-                           env={**os.environ, "LLAMAFACTORY_VERBOSITY": "ERROR", "USE_RAY": "1"})
+    judge = subprocess.run(
+        [sys.executable, "-m", "helpers.judge", str(path)],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        env={**os.environ, "LLAMAFACTORY_VERBOSITY": "ERROR", "USE_RAY": "1"},
+    )
     if judge.returncode != 0:
-        raise KitError(f"the config could not be judged: {judge.stderr.strip().splitlines()[-1]}",
-                       "LLaMA-Factory 0.9.3 that can be imported", "run `make install`")
+        raise KitError(
+            f"the config could not be judged: {judge.stderr.strip().splitlines()[-1]}",
+            "LLaMA-Factory 0.9.3 that can be imported",
+            "run `make install`",
+        )
     if found := json.loads(judge.stdout):
         lines = [f["found"] + (f"; expected: {f['expected']}" if f["expected"] else "") for f in found]
-        raise KitError("the config has " + (f"{len(lines)} errors" if len(lines) > 1 else "an error") + ":\n  - "
-                       + "\n  - ".join(lines), "", "correct these keys (in 03's parameters, or the template)")
+        raise KitError(
+            "the config has "
+            + (f"{len(lines)} errors" if len(lines) > 1 else "an error")
+            + ":\n  - "
+            + "\n  - ".join(lines),
+            "",
+            "correct these keys (in 03's parameters, or the template)",
+        )
 
 
 def traps(config: dict, record: dict) -> list[str]:
     """What LLaMA-Factory accepts and KTO suffers from, a sentence each with its remedy. Empty: nothing to say."""
     found = []
     if config.get("per_device_train_batch_size", 1) == 1:
-        found.append("per_device_train_batch_size is 1: the reference point is estimated from a single mismatched pair a "
-                     "step, very noisily; 4 or more where memory allows")
+        found.append(
+            "per_device_train_batch_size is 1: the reference point is estimated from a single mismatched pair a "
+            "step, very noisily; 4 or more where memory allows"
+        )
     if "report_to" not in config:
         found.append("report_to is missing: every tracker installed would be tried; write `report_to: none`")
     rows, cut = record.get("dataset", {}).get("rows", 0), config.get("max_samples")

@@ -14,7 +14,7 @@ from .shapes import Shape, rows
 ROWS = 2000
 """source records in a table: few enough to stream, enough to be cheap"""
 
-RAY_FROM = 1 << 30
+RAY_FROM = 2 << 30
 """bytes of input from which a cluster is worth its start-up (measured: benchmarks/dataset.py)"""
 
 

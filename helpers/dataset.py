@@ -73,24 +73,22 @@ def check(source: Source, report: Path | None = None, columns: dict | None = Non
     `stars`: so many of five or more are accepted; `strict`: problems stop instead of being counted; `engine`: local or
     ray (on the profile's cluster), empty for what suits the size. KitError where no row is left, or only one label.
     """
-    plans = [readers.plan(file) for file in source.files]
-    chunks = [replace(chunk, file=place) for place, (_, part) in enumerate(plans) for chunk in part]
-    sample = itertools.islice((value for chunk in chunks for _, value in readers.read(chunk)), SAMPLE)
-    shape = recognise(list(sample), columns, scale)
-    digest = plans[0][0] if len(plans) == 1 else hashlib.sha256("".join(d for d, _ in plans).encode()).hexdigest()
     spool = tempfile.TemporaryDirectory(prefix="kto-")
     ledger = Ledger(report or Path(spool.name) / "problems.jsonl")
-    engine = engine or (convert.choose_engine(chunks) if profile else "local")
-    tables = convert.tables(chunks, shape, stars, engine, profile)
     try:
+        plans = [readers.plan(file) for file in source.files]
+        chunks = [replace(chunk, file=place) for place, (_, part) in enumerate(plans) for chunk in part]
+        sample = itertools.islice((value for chunk in chunks for _, value in readers.read(chunk)), SAMPLE)
+        shape = recognise(list(sample), columns, scale)
+        engine = engine or (convert.choose_engine(chunks) if profile else "local")
+        tables = convert.tables(chunks, shape, stars, engine, profile)
         kept = _spool(tables, Path(spool.name), ledger, source.names)
         repaired = kept.pop("repaired")
-        checked = Checked(source, shape, digest, ledger, **kept, spool=spool)
+        checked = Checked(source, shape, _digest([digest for digest, _ in plans]), ledger, **kept, spool=spool)
         _look_across(checked, repaired)
     except OSError as error:
-        raise KitError(f"reading {source.origin} into {spool.name} failed: {error}",
-                       "readable files, and local disk for one copy of the data",
-                       "free some space, or set TMPDIR to a larger disk") from None
+        raise KitError(f"reading {source.origin} failed: {error}", "readable files, and local disk for one copy of the "
+                       f"data in {spool.name}", "free some space, or set TMPDIR to a larger disk") from None
     ledger.stop_if(strict)
     if len(np.unique(checked.labels)) < 2:
         only = "accepted" if checked.labels[0] else "rejected"
@@ -143,6 +141,11 @@ def prepare(dataset: str, datasets: Path, heldout: float = 0.2, seed: int = 42, 
     """All at once: find, check (`how`: see `check`), split, register; returns the facts that `register` does."""
     checked = check(find(dataset, datasets / "downloads"), **how)
     return register(checked, split(checked, heldout, seed), datasets, seed, name)
+
+
+def _digest(digests: list[str]) -> str:
+    """One file's own sha256; of several the sha256 of theirs, in order."""
+    return digests[0] if len(digests) == 1 else hashlib.sha256("".join(digests).encode()).hexdigest()
 
 
 def _count(checked: Checked, indices: np.ndarray) -> dict:

@@ -26,8 +26,14 @@ def packages(requirements: Path = ROOT / "requirements.txt") -> list[dict]:
                 installed = metadata.version(name)
             except metadata.PackageNotFoundError:
                 installed = ""
-            rows.append({"package": name, "required": required, "installed": installed or "missing",
-                         "ok": installed.split("+")[0] == required})
+            rows.append(
+                {
+                    "package": name,
+                    "required": required,
+                    "installed": installed or "missing",
+                    "ok": installed.split("+")[0] == required,
+                }
+            )
     return rows
 
 
@@ -35,8 +41,11 @@ def refuse_wrong_packages(rows: list[dict]) -> None:
     """KitError that lists the packages whose version is not the required one."""
     wrong = [f"{row['package']} {row['installed']} (required: {row['required']})" for row in rows if not row["ok"]]
     if wrong:
-        raise KitError(f"{len(wrong)} packages differ from what is required: {', '.join(wrong)}",
-                       "the versions in requirements.txt", "run `make install` (on a cluster image: make install-cluster)")
+        raise KitError(
+            f"{len(wrong)} packages differ from what is required: {', '.join(wrong)}",
+            "the versions in requirements.txt",
+            "run `make install` (on a cluster image: make install-cluster)",
+        )
 
 
 def disk(storage: Path, needed_gib: float = 3.0) -> float:
@@ -44,9 +53,11 @@ def disk(storage: Path, needed_gib: float = 3.0) -> float:
     there = next(folder for folder in (storage, *storage.parents) if folder.exists())
     free = shutil.disk_usage(there).free / GIB
     if free < needed_gib:
-        raise KitError(f"{free:.1f} GiB of disk are free in {there}",
-                       f"{needed_gib:g} GiB for the base model, checkpoints and the merged model",
-                       "free some space, or choose another `storage`")
+        raise KitError(
+            f"{free:.1f} GiB of disk are free in {there}",
+            f"{needed_gib:g} GiB for the base model, checkpoints and the merged model",
+            "free some space, or choose another `storage`",
+        )
     return free
 
 
@@ -65,8 +76,11 @@ def ray_cluster(profile: Profile, num_cpus: int = 3):
     try:
         ray.init(address=profile.ray_address, log_to_driver=False, logging_level=logging.ERROR, **own)
     except (ConnectionError, ValueError) as error:
-        raise KitError(f"no Ray cluster answers at {profile.ray_address!r}: {error}", "a running cluster",
-                       "start one (ray start --head), or use the profile local") from None
+        raise KitError(
+            f"no Ray cluster answers at {profile.ray_address!r}: {error}",
+            "a running cluster",
+            "start one (ray start --head), or use the profile local",
+        ) from None
     try:
         yield ray
     finally:
@@ -78,8 +92,13 @@ def cluster(profile: Profile) -> dict:
     with ray_cluster(profile) as ray:
         resources, nodes = ray.cluster_resources(), [node for node in ray.nodes() if node["Alive"]]
     kinds = sorted(name.removeprefix("accelerator_type:") for name in resources if name.startswith("accelerator_type:"))
-    return {"nodes": len(nodes), "CPU": resources.get("CPU", 0), "GPU": resources.get("GPU", 0),
-            "kinds of GPU": ", ".join(kinds) or "none", "memory GiB": round(resources.get("memory", 0) / GIB, 1)}
+    return {
+        "nodes": len(nodes),
+        "CPU": resources.get("CPU", 0),
+        "GPU": resources.get("GPU", 0),
+        "kinds of GPU": ", ".join(kinds) or "none",
+        "memory GiB": round(resources.get("memory", 0) / GIB, 1),
+    }
 
 
 def gpus_here() -> int:
@@ -100,4 +119,6 @@ def workers_fit(config: dict, resources: dict) -> None:
             trainer = " and the trainer's one" if name == "CPU" else ""
             raise KitError(
                 f"the config asks for {asked:g} {name} ({workers} workers of {each.get(name, 0)}{trainer}), the cluster has {there:g}",
-                "as much as is asked for; Ray would wait for ever", "lower ray_num_workers, or add nodes")
+                "as much as is asked for; Ray would wait for ever",
+                "lower ray_num_workers, or add nodes",
+            )

@@ -18,37 +18,67 @@ class Cause(NamedTuple):
 
 
 CAUSES = [
-    Cause("the disk is full", r"No space left on device|Errno 28|Disk quota exceeded",
-          "checkpoints hold the optimiser too and are written twice (output/ and Ray's copy)",
-          "free space, or another `storage`; then save less often (save_steps) or keep fewer (save_total_limit)"),
-    Cause("a GPU ran out of memory", r"CUDA out of memory|torch\.OutOfMemoryError|torch\.cuda\.OutOfMemoryError",
-          "activations and the float32 logits grow with rows x tokens x vocabulary",
-          "in this order: per_device_train_batch_size down and gradient_accumulation_steps up; cutoff_len down; "
-          "disable_gradient_checkpointing: false; enable_liger_kernel: true; quantization_bit: 4"),
-    Cause("a node ran out of memory", r"running low on memory|killed by the OOM killer|Cannot allocate memory|OutOfMemoryError: Task was killed",
-          "each worker loads the model once into the node's own memory",
-          "fewer workers on a node, a node with more memory, or preprocessing_num_workers down"),
-    Cause("the model is gated", r"GatedRepoError|is a gated repo|Access to model .* is restricted|401 Client Error|403 Client Error",
-          "the hub gives this model only to accounts that accepted its licence",
-          "accept it on the model's page, then set HF_TOKEN in the environment (never in a file)"),
-    Cause("the model was not found", r"is not a local folder and is not a valid model identifier|RepositoryNotFoundError|couldn't connect to 'https://huggingface\.co'|LocalEntryNotFoundError",
-          "a slip in model_name_or_path, or no way to the hub from the workers",
-          "correct model_name_or_path, or give a folder that every node sees"),
-    Cause("the dataset was not read", r"Undefined dataset|Cannot find valid samples|DatasetGenerationError|Cannot open .*dataset_info\.json|File .* not found\.",
-          "the registry or the file is not where the workers look, or no row is valid",
-          "run 02_data again with the same run_name, on storage that every node sees"),
-    Cause("MLflow could not be reached", r"MlflowException|api_token not set|Failed to (?:connect|reach).*mlflow|mlflow.*(?:Connection refused|Max retries)",
-          "report_to: mlflow logs from inside the training and ends it when the server is away",
-          "report_to: none (this project sends the same figures itself, outside the training), or start the server"),
-    Cause("the workers lost each other", r"NCCL (?:error|timeout|WARN)|ncclInternalError|Watchdog caught collective operation timeout|gloo.*(?:Timed out|Connection (?:closed|reset))|Connection closed by peer|Timed out waiting .*ms for",
-          "a worker died or hung, or the nodes' network blocks the workers' ports",
-          "look for the first worker's own error above; ddp_timeout bounds the wait; NCCL_DEBUG=INFO says more"),
-    Cause("a worker was killed", r"ActorDiedError|WorkerCrashedError|The actor (?:is dead|died)|worker died|SIGKILL|raylet.*(?:died|terminated)|NodeDiedError|RayActorError",
-          "killed from outside: memory, a lost node, or by hand",
-          "see the node's memory; then go on from the last complete checkpoint: notebook 5, `resume`"),
-    Cause("an older Ray instance was found", r"num_cpus and num_gpus must not be provided",
-          "a launch that was killed left its Ray running, and this one joined it",
-          "end it (ray stop, if it is yours), or set ray_init_kwargs: {address: local}"),
+    Cause(
+        "the disk is full",
+        r"No space left on device|Errno 28|Disk quota exceeded",
+        "checkpoints hold the optimiser too and are written twice (output/ and Ray's copy)",
+        "free space, or another `storage`; then save less often (save_steps) or keep fewer (save_total_limit)",
+    ),
+    Cause(
+        "a GPU ran out of memory",
+        r"CUDA out of memory|torch\.OutOfMemoryError|torch\.cuda\.OutOfMemoryError",
+        "activations and the float32 logits grow with rows x tokens x vocabulary",
+        "in this order: per_device_train_batch_size down and gradient_accumulation_steps up; cutoff_len down; "
+        "disable_gradient_checkpointing: false; enable_liger_kernel: true; quantization_bit: 4",
+    ),
+    Cause(
+        "a node ran out of memory",
+        r"running low on memory|killed by the OOM killer|Cannot allocate memory|OutOfMemoryError: Task was killed",
+        "each worker loads the model once into the node's own memory",
+        "fewer workers on a node, a node with more memory, or preprocessing_num_workers down",
+    ),
+    Cause(
+        "the model is gated",
+        r"GatedRepoError|is a gated repo|Access to model .* is restricted|401 Client Error|403 Client Error",
+        "the hub gives this model only to accounts that accepted its licence",
+        "accept it on the model's page, then set HF_TOKEN in the environment (never in a file)",
+    ),
+    Cause(
+        "the model was not found",
+        r"is not a local folder and is not a valid model identifier|RepositoryNotFoundError|couldn't connect to 'https://huggingface\.co'|LocalEntryNotFoundError",
+        "a slip in model_name_or_path, or no way to the hub from the workers",
+        "correct model_name_or_path, or give a folder that every node sees",
+    ),
+    Cause(
+        "the dataset was not read",
+        r"Undefined dataset|Cannot find valid samples|DatasetGenerationError|Cannot open .*dataset_info\.json|File .* not found\.",
+        "the registry or the file is not where the workers look, or no row is valid",
+        "run 02_data again with the same run_name, on storage that every node sees",
+    ),
+    Cause(
+        "MLflow could not be reached",
+        r"MlflowException|api_token not set|Failed to (?:connect|reach).*mlflow|mlflow.*(?:Connection refused|Max retries)",
+        "report_to: mlflow logs from inside the training and ends it when the server is away",
+        "report_to: none (this project sends the same figures itself, outside the training), or start the server",
+    ),
+    Cause(
+        "the workers lost each other",
+        r"NCCL (?:error|timeout|WARN)|ncclInternalError|Watchdog caught collective operation timeout|gloo.*(?:Timed out|Connection (?:closed|reset))|Connection closed by peer|Timed out waiting .*ms for",
+        "a worker died or hung, or the nodes' network blocks the workers' ports",
+        "look for the first worker's own error above; ddp_timeout bounds the wait; NCCL_DEBUG=INFO says more",
+    ),
+    Cause(
+        "a worker was killed",
+        r"ActorDiedError|WorkerCrashedError|The actor (?:is dead|died)|worker died|SIGKILL|raylet.*(?:died|terminated)|NodeDiedError|RayActorError",
+        "killed from outside: memory, a lost node, or by hand",
+        "see the node's memory; then go on from the last complete checkpoint: notebook 5, `resume`",
+    ),
+    Cause(
+        "an older Ray instance was found",
+        r"num_cpus and num_gpus must not be provided",
+        "a launch that was killed left its Ray running, and this one joined it",
+        "end it (ray stop, if it is yours), or set ray_init_kwargs: {address: local}",
+    ),
 ]
 
 
@@ -73,7 +103,9 @@ def explain(log: Path) -> Explanation:
             return Explanation(cause.name, cause.why, cause.do, line[:300])
     errors = [line for line in lines if re.match(r"(?:[\w.]+\.)?\w*(?:Error|Exception|Interrupt)\b", line)]
     last = (errors or lines or ["nothing was printed"])[-1]
-    return Explanation("the training failed", "not one of the known causes", "read the log from its end upwards", last[:300])
+    return Explanation(
+        "the training failed", "not one of the known causes", "read the log from its end upwards", last[:300]
+    )
 
 
 def readable(log: Path) -> list[str]:

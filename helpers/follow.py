@@ -30,7 +30,9 @@ class Watch:
         if now - self.looked < self.every or not self.training:
             return []
         self.looked = now
-        return self.new(watchdog.diagnose(metrics.table(list(self.events)), now - self.moved, False, self.beta, self.patience))
+        return self.new(
+            watchdog.diagnose(metrics.table(list(self.events)), now - self.moved, False, self.beta, self.patience)
+        )
 
     def new(self, findings: list[watchdog.Finding]) -> list[watchdog.Finding]:
         """Those whose kind was not said before."""

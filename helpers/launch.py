@@ -155,8 +155,11 @@ def start(run: Run) -> Training:
             lock.release()
             raise Timeout(str(lock.lock_file))
     except Timeout:
-        raise KitError(f"the run {run.name!r} is being trained at this moment", "one launch of a run at a time",
-                       "wait for its end, or choose another run_name") from None
+        raise KitError(
+            f"the run {run.name!r} is being trained at this moment",
+            "one launch of a run at a time",
+            "wait for its end, or choose another run_name",
+        ) from None
     try:
         return _launch(run, lock, resuming)
     except BaseException:
@@ -175,13 +178,25 @@ def _launch(run: Run, lock: FileLock, resuming: bool) -> Training:
         begins = log.tell()
         guardian = subprocess.Popen(
             [sys.executable, "-m", "helpers.guard", mark, "--", *arguments],
-            stdin=subprocess.PIPE, stdout=log, stderr=subprocess.STDOUT, start_new_session=True,
-            cwd=run.folder, env={**os.environ, **settings},
+            stdin=subprocess.PIPE,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+            cwd=run.folder,
+            env={**os.environ, **settings},
         )
     earlier = run.record().get("training")
     launches = [*earlier.pop("earlier", []), earlier] if earlier else []
-    run.note(training={"status": "running", "started": now(), "mark": mark, "command": spelled(run, config_file),
-                       "environment": masked(settings), "earlier": launches})
+    run.note(
+        training={
+            "status": "running",
+            "started": now(),
+            "mark": mark,
+            "command": spelled(run, config_file),
+            "environment": masked(settings),
+            "earlier": launches,
+        }
+    )
     return Training(run, guardian, mark, lock, begins)
 
 

@@ -59,7 +59,9 @@ def generate(model_name_or_path: str, prompts: list[str], max_new_tokens: int = 
 
     gpu = torch.cuda.is_available()
     tokenizer = AutoTokenizer.from_pretrained(model_name_or_path)
-    model = AutoModelForCausalLM.from_pretrained(model_name_or_path, torch_dtype=torch.bfloat16 if gpu else torch.float32)
+    model = AutoModelForCausalLM.from_pretrained(
+        model_name_or_path, torch_dtype=torch.bfloat16 if gpu else torch.float32
+    )
     model = model.to("cuda" if gpu else "cpu").eval()
     replies = []
     for prompt in prompts:
@@ -99,8 +101,11 @@ def _from_package(name: str, models_dir: Path) -> Path:
     except OSError as error:
         if (target / "config.json").is_file():  # another process was quicker
             return target
-        raise KitError(f"could not write the base model to {target.parent}: {error}", "about 600 MB of free disk",
-                       "free some space or choose another storage") from error
+        raise KitError(
+            f"could not write the base model to {target.parent}: {error}",
+            "about 600 MB of free disk",
+            "free some space or choose another storage",
+        ) from error
     finally:
         shutil.rmtree(beside, ignore_errors=True)
     return target
@@ -116,8 +121,13 @@ def _gguf_tokenizer(gguf: Path):
 
     read = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
     tokenizer = PreTrainedTokenizerFast(
-        tokenizer_object=read.backend_tokenizer, eos_token="<|im_end|>", pad_token="<|im_end|>",
-        bos_token="<|im_start|>", unk_token="<|endoftext|>", model_max_length=8192, clean_up_tokenization_spaces=False,
+        tokenizer_object=read.backend_tokenizer,
+        eos_token="<|im_end|>",
+        pad_token="<|im_end|>",
+        bos_token="<|im_start|>",
+        unk_token="<|endoftext|>",
+        model_max_length=8192,
+        clean_up_tokenization_spaces=False,
         model_input_names=["input_ids", "attention_mask"],
     )
     tokenizer.chat_template = CHATML

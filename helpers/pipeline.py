@@ -41,8 +41,11 @@ def typed(assignments: list[str]) -> dict:
         if not equals or name not in known or name in COMMON:
             hint = " (has an option of its own)" if name in COMMON else closest(name, known)
             listed = ", ".join(sorted(set(known) - set(COMMON)))
-            raise KitError(f"there is no parameter {name!r}{hint}", f"name=value with one of: {listed}",
-                           "correct -p; any other LLaMA-Factory key goes into -p 'overrides={\"key\": value}'")
+            raise KitError(
+                f"there is no parameter {name!r}{hint}",
+                f"name=value with one of: {listed}",
+                "correct -p; any other LLaMA-Factory key goes into -p 'overrides={\"key\": value}'",
+            )
         values[name] = _typed(name, text, known[name]["type"])
     return values
 
@@ -60,8 +63,10 @@ def _typed(name: str, text: str, kind: str):
 
 def absolute_paths(values: dict, names=("dataset", "model_name_or_path", "train_config")) -> dict:
     """Values that name an existing file or folder, made absolute: the notebooks run in a folder of their own."""
-    return {name: str(Path(value).resolve()) if name in names and value and Path(value).exists() else value
-            for name, value in values.items()}
+    return {
+        name: str(Path(value).resolve()) if name in names and value and Path(value).exists() else value
+        for name, value in values.items()
+    }
 
 
 def prepare_resume(run: Run) -> str:
@@ -95,7 +100,10 @@ def execute(run: Run, values: dict, say=print, begin: str = "01") -> Run:
 
     if begin < "04":
         runs.refuse_if_trained(run)
-    known, chosen = parameters(), {"profile": run.profile.name, "storage": str(run.storage), "run_name": run.name, **values}
+    known, chosen = (
+        parameters(),
+        {"profile": run.profile.name, "storage": str(run.storage), "run_name": run.name, **values},
+    )
     run.notebooks.mkdir(parents=True, exist_ok=True)
     os.environ["KTO_LIVE"] = "off"  # no front end watches: lines instead of a live picture
     seconds = {}
@@ -107,12 +115,21 @@ def execute(run: Run, values: dict, say=print, begin: str = "01") -> Run:
         own = {name: value for name, value in chosen.items() if path.stem in known[name]["notebooks"]}
         with _Watch(run, say if path.stem == "04_train" else None):
             try:
-                papermill.execute_notebook(str(path), str(run.notebooks / path.name), parameters=own, cwd=str(NOTEBOOKS),
-                                           kernel_name="python3", progress_bar=False,
-                                           extra_arguments=["--log-level=40"])  # of the kernel: errors only
+                papermill.execute_notebook(
+                    str(path),
+                    str(run.notebooks / path.name),
+                    parameters=own,
+                    cwd=str(NOTEBOOKS),
+                    kernel_name="python3",
+                    progress_bar=False,
+                    extra_arguments=["--log-level=40"],
+                )  # of the kernel: errors only
             except PapermillExecutionError as error:
-                raise KitError(f"{path.stem}, cell [{error.exec_count}]: {error.ename}: {error.evalue}", "",
-                               f"see the executed notebook: {run.notebooks / path.name}") from None
+                raise KitError(
+                    f"{path.stem}, cell [{error.exec_count}]: {error.ename}: {error.evalue}",
+                    "",
+                    f"see the executed notebook: {run.notebooks / path.name}",
+                ) from None
         seconds[path.stem] = round(time.monotonic() - started, 1)
         say(f"[{number}/{len(notebooks())}] {path.stem} done in {seconds[path.stem]:.0f} s")
     run.note(seconds=seconds)
@@ -151,7 +168,9 @@ class _Watch:
             bars = [event.data for event in events if event.kind == "progress" and event.data["task"] == "training"]
             if bars and (tenth := 10 * bars[-1]["done"] // max(bars[-1]["total"], 1)) > said:
                 said = tenth
-                self.say(f"      step {bars[-1]['done']} of {bars[-1]['total']}, {duration(bars[-1]['remaining']) or 'some time'} left")
+                self.say(
+                    f"      step {bars[-1]['done']} of {bars[-1]['total']}, {duration(bars[-1]['remaining']) or 'some time'} left"
+                )
 
 
 def summary(run: Run) -> dict:

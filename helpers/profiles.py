@@ -44,19 +44,26 @@ def load(profile: str) -> Profile:
     if profile in entries:
         return Profile(name=profile, **entries[profile])
     if not profile.endswith((".yaml", ".yml")):
-        raise KitError(f"there is no profile {profile!r}{closest(profile, entries)}",
-                       f"one of {', '.join(entries)}, or the path of a YAML file with a profile's keys",
-                       "correct `profile`")
+        raise KitError(
+            f"there is no profile {profile!r}{closest(profile, entries)}",
+            f"one of {', '.join(entries)}, or the path of a YAML file with a profile's keys",
+            "correct `profile`",
+        )
     path = ROOT / Path(profile).expanduser()
     try:
         return Profile(**{"name": path.stem, **yaml.safe_load(path.read_text())})
     except OSError as error:
-        raise KitError(f"cannot read the profile {profile}: {error.strerror}", "a YAML file", "correct `profile`") from None
+        raise KitError(
+            f"cannot read the profile {profile}: {error.strerror}", "a YAML file", "correct `profile`"
+        ) from None
     except yaml.YAMLError as error:
         raise KitError(f"{profile} is not YAML: {error}", "the keys of an entry in helpers/profiles.yaml") from None
     except (ValidationError, TypeError) as error:
-        raise KitError(f"{profile} is not a profile: {error}", f"the keys {', '.join(Profile.model_fields)}",
-                       "compare with helpers/profiles.yaml") from None
+        raise KitError(
+            f"{profile} is not a profile: {error}",
+            f"the keys {', '.join(Profile.model_fields)}",
+            "compare with helpers/profiles.yaml",
+        ) from None
 
 
 def storage_for(profile: Profile, storage: str = "") -> Path:
@@ -66,6 +73,9 @@ def storage_for(profile: Profile, storage: str = "") -> Path:
     """
     chosen = storage or os.environ.get("KTO_STORAGE", "") or profile.storage
     if not chosen:
-        raise KitError(f"the profile {profile.name!r} has no storage of its own",
-                       "a folder that every node of the cluster sees", "set `storage`, or KTO_STORAGE in the environment")
+        raise KitError(
+            f"the profile {profile.name!r} has no storage of its own",
+            "a folder that every node of the cluster sees",
+            "set `storage`, or KTO_STORAGE in the environment",
+        )
     return (ROOT / Path(chosen).expanduser()).resolve()

@@ -5,7 +5,7 @@ import os
 import re
 import tempfile
 from dataclasses import dataclass
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from pathlib import Path
 
 from .errors import KitError
@@ -115,16 +115,20 @@ def write_atomically(path: Path, text: str) -> Path:
         os.replace(beside, path)
     except OSError as error:
         Path(beside).unlink(missing_ok=True)
-        raise KitError(f"could not write {path}: {error.strerror}", "a writable folder with free space",
-                       "free some space or choose another storage") from error
+        raise KitError(
+            f"could not write {path}: {error.strerror}",
+            "a writable folder with free space",
+            "free some space or choose another storage",
+        ) from error
     return path
 
 
 def locate(profile: str, storage: str, run_name: str) -> Run:
     """The run of that name, whether or not it exists. KitError for a wrong profile, storage or name."""
     if not NAME.fullmatch(run_name):
-        raise KitError(f"{run_name!r} is no name for a run", "letters, digits, '.', '_' and '-', at most 100",
-                       "correct `run_name`")
+        raise KitError(
+            f"{run_name!r} is no name for a run", "letters, digits, '.', '_' and '-', at most 100", "correct `run_name`"
+        )
     loaded = load(profile)
     return Run(loaded, storage_for(loaded, storage), run_name)
 
@@ -136,8 +140,9 @@ def start(profile: str, storage: str, run_name: str) -> Run:
     try:
         run.folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise KitError(f"cannot make the folder {run.folder}: {error.strerror}", "a writable storage",
-                       "correct `storage`") from None
+        raise KitError(
+            f"cannot make the folder {run.folder}: {error.strerror}", "a writable storage", "correct `storage`"
+        ) from None
     run.note(run_name=run_name, profile=run.profile.name, created=run.record().get("created", now()))
     return run
 
@@ -146,9 +151,11 @@ def refuse_if_trained(run: Run) -> None:
     """KitError if a training was launched in this folder: its files are not touched again."""
     if run.trained:
         ended = run.record().get("training", {}).get("status", "unknown")
-        raise KitError(f"the run name {run.name!r} is in use: a training was launched in {run.folder} (status: {ended})",
-                       "a name not used yet in this storage",
-                       f"choose another run_name, go on with 05_checkpoints, or delete the folder: rm -r {run.folder}")
+        raise KitError(
+            f"the run name {run.name!r} is in use: a training was launched in {run.folder} (status: {ended})",
+            "a name not used yet in this storage",
+            f"choose another run_name, go on with 05_checkpoints, or delete the folder: rm -r {run.folder}",
+        )
 
 
 def open_run(profile: str, storage: str, run_name: str, needs: str = "run.json", made_by: str = "01_setup") -> Run:
@@ -156,9 +163,11 @@ def open_run(profile: str, storage: str, run_name: str, needs: str = "run.json",
     run = locate(profile, storage, run_name)
     if not (run.folder / needs).exists():
         there = sorted(p.parent.name for p in run.storage.glob("*/run.json")) if run.storage.exists() else []
-        raise KitError(f"the run {run_name!r} has no {needs} (looked in {run.folder})",
-                       f"what {made_by} makes; runs in this storage: {', '.join(there) or 'none'}",
-                       f"run {made_by} with the same profile, storage and run_name, or correct run_name")
+        raise KitError(
+            f"the run {run_name!r} has no {needs} (looked in {run.folder})",
+            f"what {made_by} makes; runs in this storage: {', '.join(there) or 'none'}",
+            f"run {made_by} with the same profile, storage and run_name, or correct run_name",
+        )
     return run
 
 
@@ -168,13 +177,19 @@ def listing(storage: Path) -> list[dict]:
     for file in storage.glob("*/run.json"):
         record = json.loads(file.read_text())
         evaluation = record.get("evaluation", {})
-        rows.append({"run": record.get("run_name", file.parent.name), "created": record.get("created", ""),
-                     "status": record.get("training", {}).get("status", "not launched"),
-                     "dataset": record.get("dataset", {}).get("name", ""),
-                     "auc": evaluation.get("auc"), "margin": evaluation.get("margin")})
+        rows.append(
+            {
+                "run": record.get("run_name", file.parent.name),
+                "created": record.get("created", ""),
+                "status": record.get("training", {}).get("status", "not launched"),
+                "dataset": record.get("dataset", {}).get("name", ""),
+                "auc": evaluation.get("auc"),
+                "margin": evaluation.get("margin"),
+            }
+        )
     return sorted(rows, key=lambda row: row["created"], reverse=True)
 
 
 def now() -> str:
     """The time as it stands in run.json: UTC, seconds, ISO 8601."""
-    return datetime.now(timezone.utc).isoformat(timespec="seconds")
+    return datetime.now(UTC).isoformat(timespec="seconds")

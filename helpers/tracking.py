@@ -61,8 +61,11 @@ def sync(run: Run, table=None) -> dict:
         return {"run_id": run_id, "points": points, "url": page(run, mlflow.get_run(run_id).info)}
     except (MlflowException, OSError) as error:
         reason = re.sub(r"//[^/@\s]+@", "//", str(error).splitlines()[0])[:300]
-        raise KitError(f"MLflow at {shown(uri_for(run))} cannot be reached: {reason}", "a server that answers (make mlflow)",
-                       f"nothing is lost: `python -m helpers track {run.folder}` sends it later") from None
+        raise KitError(
+            f"MLflow at {shown(uri_for(run))} cannot be reached: {reason}",
+            "a server that answers (make mlflow)",
+            f"nothing is lost: `python -m helpers track {run.folder}` sends it later",
+        ) from None
 
 
 def page(run: Run, info) -> str:
@@ -100,7 +103,10 @@ def parameters(run: Run) -> dict:
     from .launch import config_of
 
     record = run.record()
-    data = {f"data.{key}": record.get("dataset", {}).get(key) for key in ("source", "sha256", "rows", "accepted", "rejected")}
+    data = {
+        f"data.{key}": record.get("dataset", {}).get(key)
+        for key in ("source", "sha256", "rows", "accepted", "rejected")
+    }
     config = {key: value for key, value in config_of(run).items() if key != "ray_init_kwargs"}
     return config | {"profile": run.profile.name} | {key: value for key, value in data.items() if value is not None}
 
@@ -117,8 +123,11 @@ def _send(mlflow, run_id: str, table) -> int:
         for column in [name for name in rows.columns if name not in UNITS and rows[name].dtype.kind in "fi"]:
             name = prefix + column
             there = {point.step for point in mlflow.get_metric_history(run_id, name)}
-            points += [Metric(name, float(value), now, int(step)) for step, value in zip(rows["step"], rows[column], strict=True)
-                       if value == value and int(step) not in there]
+            points += [
+                Metric(name, float(value), now, int(step))
+                for step, value in zip(rows["step"], rows[column], strict=True)
+                if value == value and int(step) not in there
+            ]
     for start in range(0, len(points), 1000):
         mlflow.log_batch(run_id, metrics=points[start : start + 1000])
     return len(points)

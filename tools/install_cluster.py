@@ -37,8 +37,10 @@ def installed() -> dict[str, str]:
 def main(arguments: list[str]) -> None:
     before = installed()
     if missing := [name for name in ("torch", "ray") if name not in before]:
-        sys.exit(f"error: {' and '.join(missing)} not installed here, so this is no cluster image\n"
-                 "  to do:    make install, which brings its own")
+        sys.exit(
+            f"error: {' and '.join(missing)} not installed here, so this is no cluster image\n"
+            "  to do:    make install, which brings its own"
+        )
     wanted, bare, held = plan((ROOT / "requirements.txt").read_text(), before)
     print("kept as the image has them:", ", ".join(held))
     with tempfile.NamedTemporaryFile("w", suffix=".txt") as constraints:

@@ -28,8 +28,10 @@ def clean(executed: Path, target: Path) -> None:
                 output.pop("transient", None)
                 if "execution_count" in output:
                     output.execution_count = cell.execution_count
-    old.metadata = {"kernelspec": {"display_name": "Python 3 (ipykernel)", "language": "python", "name": "python3"},
-                    "language_info": {"name": "python"}}
+    old.metadata = {
+        "kernelspec": {"display_name": "Python 3 (ipykernel)", "language": "python", "name": "python3"},
+        "language_info": {"name": "python"},
+    }
     nbformat.write(old, target)
 
 

@@ -30,9 +30,20 @@ def prepared(storage: Path, name: str) -> runs.Run:
     base = tiny.model(run.models / "tiny") if not (run.models / "tiny").exists() else run.models / "tiny"
     dataset = tiny.dataset(run.datasets, tiny.REPLIES * 8)
     config = yaml.safe_load((ROOT / "train-configs" / "kto_lora_local.yaml").read_text())
-    config |= {"model_name_or_path": str(base), "template": "smollm2", "dataset": dataset, "dataset_dir": str(run.datasets),
-               "output_dir": str(run.output_dir), "ray_run_name": run.name, "ray_storage_path": str(run.storage),
-               "max_steps": STEPS, "save_steps": EVERY, "logging_steps": 1, "cutoff_len": 96, "lora_dropout": 0.1}
+    config |= {
+        "model_name_or_path": str(base),
+        "template": "smollm2",
+        "dataset": dataset,
+        "dataset_dir": str(run.datasets),
+        "output_dir": str(run.output_dir),
+        "ray_run_name": run.name,
+        "ray_storage_path": str(run.storage),
+        "max_steps": STEPS,
+        "save_steps": EVERY,
+        "logging_steps": 1,
+        "cutoff_len": 96,
+        "lora_dropout": 0.1,
+    }
     run.config_file.write_text(yaml.safe_dump(config))
     run.note(dataset={"name": dataset})
     return run

@@ -244,9 +244,13 @@ def test_another_llamafactory_is_refused_and_ours_is_replaced_by_name(monkeypatc
     from llamafactory.train.kto import workflow
     from ray import cloudpickle
 
-    for module, name in ((workflow, "CustomKTOTrainer"), (tuner, "_training_function")):
-        monkeypatch.setattr(module, name, getattr(module, name))
+    ran = []
+    monkeypatch.setattr(workflow, "CustomKTOTrainer", workflow.CustomKTOTrainer)
+    monkeypatch.setattr(tuner, "_training_function", ran.append)
+    monkeypatch.setattr(accelerator, "_stock", None)
     accelerator.replace_training_function()
+    tuner._training_function({"args": 1})
+    assert ran == [{"args": 1}]
     assert issubclass(workflow.CustomKTOTrainer, accelerator.Accelerated)
     assert len(cloudpickle.dumps(tuner._training_function)) < 100  # its name, not its code: what it imports is there
     monkeypatch.setattr(env, "VERSION", "0.9.9")

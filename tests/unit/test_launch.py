@@ -24,8 +24,16 @@ time.sleep(600)
 @pytest.fixture
 def ready(run):
     """A run with a config that asks for no GPU."""
-    run.config_file.write_text(yaml.safe_dump({"model_name_or_path": str(run.models), "ray_num_workers": 2,
-                                               "resources_per_worker": {"CPU": 1}, "ray_init_kwargs": {"num_cpus": 3}}))
+    run.config_file.write_text(
+        yaml.safe_dump(
+            {
+                "model_name_or_path": str(run.models),
+                "ray_num_workers": 2,
+                "resources_per_worker": {"CPU": 1},
+                "ray_init_kwargs": {"num_cpus": 3},
+            }
+        )
+    )
     return run
 
 
@@ -133,8 +141,16 @@ def test_without_a_gpu_asked_for_the_replacement_runs_and_with_one_the_stock_com
 
 
 def test_a_launch_that_could_never_start_is_refused_in_seconds_and_leaves_no_log(ready):
-    ready.config_file.write_text(yaml.safe_dump({"model_name_or_path": "m", "ray_num_workers": 4, "resources_per_worker": {"GPU": 1},
-                                                 "ray_init_kwargs": {"num_gpus": 2, "num_cpus": 8}}))
+    ready.config_file.write_text(
+        yaml.safe_dump(
+            {
+                "model_name_or_path": "m",
+                "ray_num_workers": 4,
+                "resources_per_worker": {"GPU": 1},
+                "ray_init_kwargs": {"num_gpus": 2, "num_cpus": 8},
+            }
+        )
+    )
     began = time.monotonic()
     with pytest.raises(KitError, match="asks for 4 GPU .* has 2"):
         launch.start(ready)

@@ -13,7 +13,9 @@ from helpers import pipeline, runs
 from helpers.errors import KitError
 from helpers.profiles import ROOT
 
-PARAMETERS = 'profile: str = "local"  # p\nstorage: str = ""  # s\nrun_name: str = "x"  # r\nmax_steps: int = None  # steps'
+PARAMETERS = (
+    'profile: str = "local"  # p\nstorage: str = ""  # s\nrun_name: str = "x"  # r\nmax_steps: int = None  # steps'
+)
 
 
 @pytest.fixture
@@ -100,16 +102,21 @@ def test_a_failing_cell_ends_the_pipeline_with_its_error_and_the_notebooks_name(
 
 
 def command(*arguments, **settings) -> subprocess.CompletedProcess:
-    return subprocess.run([sys.executable, "-m", "helpers", *arguments], capture_output=True, text=True, cwd=ROOT, **settings)
+    return subprocess.run(
+        [sys.executable, "-m", "helpers", *arguments], capture_output=True, text=True, cwd=ROOT, **settings
+    )
 
 
-@pytest.mark.parametrize(("arguments", "says", "status"), [
-    (["run", "-p", "max_stps=3"], "did you mean 'max_steps'", 2),
-    (["run", "--profile", "lokal"], "did you mean 'local'", 1),
-    (["run", "--run-name", "a/b"], "no name for a run", 1),
-    (["metrics", "no/such.log"], "there is no log", 2),
-    (["config", "show", "--run-name", "never"], "01_setup", 1),
-])
+@pytest.mark.parametrize(
+    ("arguments", "says", "status"),
+    [
+        (["run", "-p", "max_stps=3"], "did you mean 'max_steps'", 2),
+        (["run", "--profile", "lokal"], "did you mean 'local'", 1),
+        (["run", "--run-name", "a/b"], "no name for a run", 1),
+        (["metrics", "no/such.log"], "there is no log", 2),
+        (["config", "show", "--run-name", "never"], "01_setup", 1),
+    ],
+)
 def test_wrong_usage_ends_in_seconds_with_one_message_and_its_exit_status(tmp_path, arguments, says, status):
     storage = [] if arguments[0] == "metrics" else ["--storage", str(tmp_path)]
     began = time.monotonic()
@@ -129,7 +136,9 @@ def test_a_run_name_in_use_ends_at_once_and_leaves_the_runs_files_as_they_were(r
 def test_runs_are_listed_as_a_table_and_as_json(run):
     runs.start("local", str(run.storage), "second")
     assert {row["run"] for row in json.loads(command("runs", "--storage", str(run.storage), "--json").stdout)} == {
-        "first-run", "second"}
+        "first-run",
+        "second",
+    }
     assert "not launched" in command("runs", "--storage", str(run.storage)).stdout
 
 

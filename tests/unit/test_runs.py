@@ -12,7 +12,9 @@ from helpers.errors import KitError
 
 def test_importing_helpers_takes_under_a_third_of_a_second():
     code = "import time; t = time.perf_counter(); import helpers; print(time.perf_counter() - t)"
-    best = min(float(subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout) for _ in range(3))
+    best = min(
+        float(subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout) for _ in range(3)
+    )
     assert best <= 0.3
 
 
@@ -30,8 +32,10 @@ def test_a_wrong_profile_names_the_known_ones_and_the_closest():
 
 def test_a_profile_of_ones_own_is_a_yaml_file(tmp_path):
     path = tmp_path / "mine.yaml"
-    path.write_text("storage: /data/kto\ntrain_config: kto_lora.yaml\nmodel_name_or_path: a/b\ntemplate: llama3\n"
-                    "dataset: short_answers\noverrides: {lora_rank: 16}\n")
+    path.write_text(
+        "storage: /data/kto\ntrain_config: kto_lora.yaml\nmodel_name_or_path: a/b\ntemplate: llama3\n"
+        "dataset: short_answers\noverrides: {lora_rank: 16}\n"
+    )
     mine = profiles.load(str(path))
     assert (mine.name, mine.overrides, mine.gpu) == ("mine", {"lora_rank": 16}, True)
 

@@ -15,18 +15,28 @@ from helpers import metrics, tracking
 from helpers.errors import KitError
 
 pytestmark = pytest.mark.slow
-TABLE = pd.DataFrame({
-    "step": [2, 4, 4], "epoch": [0.1, 0.2, 0.2], "split": ["train", "train", "eval"], "loss": [0.5, 0.4, 0.45],
-    "rewards/chosen": [float("nan"), 0.7, 0.2], "kl": [0.0, 2.5, 1.0], "kl_mean": [0.0, 1.25, 1.0],
-})
+TABLE = pd.DataFrame(
+    {
+        "step": [2, 4, 4],
+        "epoch": [0.1, 0.2, 0.2],
+        "split": ["train", "train", "eval"],
+        "loss": [0.5, 0.4, 0.45],
+        "rewards/chosen": [float("nan"), 0.7, 0.2],
+        "kl": [0.0, 2.5, 1.0],
+        "kl_mean": [0.0, 1.25, 1.0],
+    }
+)
 
 
 @pytest.fixture
 def trained(run, monkeypatch):
     """A run's folder as a training leaves it."""
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
-    run.config_file.write_text(yaml.safe_dump({
-        "learning_rate": 1e-3, "ray_init_kwargs": {"runtime_env": {"env_vars": {"HF_TOKEN": "hf_canary"}}}}))
+    run.config_file.write_text(
+        yaml.safe_dump(
+            {"learning_rate": 1e-3, "ray_init_kwargs": {"runtime_env": {"env_vars": {"HF_TOKEN": "hf_canary"}}}}
+        )
+    )
     run.note(dataset={"sha256": "abc", "rows": 3}, training={"status": "finished"})
     metrics.write_jsonl(TABLE, run.metrics_file)
     run.figures.mkdir()
@@ -45,9 +55,26 @@ class Server:
 
     def start(self):
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(self.port), "--workers", "1",
-             "--backend-store-uri", f"sqlite:///{self.folder}/db", "--artifacts-destination", f"{self.folder}/art"],
-            stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
+            [
+                sys.executable,
+                "-m",
+                "mlflow",
+                "server",
+                "--host",
+                "127.0.0.1",
+                "--port",
+                str(self.port),
+                "--workers",
+                "1",
+                "--backend-store-uri",
+                f"sqlite:///{self.folder}/db",
+                "--artifacts-destination",
+                f"{self.folder}/art",
+            ],
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,
+        )
         for _ in range(240):
             try:
                 urllib.request.urlopen(f"{self.url}/health", timeout=1)
@@ -77,9 +104,19 @@ def what_mlflow_has(run, run_id) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=["name", "step", "value"]).set_index(["name", "step"])["value"].to_dict()
 
 
-EXPECTED = {("loss", 2): 0.5, ("loss", 4): 0.4, ("rewards/chosen", 4): 0.7, ("kl", 2): 0.0, ("kl", 4): 2.5, ("kl_mean", 2): 0.0,
-            ("kl_mean", 4): 1.25, ("eval/loss", 4): 0.45, ("eval/rewards/chosen", 4): 0.2, ("eval/kl", 4): 1.0,
-            ("eval/kl_mean", 4): 1.0}
+EXPECTED = {
+    ("loss", 2): 0.5,
+    ("loss", 4): 0.4,
+    ("rewards/chosen", 4): 0.7,
+    ("kl", 2): 0.0,
+    ("kl", 4): 2.5,
+    ("kl_mean", 2): 0.0,
+    ("kl_mean", 4): 1.25,
+    ("eval/loss", 4): 0.45,
+    ("eval/rewards/chosen", 4): 0.2,
+    ("eval/kl", 4): 1.0,
+    ("eval/kl_mean", 4): 1.0,
+}
 
 
 def test_the_embedded_store_holds_the_tables_values_and_a_second_sync_sends_nothing(trained):
@@ -120,4 +157,6 @@ def test_the_tracker_never_raises_and_says_what_to_do(trained, monkeypatch):
     tracker = tracking.Tracker(trained)
     tracker.feed([])
     said = tracker.close(TABLE)
-    assert "python -m helpers track" in said and "secret" not in said and trained.record()["tracking"] == {"sent": False}
+    assert (
+        "python -m helpers track" in said and "secret" not in said and trained.record()["tracking"] == {"sent": False}
+    )
