@@ -21,6 +21,7 @@ import statistics
 import subprocess
 import sys
 import time
+from contextlib import contextmanager, suppress
 from datetime import datetime, timezone
 from pathlib import Path
 
@@ -70,21 +71,33 @@ def measure(name: str, case: dict, folder: Path, options) -> dict:
     folder.mkdir(parents=True)
     arguments, env = command(case, folder, options)
     started, seen, last = time.time(), {}, ""
-    with open(folder / "train.log", "wb") as log:
-        child = subprocess.Popen(arguments, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True)
-        signal.signal(signal.SIGALRM, lambda *_: os.killpg(child.pid, signal.SIGKILL))
-        signal.alarm(options.timeout)
+    with open(folder / "train.log", "wb") as log, running(arguments, env, options.timeout) as child:
         for line in child.stdout:
             log.write(line)
             text = line.decode(errors="replace").strip()
             last = text[-300:] if "Error" in text else last
             seen |= {key: time.time() for key, words in SECONDS.items() if words in text}
-        signal.alarm(0)
-    if child.wait() or not (folder / "result.json").exists():
+    if child.returncode or not (folder / "result.json").exists():
         return {"case": name, "failed": last or f"status {child.returncode}"}
     found = json.loads((folder / "result.json").read_text())
     weights = seen.get("weights to", 0) - seen.get("weights from", 0)
     return {"case": name, **found, "first_step": found["steps"][0] - started, "weights": weights}
+
+
+@contextmanager
+def running(arguments: list[str], env: dict, seconds: int):
+    """A child in a session of its own, which ends after `seconds`, and with this program."""
+    child = subprocess.Popen(arguments, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True)
+    signal.signal(signal.SIGALRM, lambda *_: os.killpg(child.pid, signal.SIGKILL))
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    signal.alarm(seconds)
+    try:
+        yield child
+        child.wait()
+    finally:
+        signal.alarm(0)
+        with suppress(ProcessLookupError):
+            os.killpg(child.pid, signal.SIGKILL)
 
 
 def shape_of(model: str) -> dict:

@@ -5,6 +5,7 @@ for everything that is asked of it.
 """
 
 import contextlib
+import os
 from pathlib import Path
 
 from .encoding import Encoder, Row, quietly
@@ -24,6 +25,7 @@ class Scorer:
         if not self.is_adapter and not (self.checkpoint / "config.json").is_file():
             raise KitError(f"nothing to load in {self.checkpoint}", "adapter_config.json, or a model's config.json",
                            "choose a complete checkpoint: 05_checkpoints lists them")
+        os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # read when torch loads: on busy cores spinning costs 4x
         with quietly():
             import torch
             from transformers import AutoTokenizer

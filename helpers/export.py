@@ -65,10 +65,10 @@ def in_place(target: Path):
 
     What stood there before goes only after the new folder is whole.
     """
-    target.parent.mkdir(parents=True, exist_ok=True)
     beside, old = (target.with_name(f".{target.name}.{os.getpid()}.{end}") for end in ("partial", "old"))
-    shutil.rmtree(beside, ignore_errors=True)
     try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        tidy(target)
         beside.mkdir()
         yield beside
         if target.exists():
@@ -78,10 +78,22 @@ def in_place(target: Path):
         raise KitError(f"could not write {target}: {error.strerror or error}", "a writable folder with free space",
                        "free some space or choose another storage") from error
     finally:
-        if old.exists() and not target.exists():
-            os.replace(old, target)
-        shutil.rmtree(beside, ignore_errors=True)
-        shutil.rmtree(old, ignore_errors=True)
+        tidy(target, os.getpid())
+
+
+def tidy(target: Path, mine: int = 0) -> None:
+    """Remove what `in_place` left beside `target` in process `mine` or in one that was killed; put an old one back."""
+    import psutil
+
+    for left in target.parent.glob(f".{target.name}.*"):
+        pid, end = left.name.rsplit(".", 2)[1:]
+        if left.name != f".{target.name}.{pid}.{end}" or end not in ("partial", "old") or not pid.isdigit():
+            continue
+        if int(pid) == mine or not psutil.pid_exists(int(pid)):
+            if end == "old" and not target.exists():
+                os.replace(left, target)
+            else:
+                shutil.rmtree(left, ignore_errors=True)
 
 
 def adapter(run: Run, checkpoint: Path) -> Path:

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import subprocess
 
 import pytest
 import tiny
@@ -111,6 +112,19 @@ def test_an_interrupted_export_leaves_the_old_one_and_nothing_half_made(made):
         (beside / "adapter_config.json").write_text("half")
         raise KeyboardInterrupt
     assert (folder / "adapter_config.json").read_text() == before
+    assert nothing_unfinished(run)
+
+
+def test_what_a_killed_export_left_is_put_right_by_the_next(made):
+    run, _, checkpoint = made
+    folder = export.adapter(run, checkpoint)
+    killed = subprocess.Popen(["true"])
+    killed.wait()
+    folder.rename(folder.with_name(f".{folder.name}.{killed.pid}.old"))  # killed between two renames
+    folder.with_name(f".{folder.name}.{killed.pid}.partial").mkdir()
+    with pytest.raises(KitError), export.in_place(folder):
+        raise OSError("disk full")
+    assert sorted(path.name for path in folder.iterdir()) == list(export.ADAPTER_FILES)
     assert nothing_unfinished(run)
 
 
