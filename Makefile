@@ -14,7 +14,7 @@ demo: install ## train a real model on two CPU workers: six executed notebooks, 
 
 test: install ## unit tests, then the six notebooks for real (nbval)
 	@$(PY) -m pytest tests
-	@scratch=$$(mktemp -d) && trap 'rm -rf "$$scratch"' EXIT && export KTO_STORAGE="$$scratch/storage" KTO_LIVE=off && \
+	@scratch=$$(mktemp -d) && trap 'rm -rf "$$scratch"' EXIT && export KTO_STORAGE="$$scratch/storage" KTO_LIVE=off OMP_WAIT_POLICY=PASSIVE && \
 	  $(PY) -m pytest --nbval-lax --nbval-cell-timeout=900 --nbval-sanitize-with tests/nbval_sanitize.cfg notebooks
 
 install: $(STAMP) ## the locked stack in .venv (4 minutes, once)

@@ -22,7 +22,7 @@ import subprocess
 import sys
 import time
 from contextlib import contextmanager, suppress
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from pathlib import Path
 
 import yaml
@@ -39,7 +39,7 @@ def resolve(case: dict, folder: Path, options) -> dict:
     config = yaml.safe_load((ROOT / "train-configs" / case["config"]).read_text()) | case.get("overrides", {})
     facts = {"model_name_or_path": options.model, "template": options.template, "dataset": "benchmark", "report_to": "none",
              "dataset_dir": str(folder.parent), "output_dir": str(folder / "output"), "max_steps": steps_of(case, options),
-             "logging_steps": 1, "save_strategy": "no", "plot_loss": False, "ray_num_workers": options.workers,
+             "logging_steps": options.every, "save_strategy": "no", "plot_loss": False, "ray_num_workers": options.workers,
              "ray_run_name": folder.name, "ray_storage_path": str(folder), "learning_rate": options.learning_rate}
     return config | facts | ({"bf16": False, "enable_liger_kernel": False} if options.cpu else {})
 
@@ -55,7 +55,7 @@ def command(case: dict, folder: Path, options) -> tuple[list[str], dict]:
            "RAY_DEDUP_LOGS": "0", "RAY_USAGE_STATS_ENABLED": "0"}
     if "trl" in case:
         job = {**case["trl"], "model": options.model, "data": str(options.data), "steps": steps_of(case, options),
-               "cutoff_len": 1024, "learning_rate": options.learning_rate, "output_dir": str(folder / "output")}
+               "logging_steps": options.every, "cutoff_len": 1024, "learning_rate": options.learning_rate, "output_dir": str(folder / "output")}
         (folder / "job.json").write_text(json.dumps(job))
         return [*worker, "trl", str(folder / "job.json"), result], {**env, "PYTHONPATH": options.trl}
     (folder / "config.yaml").write_text(yaml.safe_dump(resolve(case, folder, options), sort_keys=False))
@@ -81,7 +81,7 @@ def measure(name: str, case: dict, folder: Path, options) -> dict:
         return {"case": name, "failed": last or f"status {child.returncode}"}
     found = json.loads((folder / "result.json").read_text())
     weights = seen.get("weights to", 0) - seen.get("weights from", 0)
-    return {"case": name, **found, "first_step": found["steps"][0] - started, "weights": weights}
+    return {"case": name, **found, "trl": "trl" in case, "first_step": found["steps"][0][1] - started, "weights": weights}
 
 
 @contextmanager
@@ -119,34 +119,45 @@ def arithmetic(shape: dict, rows: dict, kept: bool) -> float:
 
 
 def figures(found: dict, rows: dict, accelerated: bool, options) -> dict:
-    """Speed of one measured training, over the last two thirds of its steps and apart for the first epoch and the rest."""
-    ends, a_step = found["steps"], found["batch"] * found["accumulation"] * found["workers"]
-    epoch = -(-rows["count"] // a_step)  # steps of an epoch
-    skip = len(ends) // 3
-
-    def speed(first, last):  # samples/s over the steps first+1 … last
-        return (last - first) * a_step / (ends[last - 1] - ends[first - 1]) if last - first > 1 else None
-
-    middle, kept = min(max(epoch, skip), len(ends)), accelerated
-    flops = (middle - skip) * arithmetic(options.shape, rows, False) + (len(ends) - middle) * arithmetic(options.shape, rows, kept)
-    rate = speed(max(skip, 1), len(ends))
-    share = flops / (len(ends) - skip) * rate / found["workers"] / (options.peak * 1e12)
-    return {"samples/s": rate, "first epoch": speed(max(min(skip, epoch // 3), 1), min(epoch, len(ends))),
-            "later epochs": speed(epoch, len(ends)), "tokens/s": rate * rows["tokens"], "share of peak": share,
+    """Speed of one measured training: over the last two thirds of its steps, of the first epoch, and of later epochs."""
+    marks, a_step = found["steps"], rows_of_a_step(found)
+    steps, epoch = marks[-1][0], -(-rows["count"] // a_step)
+    begin = min(step for step, _ in marks if step >= max(steps // 3, 1))
+    middle = min(max(epoch, begin), steps)  # from here on the accelerator knows the reference
+    flops = a_step * ((middle - begin) * arithmetic(options.shape, rows, False)
+                      + (steps - middle) * arithmetic(options.shape, rows, accelerated))
+    rate = speed(marks, begin, steps, a_step)
+    seconds = (steps - begin) * a_step / rate
+    return {"samples/s": rate, "first epoch": speed(marks, min(begin, epoch // 3), epoch, a_step),
+            "later epochs": speed(marks, epoch, steps, a_step), "tokens/s": rate * rows["tokens"],
+            "share of peak": flops / seconds / found["workers"] / (options.peak * 1e12),
             "peak GiB": found.get("allocated", 0) / 2**30, "reserved GiB": found.get("reserved", 0) / 2**30,
-            "first step s": found["first_step"] - found["weights"], "weights s": found["weights"], "steps": len(ends)}
+            "first step s": found["first_step"] - found["weights"], "weights s": found["weights"], "steps": steps}
 
 
-def signal_at(found: dict, rows: int) -> dict:
+def speed(marks: list, first: int, last: int, a_step: int) -> float | None:
+    """Rows a second between the first and the last of the `marks` (step, time) that lie in these steps."""
+    inside = [mark for mark in marks if max(first, 1) <= mark[0] <= last]
+    if len(inside) < 2:
+        return None
+    (step, begin), (until, end) = inside[0], inside[-1]
+    return (until - step) * a_step / (end - begin)
+
+
+def rows_of_a_step(found: dict) -> int:
+    return found["batch"] * found["accumulation"] * found["workers"]
+
+
+def signal_at(found: dict, rows: int, options) -> dict:
     """Loss, margin and KL of a micro-batch: means over the second half of the first `rows` rows."""
-    a_step = found["batch"] * found["accumulation"] * found["workers"]
-    logs = [log for log in found["logs"] if "loss" in log and rows / 2 < log["step"] * a_step <= rows]
+    logs = [log for log in found["logs"] if "loss" in log and rows / 2 < log["step"] * rows_of_a_step(found) <= rows]
+    sums = 1 if found["trl"] else found["accumulation"] * options.every  # LLaMA-Factory logs the sum of the window's KLs
 
     def mean(key, of=1):
         values = [log[key] / of for log in logs if key in log]
         return statistics.fmean(values) if values else None
 
-    return {"loss": mean("loss"), "margin": mean("rewards/margins"), "kl": mean("kl", found["accumulation"])}
+    return {"loss": mean("loss"), "margin": mean("rewards/margins"), "kl": mean("kl", sums)}
 
 
 def summarise(runs: list[dict], cases: dict, options) -> list[dict]:
@@ -155,10 +166,10 @@ def summarise(runs: list[dict], cases: dict, options) -> list[dict]:
     rows = next((run["rows"] for run in good if "tokens" in run["rows"]), None)
     if rows is None:
         return [{"case": run["case"], "failed": run.get("failed", "no LLaMA-Factory case told the rows' lengths")} for run in runs]
-    same = min(len(run["steps"]) * run["batch"] * run["accumulation"] * run["workers"] for run in good)
+    same = min(run["steps"][-1][0] * rows_of_a_step(run) for run in good)
     table = []
     for name in dict.fromkeys(run["case"] for run in runs):
-        mine = [figures(run, rows, cases[name].get("accelerated", False), options) | signal_at(run, same)
+        mine = [figures(run, rows, cases[name].get("accelerated", False), options) | signal_at(run, same, options)
                 for run in good if run["case"] == name]
         failed = [run["failed"] for run in runs if run["case"] == name and "failed" in run]
         middle = {key: median([one[key] for one in mine]) for key in mine[0]} if mine else {}
@@ -196,11 +207,10 @@ def draw(table: list[dict], runs: list[dict], path: Path, title: str) -> None:
     bars.set(xlabel="samples a second, first third of the steps left out", title=title)
     bars.margins(x=0.25)
     for place, run in enumerate(run for run in runs if "failed" not in run):
-        a_step = run["batch"] * run["accumulation"] * run["workers"]
-        points = [(log["step"] * a_step, log["rewards/margins"]) for log in run["logs"] if "rewards/margins" in log]
-        means = [statistics.fmean(y for _, y in points[max(i - 7, 0):i + 1]) for i in range(len(points))]
-        lines.plot([x for x, _ in points], means, label=run["case"], linestyle=["-", "--", ":", "-."][place % 4], linewidth=1.3)
-    lines.set(xlabel="rows trained on", ylabel="reward margin, mean of 8 steps", title="the signal")
+        logs = [log for log in run["logs"] if "rewards/margins" in log]
+        lines.plot([log["step"] * rows_of_a_step(run) for log in logs], [log["rewards/margins"] for log in logs],
+                   label=run["case"], linestyle=["-", "--", ":", "-."][place % 4], linewidth=1.3)
+    lines.set(xlabel="rows trained on", ylabel="reward margin", title="the signal")
     lines.legend(fontsize=7)
     figure.savefig(path, dpi=110)
 
@@ -215,6 +225,7 @@ def main() -> None:
     parser.add_argument("--only", nargs="*", help="these cases only")
     parser.add_argument("--template", default="llama3")
     parser.add_argument("--steps", type=int, default=76, help="of every case that does not say; two epochs of 300 rows at batch 8")
+    parser.add_argument("--every", type=int, default=5, help="steps between two log lines")
     parser.add_argument("--rounds", type=int, default=1)
     parser.add_argument("--learning-rate", type=float, default=5e-6)
     parser.add_argument("--workers", type=int, default=1, help="GPUs, one worker each (on Ray if more than 1)")
@@ -226,7 +237,7 @@ def main() -> None:
     options = parser.parse_args()
     cases = yaml.safe_load(options.cases.read_text())
     chosen = [name for name in (options.only or cases) if options.trl or "trl" not in cases[name]]
-    work = options.work / datetime.now(timezone.utc).strftime("%Y%m%d-%H%M%S")
+    work = options.work / datetime.now(UTC).strftime("%Y%m%d-%H%M%S")
     work.mkdir(parents=True)
     sys.path.insert(0, str(ROOT))
     from helpers import registry
@@ -240,9 +251,9 @@ def main() -> None:
             device = next((run["device"] for run in runs if "device" in run), "CPU")
             options.peak = options.peak or next((peak for kind, peak in PEAK.items() if kind in device), 1)
             table = summarise(runs, cases, options)
-            print(f"round {turn + 1}, {name}: {runs[-1].get('failed') or 'done'}", flush=True)
+            print(show([row for row in table if row["case"] == name]), flush=True)
             options.out.parent.mkdir(parents=True, exist_ok=True)
-            facts = {"date": datetime.now(timezone.utc).date().isoformat(), "device": device, "bf16 peak TFLOP/s": options.peak,
+            facts = {"date": datetime.now(UTC).date().isoformat(), "device": device, "bf16 peak TFLOP/s": options.peak,
                      "GPUs": options.workers, "model": options.shape, "learning_rate": options.learning_rate}
             options.out.write_text(json.dumps({**facts, "table": table, "runs": runs}, indent=1) + "\n")
     print(show(table))

@@ -3,7 +3,7 @@
     gpu_kto_worker.py llamafactory CONFIG.yaml RESULT.json [--accelerated]
     gpu_kto_worker.py trl JOB.json RESULT.json
 
-Writes when each step ended, what the trainer logged, how long the rows are, and the peak of the GPU's memory.
+Writes when steps ended, what the trainer logged, how long the rows are, and the peak of the GPU's memory.
 """
 
 import json
@@ -30,9 +30,10 @@ def clock(result: str):
         def on_step_end(self, args, state, control, **kwargs):
             import torch
 
-            if torch.cuda.is_available():
-                torch.cuda.synchronize()
-            self.found["steps"].append(time.time())
+            if state.global_step == 1 or state.global_step % args.logging_steps == 0:  # else the GPU is not waited for
+                if torch.cuda.is_available():
+                    torch.cuda.synchronize()
+                self.found["steps"].append((state.global_step, time.time()))
 
         def on_log(self, args, state, control, logs=None, **kwargs):
             self.found["logs"].append({**logs, "step": state.global_step})
@@ -99,7 +100,7 @@ def trl(job: str, result: str) -> None:
     model = AutoModelForCausalLM.from_pretrained(job["model"], dtype=torch.bfloat16 if cuda else torch.float32,
                                                  device_map={"": 0} if cuda else None, attn_implementation="sdpa")
     settings = KTOConfig(output_dir=job["output_dir"], per_device_train_batch_size=job["batch"], max_steps=job["steps"],
-                         max_length=job["cutoff_len"], bf16=cuda, beta=0.1, learning_rate=job["learning_rate"], logging_steps=1,
+                         max_length=job["cutoff_len"], bf16=cuda, beta=0.1, learning_rate=job["learning_rate"], logging_steps=job["logging_steps"],
                          lr_scheduler_type="cosine", warmup_steps=job["steps"] // 10, save_strategy="no", report_to="none",
                          gradient_checkpointing=job["gradient_checkpointing"], use_liger_kernel=cuda)
     lora = LoraConfig(r=8, lora_alpha=16, target_modules="all-linear", task_type="CAUSAL_LM")

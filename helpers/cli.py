@@ -179,8 +179,8 @@ def show(
     run_name: Annotated[str, typer.Option(help="A run that 01 and 02 have prepared.")] = "first-run",
     parameter: Annotated[
         list[str], typer.Option("-p", metavar="KEY=VALUE", help="A LLaMA-Factory key; may be repeated.")
-    ] = [],
-) -> None:  # noqa: B006
+    ] = [],  # noqa: B006
+) -> None:
     """The resolved YAML of a run with these overrides; nothing is written.
 
     Example: python -m helpers config show --run-name first-run -p learning_rate=5.0e-4

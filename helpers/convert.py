@@ -3,6 +3,7 @@
 import dataclasses
 import hashlib
 import itertools
+import os
 from collections.abc import Iterator
 
 from .errors import KitError
@@ -14,8 +15,11 @@ from .shapes import Shape, rows
 ROWS = 2000
 """source records in a table: few enough to stream, enough to be cheap"""
 
-RAY_FROM = 2 << 30
-"""bytes of input from which a cluster is worth its start-up (measured: benchmarks/dataset.py)"""
+RAY_FROM = 512 << 20
+"""bytes of input from which a cluster is worth its start-up: 13 s, in which one process reads 370 MB"""
+
+RAY_CORES = 3
+"""cores from which Ray can win on a machine of its own; on two it took 107 s where one process took 73 s"""
 
 
 def tables(chunks: list[Chunk], shape: Shape, stars: int = 4, engine: str = "local",
@@ -30,11 +34,15 @@ def tables(chunks: list[Chunk], shape: Shape, stars: int = 4, engine: str = "loc
     return itertools.chain.from_iterable(convert(chunk, shape, stars) for chunk in chunks)
 
 
-def choose_engine(chunks: list[Chunk]) -> str:
-    """`ray` from `RAY_FROM` bytes on where there is more than one chunk to share out, else `local`."""
+def choose_engine(chunks: list[Chunk], profile: Profile | None) -> str:
+    """`ray` for a large source in several chunks on a cluster or on enough cores, else `local`.
+
+    The two sizes it goes by were measured with benchmarks/dataset.py, on two cores.
+    """
     size = sum(chunk.stop - chunk.start for chunk in chunks if chunk.kind != "parquet")
     size += sum(chunk.stop for chunk in chunks if chunk.kind == "parquet") * 2000  # rows, at about 2 kB each
-    return "ray" if size >= RAY_FROM and len(chunks) > 1 else "local"
+    enough = profile is not None and (profile.ray_address != "local" or (os.cpu_count() or 1) >= RAY_CORES)
+    return "ray" if enough and size >= RAY_FROM and len(chunks) > 1 else "local"
 
 
 def schema():
@@ -69,8 +77,8 @@ def _on_ray(chunks: list[Chunk], shape: Shape, stars: int, profile: Profile | No
 
     from .doctor import ray_cluster
 
-    connected = nullcontext() if ray.is_initialized() or profile is None else ray_cluster(profile, num_cpus=2)
-    with connected:
+    there = ray.is_initialized() or profile is None
+    with nullcontext() if there else ray_cluster(profile, num_cpus=os.cpu_count() or 2):
         context = ray.data.DataContext.get_current()
         logging.getLogger("ray.data").setLevel(logging.ERROR)
         context.execution_options.preserve_order = True

@@ -80,8 +80,7 @@ def check(source: Source, report: Path | None = None, columns: dict | None = Non
         chunks = [replace(chunk, file=place) for place, (_, part) in enumerate(plans) for chunk in part]
         sample = itertools.islice((value for chunk in chunks for _, value in readers.read(chunk)), SAMPLE)
         shape = recognise(list(sample), columns, scale)
-        engine = engine or (convert.choose_engine(chunks) if profile else "local")
-        tables = convert.tables(chunks, shape, stars, engine, profile)
+        tables = convert.tables(chunks, shape, stars, engine or convert.choose_engine(chunks, profile), profile)
         kept = _spool(tables, Path(spool.name), ledger, source.names)
         repaired = kept.pop("repaired")
         checked = Checked(source, shape, _digest([digest for digest, _ in plans]), ledger, **kept, spool=spool)

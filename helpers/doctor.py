@@ -9,6 +9,7 @@ from pathlib import Path
 
 from .errors import KitError
 from .profiles import ROOT, Profile
+from .quiet import silence
 
 GIB = 2**30
 
@@ -69,12 +70,14 @@ def ray_cluster(profile: Profile, num_cpus: int = 3):
     """
     import logging
 
-    import ray
+    with silence():
+        import ray
 
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # Ray forks, which tokenizers would warn of
     own = {"num_cpus": num_cpus, "include_dashboard": False} if profile.ray_address == "local" else {}
     try:
-        ray.init(address=profile.ray_address, log_to_driver=False, logging_level=logging.ERROR, **own)
+        with silence():
+            ray.init(address=profile.ray_address, log_to_driver=False, logging_level=logging.ERROR, **own)
     except (ConnectionError, ValueError) as error:
         raise KitError(
             f"no Ray cluster answers at {profile.ray_address!r}: {error}",

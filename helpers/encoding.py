@@ -1,8 +1,5 @@
 """Records as token ids, by LLaMA-Factory's own converter, template and processor: exactly what training sees."""
 
-import contextlib
-import os
-import warnings
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -84,27 +81,3 @@ def _row(record: dict, ids: list[int], labels: list[int], accepted: bool) -> Row
     reply = record["_response"][0 if accepted else 1]["content"]
     system = [{"role": "system", "content": record["_system"]}] if record["_system"] else []
     return Row(system + record["_prompt"], reply, accepted, ids[:prompt_length], ids[prompt_length:])
-
-
-@contextlib.contextmanager
-def quietly():
-    """LLaMA-Factory and transformers without their notices and progress bars; errors still come through."""
-    from tqdm import TqdmWarning
-
-    before = os.environ.get("LLAMAFACTORY_VERBOSITY")
-    os.environ["LLAMAFACTORY_VERBOSITY"] = before or "WARN"
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", TqdmWarning)  # "IProgress not found", in a kernel without widgets
-        from transformers.utils import logging
-
-    verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        logging.set_verbosity(verbosity)
-        if bars:
-            logging.enable_progress_bar()
-        if before is None:
-            os.environ.pop("LLAMAFACTORY_VERBOSITY", None)

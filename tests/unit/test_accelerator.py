@@ -90,7 +90,7 @@ def outcome(built, batch: dict) -> tuple[float, dict, dict]:
         loss, metrics = built.get_batch_loss_metrics(built.model, built._prepare_inputs(batch))
     loss.backward()
     gradients = {name: weight.grad.clone() for name, weight in built.model.named_parameters() if weight.requires_grad}
-    return float(loss), {key: 0.0 if "logits" in key else value for key, value in metrics.items()}, gradients
+    return float(loss), {key: 0.0 if "logits" in key else float(value) for key, value in metrics.items()}, gradients
 
 
 def assert_equal(ours, theirs, tolerance: float, gradients: float) -> None:
@@ -120,7 +120,7 @@ def test_loss_rewards_kl_and_gradients_are_the_stock_trainers(folder, monkeypatc
         turn(stock.model)
         turn(fast.model)
     assert max(kls) > 0 or "use_dora" in settings  # not only the clamp was compared
-    assert len(fast._reference) == 2 * len(ROWS)
+    assert len(fast._places) == 2 * len(ROWS)
     assert fast._one_pass == ("use_dora" not in settings)
 
 
@@ -217,16 +217,22 @@ def test_reference_log_probabilities_are_computed_once_a_row_and_shared_among_wo
 
     model, rows = adapted("llama"), random_rows()
     packed.prepare(model)
-    made = types.SimpleNamespace(_one_pass=True, _reference={}, accelerator=types.SimpleNamespace(num_processes=2))
-    made._learn = types.MethodType(accelerator.Accelerated._learn, made)
-    monkeypatch.setattr(accelerate.utils, "gather_object", lambda mine: [*mine, {b"from another worker": 1.0}])
+    made = types.SimpleNamespace(_one_pass=True, _places={}, _values=None,
+                                 accelerator=types.SimpleNamespace(num_processes=2))
+    made.model, made.state, made._shared_until = model, types.SimpleNamespace(epoch=0.5), None
+    for name in ("_learn", "_sharing"):
+        setattr(made, name, types.MethodType(getattr(accelerator.Accelerated, name), made))
+    monkeypatch.setattr(accelerate.utils, "gather_object", lambda mine: [{b"from another worker": 1.0}, *mine])
     asked = []
     monkeypatch.setattr(packed, "logps", lambda model, rows, adapted, logps=packed.logps: (
         asked.append(len(rows) - adapted), logps(model, rows, adapted))[1])
+    given = accelerator.Rows(rows[:2], rows[2:], [accelerator.key_of(row) for row in rows], None)
     with torch.no_grad():
-        first, second = (accelerator.Accelerated._without_gradient(made, model, rows[:2], rows[2:]) for _ in range(2))
+        first, second = (accelerator.Accelerated._without_gradient(made, model, given) for _ in range(2))
     assert asked == [4, 0] and all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
-    assert made._reference[b"from another worker"] == 1.0 and len(made._reference) == 5
+    assert made._values[made._places[b"from another worker"]] == 1.0 and len(made._values) == 5
+    made.state.epoch = 1.6
+    assert not made._sharing()  # an epoch later every row is known
 
 
 def test_trainings_it_was_not_proved_for_are_refused():
@@ -266,15 +272,30 @@ def on_gpu() -> bool:
 
 @pytest.mark.slow
 @pytest.mark.skipif(not on_gpu(), reason="needs a GPU: bf16, flash attention and liger's kernels")
-@pytest.mark.parametrize("liger", [True, False])
-def test_on_a_gpu_loss_rewards_kl_and_gradients_agree_within_bf16(folder, monkeypatch, liger):
-    shape = dict(hidden_size=512, intermediate_size=1024, num_attention_heads=8, head_dim=64, torch_dtype="bfloat16")
+@pytest.mark.parametrize("liger", [False, True])
+def test_on_a_gpu_bf16_rewards_kl_and_gradients_are_as_near_to_float32_as_the_stock_trainers(folder, monkeypatch, liger):
+    import copy
+
+    import torch
+
     if not (folder / "wide").exists():
-        tiny_model("llama", folder / "wide", **shape)
-    settings = dict(base="wide", bf16=True, enable_liger_kernel=liger)
+        wide = dict(hidden_size=512, intermediate_size=1024, num_attention_heads=8, head_dim=64, torch_dtype="bfloat16")
+        tiny_model("llama", folder / "wide", **wide)
+    settings = dict(base="wide", bf16=True, enable_liger_kernel=liger, per_device_train_batch_size=4)
     stock, fast = (trainer(folder, monkeypatch, fast, **settings) for fast in (False, True))
+    exact = copy.deepcopy(stock.model).float()
+    errors = {"stock": [], "accelerated": []}
     for batch in stock.get_train_dataloader():
-        theirs, ours = outcome(stock, batch), outcome(fast, batch)
-        print(f"liger {liger}: loss {theirs[0]:.5f} {ours[0]:.5f}, kl {theirs[1]['kl']:.4f} {ours[1]['kl']:.4f}, "
-              f"gradients {max((ours[2][n] - g).norm() / g.norm() for n, g in theirs[2].items()):.4f}")
-        assert_equal(ours, theirs, tolerance=2e-2, gradients=5e-2)
+        with torch.autocast("cuda", torch.bfloat16):
+            theirs, ours = outcome(stock, batch), outcome(fast, batch)
+        stock.model, kept = exact, stock.model
+        truth = outcome(stock, batch)
+        stock.model = kept
+        for name, found in (("stock", theirs), ("accelerated", ours)):
+            metrics = [abs(found[1][key] - truth[1][key]) for key in sorted(truth[1])]
+            gradients = [float((found[2][key] - part).norm() / part.norm()) for key, part in truth[2].items()]
+            errors[name].append([abs(found[0] - truth[0]), *metrics, max(gradients), sum(gradients) / len(gradients)])
+    theirs, ours = (torch.tensor(errors[name]).pow(2).mean(0).sqrt() for name in ("stock", "accelerated"))
+    for what, one, other in zip(["loss", *sorted(truth[1]), "gradients, worst", "gradients"], theirs, ours, strict=True):
+        print(f"GPU liger={liger} {what}: error of the stock trainer {one:.5f}, of the accelerated {other:.5f}")
+    assert (ours <= 2 * theirs + 1e-3).all()

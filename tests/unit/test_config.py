@@ -68,7 +68,13 @@ def test_every_template_is_accepted_by_llamafactory_on_a_machine_without_gpu(pre
 
 
 def test_all_templates_are_found():
-    assert config.available() == ["kto_lora.yaml", "kto_lora_local.yaml"]
+    assert config.available() == [
+        "kto_lora.yaml",
+        "kto_lora_48gb.yaml",
+        "kto_lora_80gb.yaml",
+        "kto_lora_local.yaml",
+        "kto_qlora_24gb.yaml",
+    ]
 
 
 @pytest.mark.slow

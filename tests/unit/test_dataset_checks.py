@@ -6,7 +6,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from helpers import convert, dataset, problems, readers, sources
+from helpers import convert, dataset, problems, profiles, readers, sources
 from helpers.errors import KitError
 from helpers.records import Refused
 from helpers.shapes import NAMES, recognise, rows
@@ -168,10 +168,14 @@ def test_the_example_shows_both_labels_of_one_prompt_where_there_are_some(tmp_pa
                                  "label: false\n           user: b\n      assistant: No, never."]
 
 
-def test_only_large_sources_in_several_chunks_go_to_the_cluster():
+def test_large_sources_go_to_a_cluster_and_on_one_machine_only_with_cores_to_spare(monkeypatch):
     chunks = [readers.Chunk("f", "lines", start, start + convert.RAY_FROM // 2) for start in (0, convert.RAY_FROM)]
-    assert convert.choose_engine(chunks) == "ray"
-    assert convert.choose_engine(chunks[:1]) == "local"
+    local, cluster = profiles.load("local"), profiles.load("anyscale")
+    assert convert.choose_engine(chunks, cluster) == "ray"
+    assert convert.choose_engine(chunks[:1], cluster) == convert.choose_engine(chunks, None) == "local"
+    for cores, engine in ((2, "local"), (16, "ray")):
+        monkeypatch.setattr(convert.os, "cpu_count", lambda cores=cores: cores)
+        assert convert.choose_engine(chunks, local) == engine
 
 
 def test_a_full_disk_while_reading_is_an_error_that_says_what_to_do(tmp_path, monkeypatch):

@@ -125,7 +125,7 @@ def test_what_a_node_sees_is_rows_and_hash_or_the_reason(tmp_path):
 def test_ray_data_gives_the_same_rows_and_problems_as_one_process(tmp_path, monkeypatch):
     import json
 
-    from helpers import convert, profiles, readers
+    from helpers import doctor, profiles, readers
 
     monkeypatch.setattr(readers, "BLOCK", 20_000)
     values = [{"prompt": f"Why {i}?", "completion": "Because." * (i % 50 > 0), "label": [True, 0, "up"][i % 3]}
@@ -135,9 +135,13 @@ def test_ray_data_gives_the_same_rows_and_problems_as_one_process(tmp_path, monk
     source = sources.find(str(path), tmp_path)
     assert len(readers.plan(path)[1]) > 5
     here = dataset.check(source, engine="local")
-    there = dataset.check(source, engine="ray", profile=profiles.load("local"))
+    broken = tmp_path / "broken.json"
+    broken.write_text(json.dumps(values * 2, indent=0)[:-2] + ', {"cut')
+    with doctor.ray_cluster(profiles.load("local"), num_cpus=2):
+        there = dataset.check(source, engine="ray")
+        with pytest.raises(KitError, match="broken.json is broken JSON: line 20001 column"):
+            dataset.check(sources.find(str(broken), tmp_path), engine="ray")
     assert list(here.lines(range(1960))) == list(there.lines(range(1960)))
     assert (here.ledger.counts, here.ledger.first) == (there.ledger.counts, there.ledger.first)
     for name in ("prompts", "replies", "labels", "turns", "files", "numbers", "offsets"):
         assert np.array_equal(getattr(here, name), getattr(there, name))
-    assert convert.choose_engine(readers.plan(path)[1]) == "local"
