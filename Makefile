@@ -37,7 +37,8 @@ install-cluster: ## on a cluster image: everything but torch and ray, which stay
 lab: install ## JupyterLab on the first notebook, on this machine only
 	@.venv/bin/jupyter lab --ip=127.0.0.1 notebooks/01_setup.ipynb
 
-mlflow: install ## an MLflow server on this machine only, over the local storage's runs
+mlflow: install ## an MLflow server on this machine only, over the local storage's runs (PORT=5000)
+	@$(PY) tools/free_port.py $${PORT:-5000}
 	@.venv/bin/mlflow server --host 127.0.0.1 --port $${PORT:-5000} --workers 1 --backend-store-uri sqlite:///$${KTO_STORAGE:-$(CURDIR)/storage}/mlflow.db
 
 notebooks: install ## run the six notebooks for real and keep their outputs in notebooks/

@@ -1,5 +1,6 @@
 """The checks before anything is asked of a machine, and the two install commands' own checks."""
 
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -91,3 +92,12 @@ def test_make_without_any_python_311_says_so(tmp_path):
         ["make", "test", "PYTHON=python-that-is-not-there"], cwd=tmp_path, capture_output=True, text=True
     )
     assert done.returncode != 0 and "no python-that-is-not-there found" in done.stderr
+
+
+def test_a_busy_port_is_named_with_another_to_take():
+    with socket.socket() as busy:
+        busy.bind(("127.0.0.1", 0))
+        busy.listen()
+        port = busy.getsockname()[1]
+        done = subprocess.run([sys.executable, ROOT / "tools" / "free_port.py", str(port)], capture_output=True, text=True)
+    assert done.returncode == 1 and f"PORT={port + 1}" in done.stderr
