@@ -3,6 +3,7 @@
 import os
 import re
 import shutil
+import sys
 from contextlib import contextmanager
 from importlib import metadata
 from pathlib import Path
@@ -19,14 +20,13 @@ def packages(requirements: Path = ROOT / "requirements.txt") -> list[dict]:
 
     A version with a local part (torch 2.13.0+cpu) satisfies the version before the plus.
     """
+    places = [place for place in sys.path if "thirdparty_files" not in place]  # ray, once imported, adds its own psutil there
     rows = []
     for line in requirements.read_text().splitlines():
         if match := re.match(r"([\w.-]+)(?:\[[\w,]+\])?==([^\s#]+)", line):
             name, required = match.groups()
-            try:
-                installed = metadata.version(name)
-            except metadata.PackageNotFoundError:
-                installed = ""
+            found = next(iter(metadata.Distribution.discover(name=name, path=places)), None)
+            installed = found.version if found else ""
             rows.append(
                 {
                     "package": name,
