@@ -164,10 +164,8 @@ def accelerated(trainer: type) -> type:
 def install() -> None:
     """Put the accelerated trainer in the place of LLaMA-Factory's, in this process.
 
-    RuntimeError if LLaMA-Factory is not the one we know. Rows of varying length leave the GPU's memory in pieces, unless
-    torch is told that its segments may grow.
+    RuntimeError if LLaMA-Factory is not the one we know.
     """
-    os.environ.setdefault("PYTORCH_CUDA_ALLOC_CONF", "expandable_segments:True")
     from llamafactory.extras.env import VERSION as found
     from llamafactory.train.kto import workflow
 
@@ -176,6 +174,18 @@ def install() -> None:
                            "  to do:    run `make install`, or train without the accelerator")
     if not issubclass(workflow.CustomKTOTrainer, Accelerated):
         workflow.CustomKTOTrainer = accelerated(workflow.CustomKTOTrainer)
+
+
+def let_segments_grow() -> None:
+    """Packed rows vary in length, which leaves torch's GPU memory in pieces of every size unless its segments may grow.
+
+    The setting PYTORCH_CUDA_ALLOC_CONF=expandable_segments:True, made after torch was imported. Yours comes first.
+    """
+    import torch
+
+    if torch.cuda.is_available() and not os.environ.get("PYTORCH_CUDA_ALLOC_CONF"):
+        setter = getattr(torch._C, "_accelerator_setAllocatorSettings", None)  # torch 2.10 and later
+        (setter or torch.cuda.memory._set_allocator_settings)("expandable_segments:True")
 
 
 _stock = None
@@ -187,6 +197,7 @@ def training_function(config: dict) -> None:
     from llamafactory.train import tuner
 
     install()
+    let_segments_grow()
     (_stock or tuner._training_function)(config)
 
 

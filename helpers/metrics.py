@@ -118,6 +118,8 @@ def _place_evaluations(lines: list[dict], facts: dict, plan: schedule.Schedule) 
             reached = line["step"]
             continue
         step = max(reached, line["bar"])
+        if not plan.at(step, line["epoch"]):  # a quick step's bar is not always printed: the epoch says it too
+            step = plan.step_of(line["epoch"], reached) or step
         if every:
             due = (last // every + 1) * every
             step = due if plan.at(due, line["epoch"]) else step

@@ -58,6 +58,15 @@ class Schedule:
         whole = max(step - 1, 0) // self.updates
         return whole + (self.micro_batches(step) - whole * self.batches) / self.batches
 
+    def step_of(self, epoch: float, after: int) -> int | None:
+        """The first step from `after` on whose line prints `epoch`; None where there is none."""
+        step = after
+        while self.examples and self.epoch(step) <= epoch + 0.01:
+            if self.at(step, epoch):
+                return step
+            step += 1
+        return None
+
     def at(self, step: int, epoch: float) -> bool:
         """Whether a line that prints `epoch` can be of `step`; nothing speaks against it where the size is unknown."""
         return not self.examples or epoch != epoch or round(self.epoch(step), 2) == epoch

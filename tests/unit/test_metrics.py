@@ -268,3 +268,16 @@ def test_no_log_whatever_its_facts_makes_the_table_raise(odd):
     metrics.summary(table)
     noise.band(table)
     watchdog.diagnose(table, finished=True)
+
+
+def test_an_evaluation_is_placed_by_its_epoch_where_the_bar_lagged_behind():
+    facts = {"num_examples": 24, "per_device_train_batch_size": 4, "gradient_accumulation_steps": 1, "logging_steps": 2}
+    events = [
+        logs.Event("config", facts),
+        logs.Event("progress", {"task": "training", "done": 2, "total": 6}),
+        logs.Event("metrics", {"loss": 0.5, "kl": 0.0, "epoch": 0.33}),
+        logs.Event("eval", {"eval_loss": 0.4, "kl": 0.0, "epoch": 0.5}),
+        logs.Event("metrics", {"loss": 0.4, "kl": 0.0, "epoch": 0.67}),
+    ]
+    table = metrics.table(events)
+    assert table[table["split"] == "eval"]["step"].tolist() == [3]
