@@ -205,11 +205,12 @@ def replace_training_function() -> None:
     """In the launching process: LLaMA-Factory's workers run `training_function`, with GPUs or without."""
     from llamafactory.train import trainer_utils, tuner
 
-    from . import cpu
+    from . import cpu, report
 
     global _stock
     cpu.replace_scaling_config(trainer_utils)
     install()
+    tuner.RayTrainReportCallback = report.WaitingReportCallback
     _stock, tuner._training_function = tuner._training_function, training_function
 
 
