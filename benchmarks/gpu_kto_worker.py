@@ -100,9 +100,10 @@ def trl(job: str, result: str) -> None:
     model = AutoModelForCausalLM.from_pretrained(job["model"], dtype=torch.bfloat16 if cuda else torch.float32,
                                                  device_map={"": 0} if cuda else None, attn_implementation="sdpa")
     settings = KTOConfig(output_dir=job["output_dir"], per_device_train_batch_size=job["batch"], max_steps=job["steps"],
-                         max_length=job["cutoff_len"], bf16=cuda, beta=0.1, learning_rate=job["learning_rate"], logging_steps=job["logging_steps"],
-                         lr_scheduler_type="cosine", warmup_steps=job["steps"] // 10, save_strategy="no", report_to="none",
-                         gradient_checkpointing=job["gradient_checkpointing"], use_liger_kernel=cuda)
+                         max_length=job["cutoff_len"], bf16=cuda, beta=0.1, learning_rate=job["learning_rate"],
+                         logging_steps=job["logging_steps"], lr_scheduler_type="cosine", warmup_steps=job["steps"] // 10,
+                         save_strategy="no", report_to="none", use_liger_kernel=cuda,
+                         gradient_checkpointing=job["gradient_checkpointing"])
     lora = LoraConfig(r=8, lora_alpha=16, target_modules="all-linear", task_type="CAUSAL_LM")
     KTOTrainer(model=model, args=settings, train_dataset=Dataset.from_list(rows), processing_class=tokenizer,
                peft_config=lora, callbacks=[clock(result)]).train()
