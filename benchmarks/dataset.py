@@ -10,7 +10,7 @@ without Ray's object store, which is shared memory. On two cores it printed:
        ray:     9,369 rows/s   106.7 s (and 13.2 s to start), 138 s of CPU, peak memory 1.44 GB
     same dataset from all: True
 
-So one process does it on two cores, and Ray where there are more (helpers/convert.py, `choose_engine`).
+So one process does it on two cores, and Ray where there are more (helpers/dataset/convert.py, `choose_engine`).
 """
 
 import argparse

@@ -121,7 +121,7 @@ def main() -> None:
     work = options.work / datetime.now(UTC).strftime("%Y%m%d-%H%M%S")
     work.mkdir(parents=True)
     sys.path.insert(0, str(ROOT))
-    from helpers import registry
+    from helpers.dataset import registry
 
     registry.update(work, {"benchmark": {**registry.ENTRY, "file_name": str(options.data.resolve()),
                                          "columns": {"messages": "messages", "kto_tag": "label"}}})

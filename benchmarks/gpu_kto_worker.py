@@ -71,11 +71,11 @@ def llamafactory(config: str, result: str, *flags: str) -> None:
     from llamafactory.train import trainer_utils, tuner
 
     if "--accelerated" in flags:
-        from helpers import accelerator
+        from helpers.process import accelerator
 
         accelerator.replace_training_function()
     else:
-        from helpers import cpu
+        from helpers.process import cpu
 
         cpu.replace_scaling_config(trainer_utils)
     with open(config) as file:

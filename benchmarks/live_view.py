@@ -9,9 +9,9 @@ import statistics
 import sys
 import time
 
-from helpers.live import State
-from helpers.livehtml import page
 from helpers.logs import Event
+from helpers.plots.live import State
+from helpers.plots.livehtml import page
 
 
 def window(step: int, of: int) -> Event:
@@ -47,7 +47,8 @@ def still(points: int) -> None:
     """The figure that takes the card's place at the end, matplotlib's import apart."""
     import pandas as pd
 
-    from helpers import pictures, plots
+    from helpers import plots
+    from helpers.plots import pictures
 
     steps = range(1, points + 1)
     table = pd.DataFrame([{"step": step, "kl_mean": 0.1, **window(step, points).data} for step in steps])

@@ -90,10 +90,10 @@ def write(run: Run, config: dict) -> Path:
 
 
 def check(path: Path) -> None:
-    """LLaMA-Factory's own parser as the judge (helpers.judge). KitError names every wrong key and the closest valid one."""
+    """LLaMA-Factory's own parser as the judge (helpers.process.judge). KitError names every wrong key and the closest valid one."""
     read_yaml(path)
     judge = subprocess.run(
-        [sys.executable, "-m", "helpers.judge", str(path)],
+        [sys.executable, "-m", "helpers.process.judge", str(path)],
         capture_output=True,
         text=True,
         cwd=ROOT,

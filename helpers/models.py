@@ -118,15 +118,18 @@ def _from_package(name: str, models_dir: Path) -> Path:
 
 @contextmanager
 def _read_once():
-    """transformers 4.52 parses a GGUF file anew for config, model and tokenizer, 7 s each time: here it is parsed once."""
+    """transformers 4.52 parses a GGUF file anew for config, model and tokenizer, and maps tensors' names anew for each module:
+    half a minute. Here both happen once."""
     import gguf
 
-    reader = gguf.GGUFReader
-    gguf.GGUFReader = cache(reader)
+    slow = {name: getattr(gguf, name) for name in ("GGUFReader", "get_tensor_name_map")}
+    for name, function in slow.items():
+        setattr(gguf, name, cache(function))
     try:
         yield
     finally:
-        gguf.GGUFReader = reader
+        for name, function in slow.items():
+            setattr(gguf, name, function)
 
 
 def _gguf_tokenizer(gguf: Path):

@@ -75,7 +75,8 @@ def prepare_resume(run: Run) -> str:
     From its last complete checkpoint (resume.yaml is written), or, if it has none, from the beginning, the old log and output
     kept under other names. A finished run is left as it is.
     """
-    from . import checkpoints, resume
+    from . import checkpoints
+    from .checkpoints import resume
 
     if run.record().get("training", {}).get("status") == "finished":
         return "the training is finished: evaluation and export are made again"
@@ -156,8 +157,8 @@ class _Watch:
             self.thread.join(timeout=5)
 
     def _follow(self) -> None:
-        from .live import duration
         from .logs import Parser
+        from .plots.live import duration
 
         parser, position, said = Parser(), 0, -1
         while not self.over.wait(1.0):

@@ -9,7 +9,7 @@ import types
 import pytest
 import tiny
 
-from helpers import accelerator, packed
+from helpers.process import accelerator, packed
 
 ROWS = [(f"Question {i}: " + "why " * (i % 7) + "?", "Because. " + "So. " * (i * 5 % 9), i % 3 > 0) for i in range(16)]
 SHAPE = dict(hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2,

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from helpers import checkpoints, runs, wholeness
+from helpers import checkpoints, runs
+from helpers.checkpoints import wholeness
 from helpers.errors import KitError
 
 FIXTURE = Path(__file__).parents[1] / "fixtures" / "trial"

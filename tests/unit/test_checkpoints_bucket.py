@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from helpers import checkpoints, keep, runs, stores
+from helpers import checkpoints, runs
+from helpers.checkpoints import keep, stores
 from helpers.errors import KitError
 
 FIXTURE = Path(__file__).parents[1] / "fixtures" / "trial"

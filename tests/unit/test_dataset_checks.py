@@ -6,10 +6,11 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from helpers import convert, dataset, problems, profiles, readers, sources
+from helpers import dataset, profiles
+from helpers.dataset import convert, problems, readers, sources
+from helpers.dataset.records import Refused
+from helpers.dataset.shapes import NAMES, recognise, rows
 from helpers.errors import KitError
-from helpers.records import Refused
-from helpers.shapes import NAMES, recognise, rows
 
 
 def checked_of(tmp_path, values, **how):

@@ -7,7 +7,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
-from helpers import dataset, downloads, sources
+from helpers import dataset
+from helpers.dataset import downloads, sources
 from helpers.errors import KitError
 
 ROWS = [{"prompt": f"Why {i}?", "completion": "Because. " * 50, "label": i % 3 > 0} for i in range(2000)]

@@ -6,7 +6,8 @@ import sys
 
 import pytest
 
-from helpers import data_stats, dataset
+from helpers import dataset
+from helpers.dataset import data_stats
 
 TOOLS = [{"type": "function", "function": {"name": "weather", "parameters": {
     "properties": {"city": {"type": "string", "enum": ["Oslo", 5]}, "day": None}}}}]

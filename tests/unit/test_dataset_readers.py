@@ -4,9 +4,10 @@ import json
 
 import pytest
 
-from helpers import dataset, jsonstream, readers, sources
+from helpers import dataset
+from helpers.dataset import jsonstream, readers, sources
+from helpers.dataset.records import Refused
 from helpers.errors import KitError
-from helpers.records import Refused
 
 ROWS = [{"prompt": f"Why {i}?", "completion": f"Because {i}.", "label": i % 3 != 0} for i in range(30)]
 

@@ -9,7 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from helpers import dataset, registry, sources, splits
+from helpers import dataset
+from helpers.dataset import registry, sources, splits
 from helpers.errors import KitError
 
 

@@ -4,9 +4,9 @@ import json
 
 import pytest
 
+from helpers.dataset.records import Refused, label_of, record
+from helpers.dataset.shapes import guess_scale, recognise, rows
 from helpers.errors import KitError
-from helpers.records import Refused, label_of, record
-from helpers.shapes import guess_scale, recognise, rows
 
 USER, REPLY = {"role": "user", "content": "Why?"}, {"role": "assistant", "content": "Because."}
 CALL = {"role": "function_call", "content": '{"name": "weather", "arguments": {"city": "Oslo"}}'}

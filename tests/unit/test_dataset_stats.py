@@ -5,8 +5,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from helpers import data_stats, dataset, nodes, plots_data, registry, sources
+from helpers import dataset
+from helpers.dataset import data_stats, nodes, registry, sources
 from helpers.errors import KitError
+from helpers.plots import plots_data
 
 
 @pytest.fixture(scope="module")
@@ -125,7 +127,8 @@ def test_what_a_node_sees_is_rows_and_hash_or_the_reason(tmp_path):
 def test_ray_data_gives_the_same_rows_and_problems_as_one_process(tmp_path, monkeypatch):
     import json
 
-    from helpers import doctor, profiles, readers
+    from helpers import doctor, profiles
+    from helpers.dataset import readers
 
     monkeypatch.setattr(readers, "BLOCK", 20_000)
     values = [{"prompt": f"Why {i}?", "completion": "Because." * (i % 50 > 0), "label": [True, 0, "up"][i % 3]}

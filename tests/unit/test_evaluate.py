@@ -1,4 +1,4 @@
-"""What helpers.evaluate and helpers.encoding promise, on a tiny real model."""
+"""What helpers.evaluate and helpers.evaluate.encoding promise, on a tiny real model."""
 
 import math
 
@@ -7,8 +7,8 @@ import pytest
 import tiny
 
 from helpers import evaluate
-from helpers.encoding import Row
 from helpers.errors import KitError
+from helpers.evaluate.encoding import Row
 
 
 @pytest.fixture(scope="module")

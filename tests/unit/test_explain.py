@@ -2,7 +2,7 @@
 
 import pytest
 
-from helpers.explain import CAUSES, explain
+from helpers.launch.explain import CAUSES, explain
 
 PRINTED = {
     "a GPU ran out of memory": "torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 3.91 GiB. GPU 0 has a total capacity of 79.1 GiB",

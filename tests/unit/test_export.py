@@ -8,8 +8,10 @@ import pytest
 import tiny
 import yaml
 
-from helpers import card, evaluate, export, proof, replies, serving
+from helpers import evaluate, export
 from helpers.errors import KitError
+from helpers.evaluate import replies
+from helpers.export import card, proof, serving
 
 
 @pytest.fixture

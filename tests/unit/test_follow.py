@@ -6,9 +6,12 @@ import time
 import pytest
 import yaml
 
-from helpers import follow, guard, launch, live
+from helpers import launch
 from helpers.errors import KitError
+from helpers.launch import follow
 from helpers.logs import Event
+from helpers.plots import live
+from helpers.process import guard
 from helpers.profiles import ROOT
 
 LOGS = ROOT / "tests" / "fixtures"

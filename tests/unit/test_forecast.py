@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from helpers import checkpoints, forecast
+from helpers import checkpoints
+from helpers.checkpoints import forecast
 from helpers.errors import KitError
 
 WIDE, NARROW, HEADS, LAYERS = 576, 1536, 192, 30

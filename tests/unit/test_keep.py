@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from helpers import checkpoints, keep
+from helpers import checkpoints
+from helpers.checkpoints import keep
 from helpers.errors import KitError
 
 FIXTURE = Path(__file__).parents[1] / "fixtures" / "trial"

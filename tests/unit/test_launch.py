@@ -10,8 +10,9 @@ import psutil
 import pytest
 import yaml
 
-from helpers import cpu, guard, launch
+from helpers import launch
 from helpers.errors import KitError
+from helpers.process import cpu, guard
 
 TREE = """
 import subprocess, sys, time
@@ -135,7 +136,7 @@ def test_a_run_that_is_being_trained_is_not_resumed_beside_itself(ready, monkeyp
 
 
 def test_without_a_gpu_asked_for_the_replacement_runs_and_with_one_the_stock_command(ready):
-    assert launch.command(ready)[1:3] == ["-m", "helpers.cpu"]
+    assert launch.command(ready)[1:3] == ["-m", "helpers.process.cpu"]
     ready.config_file.write_text(yaml.safe_dump({"model_name_or_path": "m", "resources_per_worker": {"GPU": 1}}))
     assert launch.command(ready)[0].endswith("llamafactory-cli") and launch.command(ready)[1] == "train"
 

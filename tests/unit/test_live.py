@@ -7,9 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from helpers import live, livehtml, logs, metrics
+from helpers import logs, metrics
 from helpers.errors import KitError
 from helpers.logs import Event
+from helpers.plots import live, livehtml
 
 DEMO = Path(__file__).parent.parent / "fixtures" / "demo-two-workers.log"
 
@@ -258,7 +259,8 @@ def test_a_notebook_keeps_the_picture_and_the_words_and_nothing_else():
     from nbclient import NotebookClient
 
     cell = f"""import os, time
-    from helpers import live, logs, metrics
+    from helpers import logs, metrics
+    from helpers.plots import live
     os.environ["KTO_LIVE"] = "MODE"
     live.EVERY = 0.0
     events = list(logs.parse_file({str(DEMO)!r}))

@@ -10,9 +10,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from helpers import logs, metrics, noise, watchdog
+from helpers import logs, metrics
 from helpers.errors import KitError
-from helpers.schedule import Schedule
+from helpers.metrics import noise, watchdog
+from helpers.metrics.schedule import Schedule
 
 FIXTURES = Path(__file__).parent.parent / "fixtures"
 REFERENCE, DEMO = FIXTURES / "reference.log", FIXTURES / "demo-two-workers.log"

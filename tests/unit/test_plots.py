@@ -9,8 +9,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from helpers import metrics, pictures, plots
+from helpers import metrics, plots
 from helpers.errors import KitError
+from helpers.plots import pictures
 
 FIXTURES = Path(__file__).parent.parent / "fixtures"
 
@@ -185,7 +186,7 @@ def test_a_figure_that_cannot_be_saved_is_an_error_in_words(demo, tmp_path, name
 
 
 def test_importing_the_rooms_brings_in_no_heavy_library():
-    code = "import sys, json, helpers.plots, helpers.live, helpers.livehtml; print(json.dumps(list(sys.modules)))"
+    code = "import sys, json, helpers.plots, helpers.plots.live, helpers.plots.livehtml; print(json.dumps(list(sys.modules)))"
     loaded = json.loads(subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout)
     assert not {"matplotlib", "pandas", "numpy", "IPython", "torch", "tqdm"} & set(loaded)
 

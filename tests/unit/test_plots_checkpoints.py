@@ -5,8 +5,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from helpers import pictures, plots_checkpoints
 from helpers.errors import KitError
+from helpers.plots import pictures, plots_checkpoints
 
 START = datetime(2026, 11, 23, 1, 0, tzinfo=UTC)
 

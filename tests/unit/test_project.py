@@ -68,8 +68,9 @@ def test_every_relative_link_leads_somewhere():
 
 def test_the_map_of_the_rooms_names_every_module_and_no_other():
     table = "\n".join(line for line in (ROOT / "CONTRIBUTING.md").read_text().splitlines() if line.startswith("|"))
-    named = set(re.findall(r"`(\w+)`", "\n".join(line.split("|")[2] for line in table.splitlines())))
-    there = {path.stem for path in (ROOT / "helpers").glob("*.py")} - {"__init__", "__main__"}
+    named = set(re.findall(r"`(\w+)`", "\n".join("|".join(line.split("|")[1:3]) for line in table.splitlines())))
+    files = [path.relative_to(ROOT / "helpers") for path in (ROOT / "helpers").rglob("*.py")]
+    there = {path.parent.name if path.stem == "__init__" else path.stem for path in files} - {"", "__main__"}
     assert named == there
 
 

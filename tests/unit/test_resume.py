@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from helpers import checkpoints, resume
+from helpers import checkpoints
+from helpers.checkpoints import resume
 from helpers.errors import KitError
 
 FIXTURE = Path(__file__).parents[1] / "fixtures" / "trial"

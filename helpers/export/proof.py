@@ -1,0 +1,127 @@
+"""Whether the merged model is what was trained: its logits against the adapter's on real rows, and its tokenizer.
+
+A merge adds B·A to the weights once instead of to every product, so the same sums are taken in another order, and the
+results differ by rounding and by nothing else. How much rounding may be is in `TOLERANCE`; how much training changed
+(adapter against base) is measured beside it, for a merge onto the wrong base differs that much or more.
+"""
+
+from pathlib import Path
+
+from ..errors import KitError
+from ..evaluate import Scorer
+from ..evaluate.encoding import Row
+from ..quiet import quietly
+
+TOLERANCE = {"float32": (5e-3, 1e-6), "float16": (0.6, 2e-4), "bfloat16": (3.0, 8e-3)}
+"""dtype -> (largest difference of logits, mean KL in nats a token) allowed between merged and adapter.
+
+Measured on SmolLM2-135M with logits up to 40: 1.6e-4 and 1e-11 in float32 (24 bits of precision), 0.17 and 4e-5 in
+float16 (11 bits), 1.0 and 2e-3 in bfloat16 (8 bits: the merged weights keep two to three digits, and so do the logits
+themselves). Allowed is about three times that, more in float32, where a wrong merge is off by thousands of times.
+"""
+
+
+def prove(scorer: Scorer, merged: Path, rows: list[Row]):
+    """Merged against trained, and trained against base, over the reply tokens of `rows`: a DataFrame of two lines.
+
+    Columns: `pair`, `largest difference` of logits, `mean KL` (nats a token), `top-1 agreement` (share of tokens),
+    `tokens`, `allowed difference`, `allowed KL`. KitError if merged and adapter differ by more than `TOLERANCE`, or if
+    the merged tokenizer does not encode the rows as the checkpoint's does.
+    """
+    import pandas
+
+    same_tokens(scorer, merged, rows)
+    other = scorer.load(merged)
+    same, contrast = Difference(), Difference()
+    for row in rows:
+        tuned = scorer.logits(row)
+        same.add(scorer.logits(row, model=other), tuned)
+        contrast.add(tuned, scorer.logits(row, tuned=False))
+    dtype = str(scorer.dtype).removeprefix("torch.")
+    allowed = TOLERANCE[dtype]
+    trained = "adapter" if scorer.is_adapter else "checkpoint"
+    if not (same.largest <= allowed[0] and same.kl / same.tokens <= allowed[1]):
+        raise KitError(
+            f"the merged model is not what was trained: logits differ by up to {same.largest:.3g}, mean KL "
+            f"{same.kl / same.tokens:.3g} ({trained} against base: {contrast.largest:.3g} and "
+            f"{contrast.kl / contrast.tokens:.3g})",
+            f"at most {allowed[0]:g} and {allowed[1]:g} in {dtype}",
+            f"another base model than {scorer.config['model_name_or_path']}, or another checkpoint than "
+            f"{scorer.checkpoint}, was merged: see export/merge.yaml, and merge again")
+    return pandas.DataFrame([
+        {"pair": f"merged against {trained}", **same.figures(), "allowed difference": allowed[0],
+         "allowed KL": allowed[1]},
+        {"pair": f"{trained} against base", **contrast.figures()},
+    ])
+
+
+def verdict(table) -> str:
+    """The table of `prove` in words: how much closer the merge is to what was trained than the base is."""
+    kl, change = table["mean KL"]
+    moved = f"merging moved the replies by a KL of {kl:.1e} nats a token, training by {change:.1e}"
+    if change > 4 * kl:
+        return f"{moved}: the merge is faithful"
+    return f"{moved}: rounding hides what was trained; serve the adapter beside the base, or merge in float32"
+
+
+class Difference:
+    """What tells two models' logits apart, summed up over tokens."""
+
+    def __init__(self):
+        self.largest, self.kl, self.agreed, self.tokens = 0.0, 0.0, 0, 0
+
+    def add(self, ours, theirs) -> None:
+        """`ours`, `theirs`: float32 logits [tokens, vocabulary]; the KL is KL(theirs || ours)."""
+        import torch
+
+        if ours.shape != theirs.shape:
+            raise KitError(f"the vocabularies differ: {ours.shape[-1]} and {theirs.shape[-1]} entries",
+                           "one vocabulary", "another base model was merged: see export/merge.yaml, and merge again")
+        p, q = torch.log_softmax(theirs.double(), -1), torch.log_softmax(ours.double(), -1)
+        self.largest = max(self.largest, float((ours - theirs).abs().max()))
+        self.kl += float((p.exp() * (p - q)).sum())
+        self.agreed += int((ours.argmax(-1) == theirs.argmax(-1)).sum())
+        self.tokens += len(ours)
+
+    def figures(self) -> dict:
+        return {"largest difference": self.largest, "mean KL": self.kl / self.tokens,
+                "top-1 agreement": self.agreed / self.tokens, "tokens": self.tokens}
+
+
+def same_tokens(scorer: Scorer, merged: Path, rows: list[Row]) -> None:
+    """KitError unless the merged tokenizer has the end token and writes the rows' prompts as training's tokenizer does.
+
+    A wrong `template` in the merge shows here: it replaces the end token, adds tokens or replaces the chat template.
+    """
+    with quietly():
+        from transformers import AutoTokenizer
+
+        ours = AutoTokenizer.from_pretrained(str(merged))
+    theirs = scorer.tokenizer  # as LLaMA-Factory's template for this run set it
+    pairs = {"the end token": (ours.eos_token, theirs.eos_token), "the number of tokens": (len(ours), len(theirs))}
+    what = [f"{name} is {mine!r} instead of {other!r}" for name, (mine, other) in pairs.items() if mine != other]
+    what += [f"the chat template writes {row.prompt[:40]!r} otherwise" for row in chats(rows)
+             if chat_ids(ours, row) != chat_ids(theirs, row)][:1]
+    modelfile = merged / "Modelfile"
+    if modelfile.is_file() and modelfile.read_text() != scorer.encoder.template.get_ollama_modelfile(theirs):
+        what.append("its Modelfile, for Ollama, is another template's")
+    if what:
+        raise KitError(f"the merged tokenizer is not the one trained with: {'; '.join(what)}",
+                       f"what the template {scorer.config.get('template')!r} makes of the base's tokenizer",
+                       "see `template` in export/merge.yaml, and merge again")
+
+
+def chats(rows: list[Row]) -> list[Row]:
+    """The rows that any chat template can write: system, user and assistant turns only."""
+    return [row for row in rows if {turn["role"] for turn in row.messages} <= {"system", "user", "assistant"}]
+
+
+def chat_ids(tokenizer, row: Row) -> list[int]:
+    """The prompt as a server would encode it: the tokenizer's chat template, ready for a reply."""
+    return list(tokenizer.apply_chat_template(row.messages, add_generation_prompt=True))
+
+
+def served_as_trained(scorer: Scorer, rows: list[Row]) -> tuple[int, int]:
+    """(equal, all): for how many rows the chat template gives exactly the token ids that training had as the prompt."""
+    plain = chats(rows)
+    return sum(chat_ids(scorer.tokenizer, row) == row.prompt_ids for row in plain), len(plain)

@@ -1,0 +1,201 @@
+"""Tables in, figures out: one training's four curves, several trainings compared.
+
+Colours are Okabe and Ito's, told apart with any colour vision; line styles and markers say the same again.
+"""
+
+from ..errors import KitError
+from ..metrics import noise
+from .pictures import alt, picture, save, show
+
+__all__ = ["alt", "compare", "save", "show", "training"]
+
+BLUE, VERMILLION, GREEN, ORANGE, SKY, PURPLE, BLACK = (
+    "#0072B2", "#D55E00", "#009E73", "#E69F00", "#56B4E9", "#CC79A7", "#000000")  # fmt: skip
+"""Okabe and Ito's palette (2008) without its yellow, which is too faint on white."""
+
+RUN_STYLES = list(zip((BLUE, VERMILLION, GREEN, ORANGE, PURPLE, SKY, BLACK), "os^DvPX", strict=True))
+INK, FAINT = "#222222", "#8a8a8a"
+REWARD_UNIT, KL_UNIT = "β × nats a reply", "nats a reply"
+PANELS = (
+    ("Loss", "KTO loss, mean of the rows", ("loss",)),
+    ("Implied rewards", f"reward ({REWARD_UNIT})", ("rewards/chosen", "rewards/rejected")),
+    ("Margin: chosen − rejected reward", f"margin ({REWARD_UNIT})", ("rewards/margins",)),
+    ("KL estimate, mean per micro-batch", f"KL ({KL_UNIT})", ("kl_mean",)),
+)
+"""(title, y axis, columns of helpers.metrics' table). A reward is β·(log π − log π_ref) of a whole reply, the mean
+over rank 0's rows of the window; the KL estimate is the mean of log π − log π_ref over mismatched pairs, without β, and
+never below 0."""
+
+SERIES = {
+    "loss": (BLUE, "-", "o", "loss"),
+    "rewards/chosen": (BLUE, "-", "o", "chosen"),
+    "rewards/rejected": (VERMILLION, "--", "s", "rejected"),
+    "rewards/margins": (GREEN, "-", "o", "margin"),
+    "kl_mean": (BLACK, "-", "o", "KL"),
+}
+"""column -> (colour, line style, marker, name in the legend)"""
+
+HELD_OUT, BAND = ", held out", "± 2 standard errors"
+CROWDED = 100
+"""With more logged windows than this the points are drawn faintly and a running mean over 1/25 of them on top."""
+
+
+def training(table, checkpoints=(), title: str = ""):
+    """One training as a Figure of four panels: loss, rewards, margin, KL against the optimiser step.
+
+    `table`: helpers.metrics.table(...); rows with split "eval" are drawn over it with open markers. `checkpoints`:
+    steps, or things with a `.step`; marked by triangles on the axis and dotted lines. A window without a value is a
+    gap. Rewards get a band of two standard errors (helpers.metrics.noise) where the rows behind them are known. KitError if
+    there are no rows.
+    """
+    _refuse_empty(table, "this training")
+    figure, panels = _four_panels(title)
+    train, evaluation = _split(table, "train"), _split(table, "eval")
+    for axes, (_, _, columns) in zip(panels, PANELS, strict=True):
+        for column in columns:
+            _draw(axes, train, column)
+            _draw_evaluation(axes, evaluation, column)
+        _mark_checkpoints(axes, checkpoints, "checkpoint" if axes is panels[0] else "_checkpoint")
+        _note_missing(axes, train, columns)
+        entries = sorted(zip(*axes.get_legend_handles_labels(), strict=True), key=lambda entry: entry[1] == BAND)
+        if len(entries) > 1:
+            axes.legend(*zip(*entries, strict=True), fontsize=8, framealpha=0.8)
+    return figure
+
+
+def compare(tables: dict):
+    """Several trainings' curves in one Figure of four panels; `tables`: run's name -> helpers.metrics.table(...).
+
+    A run keeps one colour and one marker throughout; chosen rewards are solid, rejected ones dashed, held-out values
+    open markers. Above 100 windows only the running mean is drawn; bands as in `training`, but for three runs at most.
+    KitError if there is no table, or an empty one.
+    """
+    if not tables:
+        raise KitError("there is no run to compare", "at least one run's table", "name some runs")
+    for name, table in tables.items():
+        _refuse_empty(table, f"the run {name!r}")
+    crowded = any(len(_split(table, "train")) > CROWDED for table in tables.values())
+    figure, panels = _four_panels("Running means over 1/25 of a run's windows" if crowded else "")
+    for number, (name, table) in enumerate(tables.items()):
+        colour, marker = RUN_STYLES[number % len(RUN_STYLES)]
+        for axes, (_, _, columns) in zip(panels, PANELS, strict=True):
+            for column in columns:
+                label = f"{name}, {SERIES[column][3]}" if len(columns) > 1 else name
+                style = {"color": colour, "marker": marker, "label": label}
+                _draw(axes, _split(table, "train"), column, faint=False, band=len(tables) <= 3, **style)
+                _draw_evaluation(axes, _split(table, "eval"), column, **style)
+    handles, names = panels[0].get_legend_handles_labels()
+    runs = [(handle, name) for handle, name in zip(handles, names, strict=True) if not name.endswith(HELD_OUT)]
+    figure.legend(*zip(*runs, strict=True), loc="outside lower center", ncols=min(4, len(runs)), fontsize=8)
+    _style_legend(panels[1])
+    return figure
+
+
+def _four_panels(title: str):
+    figure = picture(figsize=(10, 6))
+    figure.suptitle(title, color=INK) if title else None
+    panels = list(figure.subplots(2, 2, sharex=True).flat)
+    for axes, (name, unit, columns) in zip(panels, PANELS, strict=True):
+        axes.set_title(name, fontsize=11, color=INK)
+        axes.set_ylabel(unit, fontsize=9, color=INK)
+        axes.set_xlabel("optimiser step", fontsize=9, color=INK)
+        axes.xaxis.get_major_locator().set_params(integer=True)
+        axes.tick_params(labelsize=8, colors=INK, labelbottom=True)
+        axes.grid(alpha=0.25)
+        axes.spines[["top", "right"]].set_visible(False)
+        if "loss" not in columns:
+            axes.axhline(0, color=FAINT, linewidth=0.8, zorder=1)
+    return figure, panels
+
+
+def _draw(axes, rows, column: str, faint: bool = True, band: bool = True, **style) -> None:
+    """The line of one column, its points, and its band of two standard errors where they are known."""
+    colour, line, marker, name = SERIES[column]
+    style = {"color": colour, "linestyle": line, "marker": marker, "label": name, "linewidth": 1.6, **style}
+    values = _finite(rows, column)
+    if len(values) > CROWDED:
+        window = len(values) // 25
+        if faint:
+            axes.plot(rows["step"], values, color=style["color"], alpha=0.25, linewidth=0.6, label="_points")
+            style |= {"label": f"{style['label']}, mean of {window}", "marker": ""}
+        means = values.rolling(window, min_periods=window // 2).mean().dropna()
+        values, band = means[:: -max(1, window // 8)][::-1], False
+        style["markevery"] = max(1, len(values) // 8)
+    axes.plot(rows["step"][values.index], values, markersize=4, **style)
+    if band and f"{column} error" in rows:
+        low, high = values - 2 * rows[f"{column} error"], values + 2 * rows[f"{column} error"]
+        label = f"_{BAND}" if axes.collections else BAND
+        axes.fill_between(rows["step"], low, high, color=style["color"], alpha=0.15, linewidth=0, label=label)
+
+
+def _draw_evaluation(axes, rows, column: str, **style) -> None:
+    """Held-out values: open markers on a dotted line of the same colour."""
+    colour, _, marker, name = SERIES[column]
+    values = _finite(rows, column).dropna()
+    if len(values):
+        style = {"color": colour, "marker": marker, "label": name, **style, "linestyle": ":"}
+        style["label"] += HELD_OUT
+        axes.plot(rows["step"][values.index], values, markersize=7, markerfacecolor="white", zorder=4, **style)
+
+
+def _mark_checkpoints(axes, checkpoints, label: str) -> None:
+    steps = sorted({int(getattr(checkpoint, "step", checkpoint)) for checkpoint in checkpoints})
+    if not steps:
+        return
+    if len(steps) <= 20:
+        for step in steps:
+            axes.axvline(step, color=FAINT, linestyle=":", linewidth=0.9, zorder=1)
+    axes.plot(steps, [0] * len(steps), linestyle="none", marker="^", markersize=6, color=INK, label=label,
+              transform=axes.get_xaxis_transform(), clip_on=False, zorder=5)
+
+
+def _note_missing(axes, rows, columns) -> None:
+    """Say on the panel how many windows have no value: nothing drawn must not read as nothing wrong."""
+    sound = rows[_finite(rows, "loss").notna()]
+    if columns[0].startswith("rewards"):  # lacking wherever the window had no such rows, which is no fault
+        lacking, colour = max(_finite(sound, column).isna().sum() for column in columns), INK
+        words = f"{lacking} of {len(rows)} windows lack chosen or rejected rows"
+    else:
+        lacking, colour = _finite(rows, columns[0]).isna().sum(), VERMILLION
+        words = f"not a finite number in {lacking} of {len(rows)} windows"
+    if lacking:
+        axes.text(0.99, 0.05, words, transform=axes.transAxes, ha="right", fontsize=8, color=colour, zorder=6,
+                  bbox={"facecolor": "white", "edgecolor": "none", "pad": 1, "alpha": 0.8})
+
+
+def _finite(rows, column: str):
+    """The column as floats; NaN where it has no finite value, or where there is no such column."""
+    import numpy as np
+
+    values = rows[column].astype(float) if column in rows else rows["step"] * np.nan
+    return values.where(np.isfinite(values))
+
+
+def _split(table, split: str):
+    """The rows of "train" or "eval": their loss corrected for short groups, and their rewards' errors, where known."""
+    rows = table[table["split"] == split]
+    if "loss_mean" in rows:
+        rows = rows.assign(loss=rows["loss_mean"].fillna(rows["loss"]))
+    if split == "train" and "rows/chosen" in rows:
+        errors = noise.band(rows).drop(columns="step")
+        rows = rows.join(errors.add_suffix(" error"))
+    return rows
+
+
+def _refuse_empty(table, whose: str) -> None:
+    if not len(table):
+        raise KitError(f"{whose} has no logged metrics to draw", "at least one logged window",
+                       "look into its train.log; a training of fewer steps than logging_steps logs none")
+
+
+def _style_legend(axes) -> None:
+    """In the rewards panel of a comparison the line style tells chosen, rejected and held out apart."""
+    from matplotlib.lines import Line2D
+
+    handles, names = axes.get_legend_handles_labels()
+    styles = {"chosen": {"linestyle": "-"}, "rejected": {"linestyle": "--"}}
+    if any(name.endswith(HELD_OUT) for name in names):
+        styles["held out"] = {"linestyle": ":", "marker": "o", "markerfacecolor": "white"}
+    shown = {name: Line2D([], [], color=FAINT, **style) for name, style in styles.items()}
+    shown |= {BAND: handles[names.index(BAND)]} if BAND in names else {}
+    axes.legend(list(shown.values()), list(shown), fontsize=8)

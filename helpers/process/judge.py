@@ -1,0 +1,99 @@
+"""LLaMA-Factory's own parser as the judge of a config: `python -m helpers.process.judge CONFIG.yaml` prints its findings as JSON.
+
+A process of its own, because importing the parser takes 9 s, prints, and sets up logging. A config for GPUs can be judged on
+a machine without one: the three questions that the parser puts to the hardware are answered with yes.
+"""
+
+import dataclasses
+import json
+import os
+import sys
+import typing
+
+import yaml
+
+
+def findings(config: dict) -> list[dict]:
+    """Every unknown key and ill-typed value, then, if there are none, what LLaMA-Factory's own parser objects to.
+
+    Each is {"key", "found", "expected"}; `key` is "" where the parser speaks of the config as a whole.
+    """
+    from llamafactory.hparams import parser
+
+    hints = field_types(parser._TRAIN_ARGS)
+    found = [unknown(key, hints) for key in config if key not in hints]
+    found += [f for key, value in config.items() if key in hints and (f := ill_typed(key, value, hints[key]))]
+    return found or objections(config, parser)
+
+
+def field_types(classes) -> dict[str, typing.Any]:
+    """name -> annotated type of every field that LLaMA-Factory's argument classes accept."""
+    types = {}
+    for cls in classes:
+        hints = typing.get_type_hints(cls)
+        types |= {field.name: hints[field.name] for field in dataclasses.fields(cls) if field.init}
+    return types
+
+
+def unknown(key: str, hints: dict) -> dict:
+    from ..errors import closest
+
+    return {"key": key, "found": f"LLaMA-Factory knows no key {key!r}{closest(key, hints)}", "expected": ""}
+
+
+def ill_typed(key: str, value, hint) -> dict | None:
+    """A finding if `value` is not of the field's type. Strict: LLaMA-Factory converts nothing that comes from YAML."""
+    from pydantic import ConfigDict, TypeAdapter, ValidationError
+
+    scalars = (float, int, bool)
+    if isinstance(value, str) and hint in (*scalars, *(typing.Optional[kind] for kind in scalars)):  # noqa: UP045
+        says = " (YAML reads 5e-6 as text; write 5.0e-6)" if "e" in value and _is_number(value) else ""
+        return {"key": key, "found": f"{key}: {value!r} is text{says}", "expected": name_of(hint)}
+    try:
+        TypeAdapter(hint, config=ConfigDict(arbitrary_types_allowed=True)).validate_python(value)
+    except ValidationError as error:
+        return {"key": key, "found": f"{key}: {value!r}: {error.errors()[0]['msg']}", "expected": name_of(hint)}
+    except Exception:  # a type that pydantic cannot describe is left to LLaMA-Factory
+        return None
+    return None
+
+
+def objections(config: dict, parser) -> list[dict]:
+    """What LLaMA-Factory's parser itself says to the whole config, hardware questions answered with yes."""
+    import transformers.training_args as training_args
+
+    for module in (training_args, parser):
+        for question in ("is_torch_bf16_gpu_available", "is_torch_tf32_available"):
+            if hasattr(module, question):
+                setattr(module, question, lambda: True)
+    if config.get("deepspeed"):  # accepted only in a distributed process: be one, of one
+        os.environ.update(RANK="0", LOCAL_RANK="0", WORLD_SIZE="1", MASTER_ADDR="127.0.0.1", MASTER_PORT="0")
+    try:
+        parser.get_train_args(dict(config))
+    except Exception as error:  # its own words, whatever the kind
+        return [{"key": "", "found": f"LLaMA-Factory says: {error}", "expected": ""}]
+    return []
+
+
+def name_of(hint) -> str:
+    return getattr(hint, "__name__", None) or str(hint).replace("typing.", "")
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+        return True
+    except ValueError:
+        return False
+
+
+def main(path: str) -> None:
+    real = os.dup(1)
+    os.dup2(2, 1)  # whatever the imports print goes to stderr
+    with open(path, encoding="utf-8") as file:
+        result = findings(yaml.safe_load(file))
+    os.write(real, json.dumps(result).encode())
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])
