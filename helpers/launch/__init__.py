@@ -27,9 +27,13 @@ SECRET = ("TOKEN", "KEY", "SECRET", "PASSWORD", "CREDENTIAL")
 
 
 def command(run: Run, config_file: Path | None = None) -> list[str]:
-    """The command that trains: the stock one where a worker gets a GPU, the CPU replacement (helpers.process.cpu) otherwise."""
-    stock, replaced = [str(Path(sys.executable).with_name("llamafactory-cli"))], [sys.executable, "-m", "helpers.process.cpu"]
-    return [*(stock if asks_for_gpu(run) else replaced), "train", str(config_file or next_config(run))]
+    """The command that trains: our accelerator where 03 noted so, the stock one where a worker gets a GPU, else helpers.process.cpu."""
+    beside = Path(sys.executable).with_name("llamafactory-cli")
+    words = [str(beside)] if beside.exists() else [sys.executable, "-m", "llamafactory.cli"]  # packages elsewhere: PYTHONPATH
+    if run.record().get("accelerated") or not asks_for_gpu(run):
+        module = "accelerator" if run.record().get("accelerated") else "cpu"
+        words = [sys.executable, "-m", f"helpers.process.{module}"]
+    return [*words, "train", str(config_file or next_config(run))]
 
 
 def next_config(run: Run) -> Path:
@@ -214,4 +218,5 @@ def refuse_impossible(run: Run) -> None:
 
 def masked(settings: dict[str, str]) -> dict[str, str]:
     """The same settings with every value hidden whose name speaks of a secret."""
-    return {key: "****" if any(word in key.upper() for word in SECRET) else value for key, value in settings.items()}
+    named = {key: key.upper().replace("TOKENIZERS", "") for key in settings}  # the library, no token
+    return {key: "****" if any(word in named[key] for word in SECRET) else value for key, value in settings.items()}

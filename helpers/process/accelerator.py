@@ -3,7 +3,8 @@
 LLaMA-Factory 0.9.3 keeps float32 logits of the whole sequence and vocabulary, runs the reference model on every row in
 every epoch though it never changes, and computes on padding. Here (helpers.process.packed does the tensors) rows are packed
 without padding, logits are made in chunks and for reply tokens only, reference log-probabilities are kept from the
-first time a row is seen, the passes without gradient are one, and nothing waits for the GPU between two log lines.
+first time a row is seen, the passes without gradient are one, nothing waits for the GPU between two log lines, and workers
+get equally many tokens (helpers.process.dealing).
 `python -m helpers.process.accelerator train CONFIG` is otherwise `llamafactory-cli train CONFIG`, with or without GPUs. For LoRA
 and QLoRA, one process a GPU; anything else is refused at the start. The metric `logits/*`, a raw sum of no use, is 0.
 """
@@ -13,7 +14,7 @@ import os
 import sys
 from dataclasses import dataclass
 
-from . import packed
+from . import dealing, packed
 
 VERSION = "0.9.3"
 ROWS = "rows_without_padding"
@@ -57,6 +58,10 @@ class Accelerated:
         self._values = None
         self._shared_until = None  # the epoch
         self.data_collator = WithRows(self.data_collator)
+
+    def get_train_dataloader(self):
+        """The stock one, but workers get equally many tokens."""
+        return dealing.deal_evenly(super().get_train_dataloader(), self.train_dataset, self.accelerator.num_processes)
 
     def get_batch_loss_metrics(self, model, batch: dict):
         """Loss (a scalar) and metrics of one padded batch of R rows, as CustomKTOTrainer's method of this name.

@@ -135,10 +135,21 @@ def test_a_run_that_is_being_trained_is_not_resumed_beside_itself(ready, monkeyp
     training.stop()
 
 
-def test_without_a_gpu_asked_for_the_replacement_runs_and_with_one_the_stock_command(ready):
+def test_without_a_gpu_asked_for_the_replacement_runs_and_with_one_the_stock_command(ready, monkeypatch):
     assert launch.command(ready)[1:3] == ["-m", "helpers.process.cpu"]
     ready.config_file.write_text(yaml.safe_dump({"model_name_or_path": "m", "resources_per_worker": {"GPU": 1}}))
     assert launch.command(ready)[0].endswith("llamafactory-cli") and launch.command(ready)[1] == "train"
+    monkeypatch.setattr(sys, "executable", "/elsewhere/bin/python")  # where no script lies beside it
+    assert launch.command(ready)[:4] == ["/elsewhere/bin/python", "-m", "llamafactory.cli", "train"]
+
+
+def test_a_run_that_asked_for_the_accelerator_gets_it_with_a_gpu_or_without(ready):
+    ready.note(accelerated=True)
+    assert launch.command(ready)[1:3] == ["-m", "helpers.process.accelerator"]
+    ready.config_file.write_text(yaml.safe_dump({"model_name_or_path": "m", "resources_per_worker": {"GPU": 1}}))
+    assert launch.command(ready)[1:4] == ["-m", "helpers.process.accelerator", "train"]
+    ready.note(accelerated=False)
+    assert "accelerator" not in " ".join(launch.command(ready))
 
 
 def test_a_launch_that_could_never_start_is_refused_in_seconds_and_leaves_no_log(ready):

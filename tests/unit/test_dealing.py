@@ -1,0 +1,60 @@
+"""Rows dealt out to workers by length: the same rows in every step, no worker waiting long for another."""
+
+import random
+import statistics
+
+import pytest
+from accelerate.data_loader import BatchSamplerShard, skip_first_batches
+from torch.utils.data import BatchSampler, DataLoader, SequentialSampler
+
+from helpers.process import dealing
+
+COSTS = [random.Random(seed).randint(20, 2048) for seed in range(203)]
+
+
+def steps(workers: int, dealt: bool, batch: int = 8) -> list[list[list[int]]]:
+    """The rows of every step, a list a worker, as accelerate deals them out."""
+
+    def shard(index):
+        sampler = BatchSampler(SequentialSampler(COSTS), batch, drop_last=False)
+        return BatchSamplerShard(dealing.Dealt(sampler, workers, COSTS) if dealt else sampler, workers, index)
+
+    shards = [shard(index) for index in range(workers)]
+    assert len({len(shard) for shard in shards}) == 1
+    return [list(step) for step in zip(*shards, strict=True)]
+
+
+def waiting(dealing_out: list) -> float:
+    """The share of the workers' time that is spent waiting for the slowest, if a row takes what it costs."""
+    loads = [[sum(COSTS[row] for row in rows) for rows in step] for step in dealing_out]
+    return 1 - statistics.fmean(map(sum, loads)) / statistics.fmean(len(load) * max(load) for load in loads)
+
+
+@pytest.mark.parametrize("workers", [2, 3, 8])
+def test_every_step_has_the_same_rows_as_before_and_workers_wait_a_quarter_as_long(workers):
+    before, after = steps(workers, dealt=False), steps(workers, dealt=True)
+    assert [sorted(sum(step, [])) for step in after[:-1]] == [sorted(sum(step, [])) for step in before[:-1]]
+    assert set(sum(sum(after, []), [])) == set(range(len(COSTS)))  # the last step is filled up with rows of the first
+    assert all(len(rows) == 8 for step in after[:-1] for rows in step)
+    assert waiting(after[:-1]) < 0.25 * waiting(before[:-1]) and waiting(before[:-1]) > 0.05
+
+
+def test_no_worker_always_gets_the_longest_row():
+    longest = [max(range(2), key=lambda worker, step=step: max(COSTS[row] for row in step[worker])) for step in steps(2, True)]
+    assert 0.3 < statistics.fmean(longest) < 0.7
+
+
+def test_a_resumed_epoch_goes_on_with_the_rows_that_were_next():
+    sampler = BatchSampler(SequentialSampler(COSTS), 8, drop_last=False)
+    loader = DataLoader(COSTS, batch_sampler=BatchSamplerShard(dealing.Dealt(sampler, 2, COSTS), 2, 1))
+    assert [b.tolist() for b in skip_first_batches(loader, 5)] == [b.tolist() for b in loader][5:]
+
+
+def test_one_worker_keeps_its_order_and_costs_are_tokens_forward_backward_and_of_the_mismatched_row():
+    from accelerate.data_loader import DataLoaderShard
+    from datasets import Dataset
+
+    rows = Dataset.from_dict({"input_ids": [[1] * 5, [1]], "kl_input_ids": [[1] * 2, [1] * 3]})
+    assert dealing.costs_of(rows) == [12, 5] and dealing.costs_of(rows.select([1])) == [5]
+    loader = DataLoaderShard(rows, batch_size=1)
+    assert dealing.deal_evenly(loader, rows, 1) is loader and not isinstance(loader.batch_sampler, dealing.Dealt)
