@@ -10,6 +10,8 @@ from typing import Annotated
 
 import typer
 
+from . import cli_runs
+from .cli_print import AsJson, fail, say, table, two_columns
 from .errors import KitError
 
 app = typer.Typer(
@@ -21,6 +23,7 @@ app = typer.Typer(
 )
 config_app = typer.Typer(no_args_is_help=True, help="Configurations.")
 app.add_typer(config_app, name="config")
+app.add_typer(cli_runs.app)
 
 Profile = Annotated[str, typer.Option(help="Where it runs: local, anyscale, ray, or the path of a profile's YAML.")]
 Storage = Annotated[str, typer.Option(help="Where runs are kept. Default: $KTO_STORAGE, else the profile's own.")]
@@ -33,18 +36,6 @@ Values = Annotated[
         help="A notebook's parameter; may be repeated. An unknown one is an error.",
     ),
 ]
-AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
-
-
-def say(line: str) -> None:
-    """Progress: to stderr, at once."""
-    typer.echo(line, err=True)
-
-
-def fail(error: KitError, code: int = 1) -> typer.Exit:
-    """The error's message on stderr, and the exit status to raise."""
-    typer.echo(f"error: {error}", err=True)
-    return typer.Exit(code)
 
 
 @app.command()
@@ -120,9 +111,10 @@ def track(folder: Annotated[Path, typer.Argument(help="A run's folder.")]) -> No
     Example: python -m helpers track storage/first-run
     """
     from . import tracking
+    from .runs import of_folder
 
     try:
-        told = tracking.sync(tracking.of_folder(folder))
+        told = tracking.sync(of_folder(folder))
     except KitError as error:
         raise fail(error) from None
     typer.echo(f"{told['points']} values sent; {told['url']}")
@@ -196,39 +188,3 @@ def show(
         )
     except KitError as error:
         raise fail(error) from None
-
-
-@app.command()
-def metrics(
-    log: Annotated[Path, typer.Argument(help="A LLaMA-Factory log, or a run's folder.")], as_json: AsJson = False
-) -> None:
-    """The table of a training log in KTO's units; also of a log that this project did not make.
-
-    Example: python -m helpers metrics storage/first-run
-    """
-    from . import metrics as room
-
-    path = log / "train.log" if log.is_dir() else log
-    if not path.is_file():
-        raise fail(KitError(f"there is no log {path}", "a LLaMA-Factory log or a run's folder", "correct the path"), 2)
-    found = room.joined(path)
-    typer.echo(found.to_json(orient="records", indent=2) if as_json else found.to_string(index=False))
-
-
-def two_columns(facts: dict) -> str:
-    """`name: value` lines, aligned; nested dicts in one line."""
-    width = max(map(len, facts))
-
-    def cell(value) -> str:
-        if isinstance(value, dict):
-            return ", ".join(f"{key} {inner:g}" for key, inner in value.items())
-        return f"{value:.3f}" if isinstance(value, float) else "-" if value is None else str(value)
-
-    return "\n".join(f"{name.ljust(width)}  {cell(value)}" for name, value in facts.items())
-
-
-def table(rows: list[dict]) -> str:
-    """Rows with the same keys as aligned columns."""
-    import pandas as pd
-
-    return pd.DataFrame(rows).to_string(index=False) if rows else "none"

@@ -11,6 +11,8 @@ from pathlib import Path
 from .errors import KitError
 from .profiles import Profile, load, storage_for
 
+OWN = ("output_dir", "ray_run_name")
+"""Keys of a config that differ between any two runs and say nothing."""
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 
 
@@ -169,6 +171,28 @@ def open_run(profile: str, storage: str, run_name: str, needs: str = "run.json",
             f"run {made_by} with the same profile, storage and run_name, or correct run_name",
         )
     return run
+
+
+def of_folder(folder: Path) -> Run:
+    """The run whose folder this is, by its own run.json. KitError where there is none."""
+    file = Path(folder) / "run.json"
+    if not file.is_file():
+        raise KitError(f"{folder} is no run's folder: no run.json there", "a folder in a storage", "correct the path")
+    folder = Path(folder).resolve()
+    return locate(json.loads(file.read_text())["profile"], str(folder.parent), folder.name)
+
+
+def differences(parameters: dict[str, dict]) -> list[dict]:
+    """One row a key whose value is not the same in all runs: {"key", a run's name: its value (None: not set), …}.
+
+    `parameters`: run's name -> its keys and values (`tracking.parameters`). Keys that hold a run's own paths are left out.
+    """
+    rows = []
+    for key in dict.fromkeys(key for values in parameters.values() for key in values if key not in OWN):
+        found = {name: values.get(key) for name, values in parameters.items()}
+        if any(value != next(iter(found.values())) for value in found.values()):
+            rows.append({"key": key, **found})
+    return rows
 
 
 def listing(storage: Path) -> list[dict]:

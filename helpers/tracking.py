@@ -8,7 +8,6 @@ import json
 import os
 import re
 import threading
-from pathlib import Path
 
 from . import metrics
 from .errors import KitError
@@ -192,14 +191,3 @@ class Tracker:
             except KitError:
                 pass  # said once, at the end
             self.over.wait(self.every)
-
-
-def of_folder(folder: Path) -> Run:
-    """The run whose folder this is, by its own run.json. KitError where there is none."""
-    from .runs import locate
-
-    file = Path(folder) / "run.json"
-    if not file.is_file():
-        raise KitError(f"{folder} is no run's folder: no run.json there", "a folder in a storage", "correct the path")
-    record = json.loads(file.read_text())
-    return locate(record["profile"], str(Path(folder).resolve().parent), Path(folder).resolve().name)

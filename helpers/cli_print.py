@@ -1,0 +1,39 @@
+"""How the commands of `python -m helpers` speak: results on stdout, progress and errors on stderr."""
+
+from typing import Annotated
+
+import typer
+
+from .errors import KitError
+
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
+
+
+def say(line: str) -> None:
+    """Progress: to stderr, at once."""
+    typer.echo(line, err=True)
+
+
+def fail(error: KitError, code: int = 1) -> typer.Exit:
+    """The error's message on stderr, and the exit status to raise."""
+    typer.echo(f"error: {error}", err=True)
+    return typer.Exit(code)
+
+
+def two_columns(facts: dict) -> str:
+    """`name: value` lines, aligned; nested dicts in one line."""
+    width = max(map(len, facts))
+
+    def cell(value) -> str:
+        if isinstance(value, dict):
+            return ", ".join(f"{key} {inner:g}" for key, inner in value.items())
+        return f"{value:.3f}" if isinstance(value, float) else "-" if value is None else str(value)
+
+    return "\n".join(f"{name.ljust(width)}  {cell(value)}" for name, value in facts.items())
+
+
+def table(rows: list[dict]) -> str:
+    """Rows with the same keys as aligned columns."""
+    import pandas as pd
+
+    return pd.DataFrame(rows).to_string(index=False) if rows else "none"

@@ -1,0 +1,90 @@
+"""The commands that look at runs and logs, as a terminal calls them; the logs are recorded ones."""
+
+import json
+import shutil
+
+import pytest
+import tiny
+import yaml
+from typer.testing import CliRunner
+
+from helpers import runs
+from helpers.cli import app
+from helpers.profiles import ROOT
+
+LOGS = ROOT / "tests" / "fixtures"
+
+
+def call(*words, code: int = 0):
+    """What the command printed on stdout; its stderr after a failure."""
+    done = CliRunner().invoke(app, list(map(str, words)))
+    assert done.exit_code == code, done.output
+    return done.stdout if code == 0 else done.stderr
+
+
+@pytest.fixture
+def two(run):
+    """Two runs' folders, with the logs of real trainings; learning rate and ray_init_kwargs differ."""
+    other = runs.start("local", str(run.storage), "second-run")
+    for one, rate, log in ((run, 1e-3, "demo-two-workers"), (other, 5e-4, "cpu-two-workers")):
+        config = {"output_dir": str(one.output_dir), "learning_rate": rate, "pref_beta": 0.1, "lora_rank": 8}
+        own = {"ray_init_kwargs": {"runtime_env": {"env_vars": {"HF_TOKEN": f"hf_canary_{rate}"}}}}
+        one.config_file.write_text(yaml.safe_dump(config | own))
+        shutil.copy(LOGS / f"{log}.log", one.log_file)
+        one.note(training={"status": "finished"}, dataset={"sha256": "abc"}, evaluation={"auc": 0.75, "margin": 1.5})
+    return run, other
+
+
+def test_one_log_is_plotted_as_a_training_and_said_in_words(tmp_path):
+    picture = tmp_path / "new" / "curves.png"
+    done = CliRunner().invoke(app, ["plot", str(LOGS / "reference.log"), "-o", str(picture)])
+    assert done.stdout.strip() == str(picture) and picture.read_bytes().startswith(b"\x89PNG")
+    assert "22 windows" in done.stderr and "margin" in done.stderr
+
+
+def test_several_runs_are_plotted_in_one_figure(two, tmp_path):
+    picture = tmp_path / "both.svg"
+    call("plot", *(run.folder for run in two), "-o", picture)
+    assert "first-run" in (words := picture.read_text()) and "second-run" in words
+
+
+def test_a_log_without_windows_is_an_error_and_leaves_no_picture(tmp_path):
+    empty, picture = tmp_path / "empty.log", tmp_path / "empty.png"
+    empty.write_text("nothing\n")
+    assert "no logged window" in call("plot", empty, "-o", picture, code=1) and not picture.exists()
+    assert "no logged window" in call("metrics", empty, code=2)
+
+
+def test_runs_are_compared_by_what_differs_and_by_where_they_ended(two):
+    said = json.loads(call("compare", *(run.folder for run in two), "--json"))
+    assert said["differences"] == [{"key": "learning_rate", "first-run": 0.001, "second-run": 0.0005}]
+    first, second = said["outcomes"]
+    assert (first["run"], first["step"], first["auc held out"]) == ("first-run", 30, 0.75)
+    assert (second["run"], second["step"], second["status"]) == ("second-run", 6, "finished")
+    text = call("compare", *(run.folder for run in two))
+    assert "learning_rate" in text and "lora_rank" not in text and "hf_canary" not in text
+
+
+def test_a_run_that_was_never_launched_is_compared_too(two):
+    runs.start("local", str(two[0].storage), "third").config_file.write_text("learning_rate: 0.001\n")
+    said = json.loads(call("compare", two[0].folder, two[0].storage / "third", "--json"))
+    assert said["outcomes"][1] == {"run": "third", "status": "not launched", "auc held out": None,
+                                   "margin held out": None}
+
+
+def test_one_run_alone_or_no_run_at_all_is_an_error(two, tmp_path):
+    assert "nothing to compare" in call("compare", two[0].folder, code=2)
+    assert "no run's folder" in call("compare", two[0].folder, tmp_path, code=1)
+
+
+@pytest.mark.slow
+def test_evaluate_gives_the_held_out_figures_of_a_checkpoint(run):
+    base = tiny.model(run.models / "tiny")
+    name = tiny.dataset(run.datasets)
+    adapter = tiny.adapter(base, run.folder / "adapter")
+    run.config_file.write_text(yaml.safe_dump(tiny.config(base, run.datasets)))
+    run.note(dataset={"heldout_name": name})
+    said = json.loads(call("evaluate", run.folder, "--checkpoint", adapter, "--json"))
+    assert said["before"]["auc"] == 0.5 and said["before"]["margin"] == 0.0
+    assert (said["after"]["accepted"], said["after"]["rejected"]) == (3, 2) and said["after"]["margin"] != 0.0
+    assert "there is no checkpoint" in call("evaluate", run.folder, code=1)
