@@ -1,7 +1,7 @@
-"""LLaMA-Factory's own parser as the judge of a config: `python -m helpers.process.judge CONFIG.yaml` prints its findings as JSON.
+"""LLaMA-Factory's own parser as the judge of configs: for each path on a line of standard input, a line of findings as JSON.
 
-A process of its own, because importing the parser takes 9 s, prints, and sets up logging. A config for GPUs can be judged on
-a machine without one: the three questions that the parser puts to the hardware are answered with yes.
+A process of its own, because importing the parser takes 9 s, prints, and sets up logging; one for all of a notebook's configs. A
+config for GPUs can be judged on a machine without one: the questions that the parser puts to the hardware are answered with yes.
 """
 
 import dataclasses
@@ -66,12 +66,16 @@ def objections(config: dict, parser) -> list[dict]:
         for question in ("is_torch_bf16_gpu_available", "is_torch_tf32_available"):
             if hasattr(module, question):
                 setattr(module, question, lambda: True)
+    alone = dict(os.environ)
     if config.get("deepspeed"):  # accepted only in a distributed process: be one, of one
         os.environ.update(RANK="0", LOCAL_RANK="0", WORLD_SIZE="1", MASTER_ADDR="127.0.0.1", MASTER_PORT="0")
     try:
         parser.get_train_args(dict(config))
     except Exception as error:  # its own words, whatever the kind
         return [{"key": "", "found": f"LLaMA-Factory says: {error}", "expected": ""}]
+    finally:
+        os.environ.clear()
+        os.environ.update(alone)
     return []
 
 
@@ -87,13 +91,14 @@ def _is_number(text: str) -> bool:
         return False
 
 
-def main(path: str) -> None:
+def main() -> None:
     real = os.dup(1)
     os.dup2(2, 1)  # whatever the imports print goes to stderr
-    with open(path, encoding="utf-8") as file:
-        result = findings(yaml.safe_load(file))
-    os.write(real, json.dumps(result).encode())
+    for path in sys.stdin:
+        with open(path.rstrip("\n"), encoding="utf-8") as file:
+            result = findings(yaml.safe_load(file))
+        os.write(real, json.dumps(result).encode() + b"\n")
 
 
 if __name__ == "__main__":
-    main(sys.argv[1])
+    main()
