@@ -235,4 +235,4 @@ def _verdict(train, some: int) -> str:
         return f"  accepted rows are preferred: the last margins are {mean:.3f} ± {error:.3f}"
     if mean < -2 * error:
         return f"  rejected rows are preferred: the last margins are {mean:.3f} ± {error:.3f}"
-    return f"  no preference to be seen: the last margins are {mean:.3f} ± {error:.3f}, which is within chance"
+    return f"  the last margins, {mean:.3f} ± {error:.3f}, are within chance of these few rows: held-out rows can tell"
