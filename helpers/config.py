@@ -75,7 +75,26 @@ def resolve(run: Run, train_config: str = "", **overrides) -> dict:
         "ray_storage_path": str(run.storage),
     }
     config |= template(train_config or run.profile.train_config) | run.profile.overrides
-    return config | {key: value for key, value in overrides.items() if value is not None}
+    return evaluated(config | {key: value for key, value in overrides.items() if value is not None}, record)
+
+
+def evaluated(config: dict, record: dict) -> dict:
+    """`config`, with what LLaMA-Factory wants besides `eval_steps`: on which rows (those that 02 held out), in batches as in training.
+
+    Untouched without `eval_steps`; what the config says itself stands. KitError if there are no rows to evaluate.
+    """
+    if not config.get("eval_steps"):
+        return config
+    ours = {"eval_strategy": "steps", "per_device_eval_batch_size": config.get("per_device_train_batch_size", 1)}
+    if not config.get("eval_dataset") and not config.get("val_size"):
+        if not record["dataset"].get("heldout_name"):
+            raise KitError(
+                f"eval_steps is {config['eval_steps']}, but nothing was held out of the data",
+                "rows that training never sees",
+                "run 02_data with `heldout` above 0 under a new run_name, or take eval_steps away",
+            )
+        ours["eval_dataset"] = record["dataset"]["heldout_name"]
+    return {**config, **{key: value for key, value in ours.items() if key not in config}}
 
 
 def write(run: Run, config: dict) -> Path:

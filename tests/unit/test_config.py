@@ -98,3 +98,19 @@ def test_a_resolved_config_is_refused_within_seconds_once_the_run_was_launched(p
     with pytest.raises(KitError, match="in use"):
         config.write(prepared, config.resolve(prepared))
     assert time.monotonic() - started < 1
+
+
+def test_eval_steps_alone_asks_for_the_held_out_rows_in_batches_as_in_training(prepared):
+    prepared.note(dataset={"name": "d", "rows": 300, "heldout_name": "d_heldout"})
+    resolved = config.resolve(prepared, eval_steps=5)
+    assert resolved["eval_dataset"] == "d_heldout" and resolved["eval_strategy"] == "steps"
+    assert resolved["per_device_eval_batch_size"] == resolved["per_device_train_batch_size"]
+    own = {"eval_dataset": "mine", "eval_strategy": "epoch", "per_device_eval_batch_size": 2}
+    assert own.items() <= config.resolve(prepared, eval_steps=5, **own).items()
+    assert "eval_dataset" not in config.resolve(prepared, eval_steps=5, val_size=0.1)
+    assert not [key for key in config.resolve(prepared) if key.startswith("eval")]
+
+
+def test_eval_steps_without_held_out_rows_is_an_error(prepared):
+    with pytest.raises(KitError, match="nothing was held out"):
+        config.resolve(prepared, eval_steps=5)
