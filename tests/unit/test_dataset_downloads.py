@@ -217,3 +217,32 @@ def test_a_hub_dataset_that_is_not_there_is_an_error(tmp_path, monkeypatch):
     with pytest.raises(KitError, match="doesn't exist on the Hub"):
         sources.find("org/none", tmp_path)
     assert not list(tmp_path.rglob("*.parquet"))
+
+
+@pytest.fixture
+def bucket(monkeypatch):
+    """A bucket of a real S3 API on loopback, found through the environment alone."""
+    from moto.server import ThreadedMotoServer
+    from pyarrow import fs
+
+    started = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    started.start()
+    endpoint = "http://{}:{}".format(*started.get_host_and_port())
+    for name, value in {"AWS_ENDPOINT_URL": endpoint, "AWS_ACCESS_KEY_ID": "test", "AWS_SECRET_ACCESS_KEY": "test",
+                        "AWS_REGION": "us-east-1", "AWS_EC2_METADATA_DISABLED": "true"}.items():
+        monkeypatch.setenv(name, value)
+    s3 = fs.S3FileSystem(endpoint_override=endpoint, allow_bucket_creation=True)
+    s3.create_dir("thumbs")
+    yield s3
+    started.stop()
+
+
+def test_feedback_in_s3_is_read_as_file_folder_and_glob(bucket, tmp_path):
+    for name in ("a.jsonl", "b.jsonl", "notes.txt"):
+        with bucket.open_output_stream(f"thumbs/2026/{name}") as file:
+            file.write(CONTENT)
+    for address, count in (("s3://thumbs/2026/a.jsonl", 1), ("s3://thumbs/2026", 2), ("s3://thumbs/*/*.jsonl", 2)):
+        source = sources.find(address, tmp_path)
+        assert [file.read_bytes() for file in source.files] == [CONTENT] * count
+    with pytest.raises(KitError, match="there is no data"):
+        sources.find("s3://thumbs/2027", tmp_path)
