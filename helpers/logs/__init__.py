@@ -22,7 +22,7 @@ class Parser:
     def __init__(self):
         self._rest = b""
         self._head = b""  # how the line began that the last piece left unfinished at a carriage return
-        self._at = (b"", 0)  # the piece being read, and the place in it
+        self._at, self._start = (b"", 0), 0  # the piece being read, the place in it, and where its line starts
         self._out: list[Event] = []
         self._pids: dict[bytes, int | None] = {}  # how a line begins -> its worker
         self._run, self._mark, self._trainer = 0, -1, None
@@ -56,22 +56,18 @@ class Parser:
 
     def _block(self, block: bytes) -> None:
         """Whole lines: what is known of what begins in them, and before each of those the last progress bar."""
-        seen = 0
-        for place in lines.places(block):
+        told = -1
+        for place, start, end, bar in lines.places(block):
             reader = READERS.get(block[place : place + 6])
             if not reader and block.startswith(b"rror", place):
                 reader = Parser._trouble
+            if bar > told and (reader or place == len(block)):
+                told = bar
+                self._progress(block, bar)
             if reader:
-                bar = block.rfind(b"%|", seen, place)
-                if bar >= 0:
-                    self._progress(block, bar)
-                self._at, seen = (block, place), place
-                end = block.find(b"\n", place)
-                said = block[place : end if end >= 0 else len(block)]
+                self._at, self._start = (block, place), start
+                said = block[place:end]
                 reader(self, said.split(b"\r", 1)[0] if b"\r" in said else said)
-        bar = block.rfind(b"%|", seen)
-        if bar >= 0:
-            self._progress(block, bar)
         if block.endswith(b"\n"):
             self._head = b""
         elif b"\n" in block or not self._head:
@@ -79,8 +75,9 @@ class Parser:
 
     def _pid(self) -> int | None:
         """The worker whose line is being read: Ray's prefix stands where the line began, maybe in an earlier piece."""
-        block, place = self._at
-        start = block.rfind(b"\n", 0, place) + 1
+        block, start = self._at[0], self._start
+        if start and block[start] not in b"(\x1b":
+            return None
         head = block[start : start + 40] if start or not self._head else self._head
         if head not in self._pids:
             if len(self._pids) > 1000:
@@ -111,10 +108,13 @@ class Parser:
 
     def _progress(self, block: bytes, place: int) -> None:
         """The last progress bar before something else; those that it overtook are of no use to anybody."""
-        bar = lines.bar(block, place)
+        bar = lines.BAR.match(block, place)
         if not bar:
             return
-        title, done, total, elapsed, remaining = bar
+        done, total, elapsed, remaining = bar.groups()
+        done, total, title, start = int(done), int(total), "", place - 3
+        if place < 4 or block[place - 4] != 10:  # the number is three wide: the trainer's own bar starts a line
+            title, start = lines.title(block, place), block.rfind(b"\n", 0, place) + 1
         if not title:
             self._total = self._total or total
             aside = total != self._total or (self._phase == "evaluating" and done < self._step)
@@ -124,12 +124,12 @@ class Parser:
         if len(self._bars) > 100:
             self._bars.clear()
         self._bars[title] = (done, total)
-        self._at = (block, place)
+        self._at, self._start = (block, place), start
         if title == "training":
             self._step = done
             self._enter("training")
-        data = {"task": title, "done": done, "total": total, "elapsed": elapsed, "remaining": remaining}
-        self._emit("progress", data)
+        times = {"elapsed": lines.seconds(elapsed), "remaining": lines.seconds(remaining)}
+        self._emit("progress", {"task": title, "done": done, "total": total, **times})
 
     def _record(self, said: bytes) -> None:
         end = said.find(b"}") + 1
@@ -185,12 +185,10 @@ class Parser:
             self._stage(said)
 
     def _saving(self, said: bytes) -> None:
-        path = said.removeprefix(b"Saving model checkpoint to ").strip()
-        step = path.rpartition(b"checkpoint-")[2]
-        if len(path) < len(said.strip()) and step != path and step.isdigit():
+        if found := lines.SAVING.match(said):
             self._enter("saving")
-            data = {"state": "saving", "step": int(step[:18]), "path": path.decode("utf-8", "replace")}
-            self._emit("checkpoint", data)
+            path = found[1].decode("utf-8", "replace")
+            self._emit("checkpoint", {"state": "saving", "step": int(found[2]), "path": path})
 
     def _reported(self, said: bytes) -> None:
         path = said.partition(b"path=")[2].partition(b")")[0] or said.partition(b" at: (")[2].partition(b")")[2].strip()

@@ -4,6 +4,7 @@ From LLaMA-Factory 0.9.3, transformers 4.52.4, tqdm and Ray 2.48. Every pattern 
 """
 
 import re
+from collections.abc import Iterator
 from functools import cache, lru_cache
 from typing import NamedTuple
 
@@ -14,6 +15,7 @@ PID = re.compile(rb"(?:\x1b\[36m)?\(\w+ pid=(\d{1,18})")
 PREFIX = re.compile(rb"^(?:\x1b\[36m)?\(\w+[^)\n]{0,80}\)(?:\x1b\[0m)? ")
 REPEATED = re.compile(rb" \[repeated (\d{1,9})x across cluster\].*")
 STAMP = re.compile(rb"\d{4}-\d\d-\d\d[ T]\d\d:\d\d:\d\d(?:,\d+)?\s*")
+ERROR = re.compile(rb"rror")
 RANK = re.compile(rb"^\[rank\d+\]:\s*")
 HEADING = re.compile(rb"^(?:\[WARNING\|[^>\n]*>> |WARNING \S+ -- )")
 PAIR = re.compile(r"'([^']+)': (?:'([^']*)'|([^,{}']+))")
@@ -22,6 +24,7 @@ ROW = re.compile("│ train_loop_config/(?:args/)?(\\S++) ++(\\S.*?) ++│")
 RANK0 = re.compile(rb"pid=(\d{1,18})\) world_rank=0\b")
 WORLD = re.compile(rb"Process rank: \d+, world size: (\d{1,9})")
 PARAMETERS = re.compile(rb"trainable params: ([\d,]{1,30}) \|\| all params: ([\d,]{1,30})")
+SAVING = re.compile(rb"Saving model checkpoint to (\S.*checkpoint-(\d{1,18}))\s*$")
 EXCEPTION = re.compile(rb"(?:[\w.]+\.)?(\w*(?:Error|Exception|Interrupt))(?:\(\w+\))?(?:: |:?\s*$)")
 NUMBERS = {
     b"  Num examples = ": "num_examples", b"  Instantaneous batch size per device = ": "per_device_train_batch_size",
@@ -133,15 +136,12 @@ def start(block: bytes, place: int) -> int:
     return max(line, block.rfind(b"\r", line, place) + 1)
 
 
-def bar(block: bytes, place: int) -> tuple[str, int, int, float | None, float | None] | None:
-    """The progress bar with its `%|` at `place`: title ("" for the trainer's), done, total, elapsed, remaining (s)."""
-    found = BAR.match(block, place)
-    if not found:
-        return None
-    title = b""
-    if block[place - 4 : place - 3] not in (b"\r", b"\n"):  # the number is three wide: without a title it starts a line
-        title = PREFIX.sub(b"", block[max(start(block, place), place - 200) : place]).strip(b" 0123456789:")
-    return title.decode("utf-8", "replace"), int(found[1]), int(found[2]), seconds(found[3]), seconds(found[4])
+def title(block: bytes, place: int) -> str:
+    """What stands before the progress bar with its `%|` at `place`: "" for the trainer's own."""
+    if block[place - 4 : place - 3] in (b"\r", b"\n"):  # the number is three wide: without a title it starts a line
+        return ""
+    before = PREFIX.sub(b"", block[max(start(block, place), place - 200) : place])
+    return before.strip(b" 0123456789:").decode("utf-8", "replace")
 
 
 SIX, HASH = 2**48 - 1, 0x9E3779B97F4A7C15
@@ -157,25 +157,35 @@ def _known():
     return known
 
 
-def places(block: bytes) -> list[int]:
+CLASSES = bytes({10: 1, 13: 1, 9: 1, 32: 2, 123: 8}.get(byte, 4 if byte in b"m)>-:" else 0) for byte in range(256))
+"""Bytes by what they mean for a place: 1 ends a line, 2 is a space, 4 may stand before it, 8 is a place itself."""
+
+
+def places(block: bytes) -> Iterator[tuple[int, int, int, int]]:
     """Where in `block` something known may begin: a few hundred of 100,000 bytes, found by numpy in a few passes.
 
     A place is one where a key stands at a line's start or after Ray's prefix, `>> `, `-- `, a colon or a tab, or that
-    is an opening brace; and wherever an error is named (`rror`).
+    is an opening brace; and wherever an error is named (`rror`). Each with its line's start and end, and with the last
+    progress bar (its `%|`) before it, or -1; at last the block's end by itself.
     """
     import numpy as np
 
-    found = []
+    array, found = np.frombuffer(block, np.uint8), [np.array([len(block)])]
     if len(block) > 8:
-        array = np.frombuffer(block, np.uint8)
-        begins, before, ends = np.ones(len(array), bool), array[:-1], array[:-2]
-        begins[1:] = (before == 10) | (before == 13) | (before == 9) | (array[1:] == 123)
-        begins[2:] |= (array[1:-1] == 32) & ((ends == 109) | (ends == 41) | (ends == 62) | (ends == 45) | (ends == 58))
-        at = np.flatnonzero(begins[:-7])
+        kinds = np.frombuffer(block.translate(CLASSES), np.uint8)
+        begins = kinds[:-7] == 8
+        begins[1:] |= kinds[:-8] == 1
+        begins[2:] |= (kinds[1:-8] == 2) & (kinds[:-9] == 4)
+        begins[0] = True
+        at = np.flatnonzero(begins)
         words = np.ndarray((len(array) - 7,), "<u8", buffer=block, strides=(1,))[at] & SIX
-        found = at[_known()[words * np.uint64(HASH) >> np.uint64(48)]].tolist()
-    place = block.find(b"rror")
-    while place >= 0:
-        found.append(place)
-        place = block.find(b"rror", place + 4)
-    return sorted(found)
+        found.append(at[_known()[words * np.uint64(HASH) >> np.uint64(48)]])
+    if b"rror" in block:
+        found.append(np.array([error.start() for error in ERROR.finditer(block)]))
+    at = np.sort(np.concatenate(found))
+    lines = np.concatenate(([-1], np.flatnonzero(array == 10), [len(block)]))
+    percent = np.flatnonzero(array[:-1] == 37)
+    bars = np.concatenate(([-1], percent[array[percent + 1] == 124]))
+    line = np.searchsorted(lines, at)
+    before = bars[np.searchsorted(bars, at) - 1]
+    return zip(at.tolist(), (lines[line - 1] + 1).tolist(), lines[line].tolist(), before.tolist(), strict=True)
