@@ -51,7 +51,7 @@ def test_every_metrics_line_of_the_reference_is_an_event():
 
 @pytest.mark.parametrize(("name", "metrics", "saved", "steps"), [
     ("reference", 22, [50, 100, 114], 114), ("cpu-two-workers", 6, [4, 6], 6), ("h200-two-workers", 10, [10, 20], 20),
-    ("demo-two-workers", 15, [10, 20, 30], 30),
+    ("demo-two-workers", 15, [10, 20, 30], 30), ("gpu-lora-stock", 10, [10, 20], 20), ("gpu-full-zero3", 6, [], 30),
 ])
 def test_a_recorded_log_is_read_in_full(name, metrics, saved, steps):
     found = list(logs.parse_file(FIXTURES / f"{name}.log"))
@@ -81,6 +81,18 @@ def test_rays_table_and_the_trainers_lines_become_facts():
     assert facts["learning_rate"] == 5e-05 and facts["output_dir"] == "/mnt/run/store/out" and facts["bf16"] is False
     assert facts["num_examples"] == 64 and facts["total_steps"] == 6 and facts["world_size"] == 2
     assert facts["trainable_params"] == 2442240 and facts["rank0_pid"] == 3960
+
+
+@pytest.mark.parametrize(("name", "trainable", "every", "rows"), [
+    ("gpu-lora-stock", 20_971_520, 8_051_232_768, 241), ("gpu-qlora-accelerated", 20_971_520, 8_051_232_768, 300),
+    ("gpu-full-zero3", 1_235_814_400, 1_235_814_400, 300),
+])
+def test_a_gpus_log_says_what_is_trained_under_lora_qlora_and_deepspeed(name, trainable, every, rows):
+    facts = {}
+    for event in logs.parse_file(FIXTURES / f"{name}.log"):
+        facts.update(event.data if event.kind == "config" else {})
+    assert (facts["trainable_params"], facts["all_params"], facts["num_examples"]) == (trainable, every, rows)
+    assert facts["world_size"] == 1
 
 
 def test_progress_has_its_times_and_is_told_once():

@@ -44,7 +44,8 @@ def test_every_window_of_the_reference_is_at_its_step():
 
 
 def test_logging_steps_come_from_rays_table_where_it_is_whole():
-    for name, steps in (("demo-two-workers", 2), ("cpu-two-workers", 1), ("h200-two-workers", 2)):
+    for name, steps in (("demo-two-workers", 2), ("cpu-two-workers", 1), ("h200-two-workers", 2),
+                        ("gpu-lora-stock", 2), ("gpu-full-zero3", 5)):
         table = metrics.table(FIXTURES / f"{name}.log")
         assert (table.attrs["logging_steps"], table.attrs["logging_steps_from"]) == (steps, "config")
         assert table["step"].tolist() == list(range(steps, steps * len(table) + 1, steps))
