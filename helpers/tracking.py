@@ -42,15 +42,19 @@ def client(run: Run):
 def sync(run: Run, table=None) -> dict:
     """Send what MLflow does not have yet; {"run_id", "points", "url"}, `points` being the metric values sent by this call.
 
-    `table`: a metrics table; default: the run's metrics.jsonl. KitError where MLflow cannot be reached: nothing is lost,
-    `python -m helpers track RUN` sends it later.
+    `table`: a metrics table; default: what the run's log says, or its metrics.jsonl if the log is gone. KitError where MLflow
+    cannot be reached: nothing is lost, `python -m helpers track RUN` sends it later.
     """
     from mlflow.exceptions import MlflowException
 
     try:
         mlflow = client(run)
         run_id = _run_id(mlflow, run)
-        if table is None and run.metrics_file.exists():
+        if table is None and run.trained:
+            from .launch import config_of
+
+            table = metrics.joined(run.log_file, config_of(run).get("logging_steps"))
+        elif table is None and run.metrics_file.exists():
             table = metrics.read_jsonl(run.metrics_file)
         points = 0 if table is None else _send(mlflow, run_id, table)
         _artifacts(mlflow, run, run_id)

@@ -112,7 +112,7 @@ class Training:
         """KitError that explains the failure if the training did not end well."""
         code = self.guardian.wait()
         if code != 0:
-            if self.run.record()["training"]["status"] == "stopped":
+            if self._stopped or code == guard.STOPPED:
                 raise KitError("the training was stopped", "", "go on from its last checkpoint: notebook 5, `resume`")
             raise KitError(f"{explain(self.run.log_file)}\n  log:      {self.run.log_file} (exit status {code})")
         return self
@@ -139,9 +139,14 @@ class Training:
         code = self.guardian.poll()
         status = "stopped" if self._stopped or code == guard.STOPPED else "finished" if code == 0 else "failed"
         training = self.run.record().get("training", {})
-        if training.get("status") == "running":
-            self.run.note(training={**training, "status": status, "exit_status": code, "ended": now()})
-        self.lock.release()
+        try:
+            if training.get("status") == "running":
+                self.run.note(training={**training, "status": status, "exit_status": code, "ended": now()})
+        except KitError:  # a full or read-only disk: the same that ended the training, which `check` explains
+            if status == "finished":
+                raise
+        finally:
+            self.lock.release()
 
 
 def start(run: Run) -> Training:

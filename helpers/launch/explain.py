@@ -1,11 +1,16 @@
 """A failed training in three lines: what happened, why it usually does, what to do; with the log's decisive line."""
 
 import re
+import shutil
 from pathlib import Path
 from typing import NamedTuple
 
 TAIL = 400_000
 """Bytes from the end of the log that are searched: a failure and its tracebacks stand last."""
+
+
+FULL = 1 << 20
+"""Bytes of free disk below which it is full."""
 
 
 class Cause(NamedTuple):
@@ -23,6 +28,12 @@ CAUSES = [
         r"No space left on device|Errno 28|Disk quota exceeded",
         "checkpoints hold the optimiser too and are written twice (output/ and Ray's copy)",
         "free space, or another `storage`; then save less often (save_steps) or keep fewer (save_total_limit)",
+    ),
+    Cause(
+        "the storage became read-only",
+        r"Read-only file system|Errno 30",
+        "a disk with errors, or a share that lost its server, is put into this state",
+        "make it writable again, or another `storage`; then go on from the last complete checkpoint: notebook 5, `resume`",
     ),
     Cause(
         "a GPU ran out of memory",
@@ -97,9 +108,13 @@ class Explanation(NamedTuple):
 def explain(log: Path) -> Explanation:
     """The cause of a failed training, from the end of its log; the last error's own words where the cause is unknown."""
     lines = readable(log)
+    full = shutil.disk_usage(log.parent).free < FULL
     for cause in CAUSES:
         pattern = re.compile(cause.pattern)
-        if line := next((line for line in lines if pattern.search(line)), ""):
+        line = next((line for line in lines if pattern.search(line)), "")
+        if full and cause is CAUSES[0]:  # then the log may end before the line that says so
+            line = line or f"{log.parent} has no space left"
+        if line:
             return Explanation(cause.name, cause.why, cause.do, line[:300])
     errors = [line for line in lines if re.match(r"(?:[\w.]+\.)?\w*(?:Error|Exception|Interrupt)\b", line)]
     last = (errors or lines or ["nothing was printed"])[-1]

@@ -170,16 +170,15 @@ def places(block: bytes) -> Iterator[tuple[int, int, int, int]]:
     """
     import numpy as np
 
-    array, found = np.frombuffer(block, np.uint8), [np.array([len(block)])]
-    if len(block) > 8:
-        kinds = np.frombuffer(block.translate(CLASSES), np.uint8)
-        begins = kinds[:-7] == 8
-        begins[1:] |= kinds[:-8] == 1
-        begins[2:] |= (kinds[1:-8] == 2) & (kinds[:-9] == 4)
-        begins[0] = True
-        at = np.flatnonzero(begins)
-        words = np.ndarray((len(array) - 7,), "<u8", buffer=block, strides=(1,))[at] & SIX
-        found.append(at[_known()[words * np.uint64(HASH) >> np.uint64(48)]])
+    padded = block + bytes(8)  # so that eight bytes can be read anywhere
+    array, kinds = np.frombuffer(padded, np.uint8), np.frombuffer(block.translate(CLASSES), np.uint8)
+    begins = kinds == 8
+    begins[0] = True
+    begins[1:] |= kinds[:-1] == 1
+    begins[2:] |= (kinds[1:-1] == 2) & (kinds[:-2] == 4)
+    at = np.flatnonzero(begins)
+    words = np.ndarray((len(block),), "<u8", buffer=padded, strides=(1,))[at] & SIX
+    found = [np.array([len(block)]), at[_known()[words * np.uint64(HASH) >> np.uint64(48)]]]
     if b"rror" in block:
         found.append(np.array([error.start() for error in ERROR.finditer(block)]))
     at = np.sort(np.concatenate(found))

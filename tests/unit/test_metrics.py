@@ -68,6 +68,16 @@ def test_a_log_from_a_bare_shell_with_evaluations_reconciles_too():
     assert differences.empty and differences.attrs["compared"] == 3 * 10 + 2 * 8
 
 
+def test_a_run_on_two_workers_that_was_evaluated_meanwhile_reconciles_too():
+    """12 steps of the local profile with eval_steps 3: 22 rows held out, 12 of them on rank 0."""
+    table = metrics.table(FIXTURES / "evaluated-two-workers.log")
+    held_out = table[table["split"] == "eval"]
+    assert held_out["step"].tolist() == [3, 6, 9, 12] and held_out["rows"].tolist() == [12] * 4
+    assert held_out["rewards/margins"].is_monotonic_increasing and held_out["loss"].is_monotonic_decreasing
+    differences = metrics.reconcile(table, FIXTURES / "evaluated-trainer-state-12.json")
+    assert differences.empty and differences.attrs["compared"] == 6 * 10 + 4 * 8
+
+
 def test_reconciling_names_every_difference():
     table = metrics.table(DEMO)
     table.loc[table["step"] == 4, "kl"] += 0.25

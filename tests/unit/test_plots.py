@@ -111,6 +111,15 @@ def test_held_out_values_are_drawn_over_the_training_curves(demo):
     assert line.get_markerfacecolor() == "white"
 
 
+def test_the_evaluations_of_a_real_run_are_drawn_at_their_steps():
+    table = metrics.table(FIXTURES / "evaluated-two-workers.log")
+    held_out = table[table["split"] == "eval"]
+    for axes, columns in zip(plots.training(table).axes, ("loss", "rewards/chosen", "rewards/margins", "kl_mean"),
+                             strict=True):
+        line = next(line for name, line in lines(axes).items() if name.endswith("held out"))
+        assert list(line.get_xdata()) == [3, 6, 9, 12] and list(line.get_ydata()) == list(held_out[columns])
+
+
 def test_chosen_and_rejected_differ_in_more_than_colour(demo):
     chosen, rejected = lines(plots.training(demo).axes[1]).values()
     assert chosen.get_linestyle() != rejected.get_linestyle() and chosen.get_marker() != rejected.get_marker()

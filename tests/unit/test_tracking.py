@@ -1,15 +1,11 @@
 """MLflow, for real: the embedded store, and a server that is started, stopped and started again."""
 
-import os
-import socket
-import subprocess
-import sys
 import time
-import urllib.request
 
 import pandas as pd
 import pytest
 import yaml
+from mlflow_server import Server, what_mlflow_has
 
 from helpers import metrics, tracking
 from helpers.errors import KitError
@@ -44,64 +40,11 @@ def trained(run, monkeypatch):
     return run
 
 
-class Server:
-    """A real `mlflow server` on a free port of loopback; its store outlives it."""
-
-    def __init__(self, folder):
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            self.port = free.getsockname()[1]
-        self.folder, self.url, self.process = folder, f"http://127.0.0.1:{self.port}", None
-
-    def start(self):
-        self.process = subprocess.Popen(
-            [
-                sys.executable,
-                "-m",
-                "mlflow",
-                "server",
-                "--host",
-                "127.0.0.1",
-                "--port",
-                str(self.port),
-                "--workers",
-                "1",
-                "--backend-store-uri",
-                f"sqlite:///{self.folder}/db",
-                "--artifacts-destination",
-                f"{self.folder}/art",
-            ],
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-            start_new_session=True,
-        )
-        for _ in range(240):
-            try:
-                urllib.request.urlopen(f"{self.url}/health", timeout=1)
-                return self
-            except OSError:
-                time.sleep(0.5)
-        raise AssertionError("the MLflow server did not come up in two minutes")
-
-    def stop(self):
-        if self.process:
-            os.killpg(self.process.pid, 9)
-            self.process.wait()
-            self.process = None
-
-
 @pytest.fixture
 def server(tmp_path):
     made = Server(tmp_path)
     yield made
     made.stop()
-
-
-def what_mlflow_has(run, run_id) -> pd.DataFrame:
-    client, rows = tracking.client(run), []
-    for name in client.get_run(run_id).data.metrics:
-        rows += [(name, point.step, point.value) for point in client.get_metric_history(run_id, name)]
-    return pd.DataFrame(rows, columns=["name", "step", "value"]).set_index(["name", "step"])["value"].to_dict()
 
 
 EXPECTED = {
