@@ -76,7 +76,8 @@ def measure(name: str, case: dict, folder: Path, options) -> dict:
         return {"case": name, "failed": last or f"status {child.returncode}"}
     found = json.loads((folder / "result.json").read_text())
     weights = seen.get("weights to", 0) - seen.get("weights from", 0)
-    told = {"trl": "trl" in case, "accelerated": case.get("accelerated", False), "every": options.every}
+    full = "trl" not in case and resolve(case, folder, options).get("finetuning_type") == "full"
+    told = {"trl": "trl" in case, "accelerated": case.get("accelerated", False), "every": options.every, "full": full}
     return {"case": name, **told, **found, "first_step": found["steps"][0][1] - started, "weights": weights}
 
 

@@ -5,8 +5,8 @@
 Arithmetic of a row, FLOPs: a forward pass F(t, r) over t tokens of which r are reply is 2·N·t + 2·L·d·t² + 2·h·V·r: N weights of
 the layers' matrices, L layers of attention width d (causal: half the square), hidden size h, V words. A row of KTO needs
 3 F(row) + 2 F(mismatched): the policy forward and backward (inputs only: the weights are frozen), its mismatched row, and the
-reference on both; 2 F + 1 F once the reference is kept. Padding, recomputing and logits elsewhere are no arithmetic that is
-needed, so the share of the peak falls with them.
+reference on both; 2 F + 1 F once the reference is kept; one F(row) more where all weights are trained. Padding, recomputing and
+logits elsewhere are no arithmetic that is needed, so the share of the peak falls with them.
 """
 
 import argparse
@@ -27,14 +27,14 @@ def shape_of(model: str) -> dict:
     return {"N": layer * layers, "L": layers, "d": width, "h": hidden, "V": config["vocab_size"]}
 
 
-def arithmetic(shape: dict, rows: dict, kept: bool) -> float:
-    """FLOPs that a row of KTO needs (the formula above); `kept`: the reference's log-probabilities are known."""
+def arithmetic(shape: dict, rows: dict, kept: bool, full: bool = False) -> float:
+    """FLOPs that a row of KTO needs (the formula above); `kept`: the reference's log-probabilities are known; `full`: no adapter."""
 
     def forward(prefix):
         return (2 * shape["N"] * rows[f"{prefix}tokens"] + 2 * shape["L"] * shape["d"] * rows[f"{prefix}squares"]
                 + 2 * shape["h"] * shape["V"] * rows[f"{prefix}replies"])
 
-    return (2 if kept else 3) * forward("") + (1 if kept else 2) * forward("kl_")
+    return ((2 if kept else 3) + full) * forward("") + (1 if kept else 2) * forward("kl_")
 
 
 def figures(run: dict, rows: dict, shape: dict, peak: float) -> dict:
@@ -46,8 +46,9 @@ def figures(run: dict, rows: dict, shape: dict, peak: float) -> dict:
     steps, epoch = marks[-1][0], -(-rows["count"] // a_step)
     begin = min(step for step, _ in marks if step >= max(steps // 3, 1))
     middle = min(max(epoch, begin), steps)  # from here on the accelerator knows the reference
-    flops = a_step * ((middle - begin) * arithmetic(shape, rows, False)
-                      + (steps - middle) * arithmetic(shape, rows, run["accelerated"]))
+    full = run.get("full", False)
+    flops = a_step * ((middle - begin) * arithmetic(shape, rows, False, full)
+                      + (steps - middle) * arithmetic(shape, rows, run["accelerated"], full))
     rate = speed(marks, begin, steps, a_step)
     seconds = (steps - begin) * a_step / rate
     return {"samples/s": rate, "first epoch": speed(marks, min(begin, epoch // 3), epoch, a_step),
@@ -127,7 +128,7 @@ def draw(table: list[dict], runs: list[dict], path: Path, title: str) -> None:
     drawn = bars.barh([row["case"] for row in shown], [row["samples/s"] for row in shown], color="#0072b2")
     bars.bar_label(drawn, [f"{row['samples/s']:.1f}/s, {row['peak GiB']:.0f} GiB" for row in shown], padding=3)
     bars.set(xlabel="samples a second, first third of the steps left out", title=title)
-    bars.margins(x=0.25)
+    bars.margins(x=0.35)
     for place, run in enumerate(run for run in runs if "failed" not in run):
         logs = [log for log in run["logs"] if "rewards/margins" in log]
         lines.plot([log["step"] * rows_of_a_step(run) for log in logs], [log["rewards/margins"] for log in logs],
@@ -146,7 +147,8 @@ def write(facts: dict, runs: list[dict], out: Path) -> list[dict]:
     table = summarise(runs, facts["model"], facts["bf16 peak TFLOP/s"])
     out.parent.mkdir(parents=True, exist_ok=True)
     out.write_text(json.dumps({**facts, "table": table, "runs": runs}, indent=1) + "\n")
-    draw(table, runs, out.with_suffix(".png"), f"KTO, LoRA, {facts['device']}, {facts['date']}")
+    method = "all parameters" if all(run.get("full") for run in runs) else "LoRA"
+    draw(table, runs, out.with_suffix(".png"), f"KTO, {method}, {facts['device']}, {facts['date']}")
     return table
 
 
