@@ -4,15 +4,18 @@ Results go to stdout, progress to stderr; exit status 0: done, 1: the thing aske
 """
 
 import json
+import signal
+import sys
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from . import cli_runs
-from .cli_print import AsJson, fail, say, table, two_columns
+from . import cli_export, cli_runs
+from .cli_print import AsJson, Profile, Storage, Values, fail, say, table, through, two_columns
 from .errors import KitError
+from .jobs.commands import app as jobs_app
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -26,19 +29,8 @@ app.add_typer(config_app, name="config")
 data_app = typer.Typer(no_args_is_help=True, help="Feedback: what is wrong with it, and a registered dataset made of it.")
 app.add_typer(data_app, name="data")
 app.add_typer(cli_runs.app)
-
-Profile = Annotated[str, typer.Option(help="Where it runs: local, anyscale, ray, or the path of a profile's YAML.")]
-Storage = Annotated[str, typer.Option(help="Where runs are kept. Default: $KTO_STORAGE, else the profile's own.")]
-Values = Annotated[
-    list[str],
-    typer.Option(
-        "-p",
-        "--parameter",
-        metavar="NAME=VALUE",
-        help="A notebook's parameter; may be repeated. An unknown one is an error.",
-    ),
-]
-
+app.add_typer(cli_export.app)
+app.add_typer(jobs_app, name="job")
 
 @app.command()
 def run(
@@ -47,6 +39,8 @@ def run(
     parameter: Values = [],  # noqa: B006
     run_name: Annotated[str, typer.Option(help="The run's folder. Default: the profile and the time.")] = "",
     resume: Annotated[str, typer.Option(help="auto: go on with --run-name where it was interrupted.")] = "",
+    retries: Annotated[int, typer.Option(help="How often a failed training goes on by itself from its last checkpoint.")] = 0,
+    log: Annotated[bool, typer.Option("--log", help="The training's own log to stdout too, for a job's log.")] = False,
     as_json: AsJson = False,
 ) -> None:
     """The six notebooks in order, executed into <run>/notebooks/.
@@ -66,12 +60,12 @@ def run(
     try:
         name, begin = run_name or f"{Path(profile).stem}-{started:%Y%m%d-%H%M%S}", "01"
         if resume and (target := runs.locate(profile, storage, name)).trained:
-            done = target.record().get("training", {}).get("status") == "finished"
-            say(pipeline.prepare_resume(target))
-            begin = "05" if done else "04"
+            begin, why = pipeline.prepare_resume(target)
+            say(why)
         else:
             target = runs.start(profile, storage, name)
-        pipeline.execute(target, values, say, begin)
+        signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # a stopped job tidies up like an interrupted one
+        pipeline.persist(target, values, say, begin, retries, through if log else None)
     except KitError as error:
         raise fail(error) from None
     shown = pipeline.summary(target) | {"total seconds": (datetime.now(UTC) - started).seconds}

@@ -1,17 +1,35 @@
 """How the commands of `python -m helpers` speak: results on stdout, progress and errors on stderr."""
 
+import sys
 from typing import Annotated
 
 import typer
 
 from .errors import KitError
 
+Profile = Annotated[str, typer.Option(help="Where it runs: local, anyscale, ray, or the path of a profile's YAML.")]
+Storage = Annotated[str, typer.Option(help="Where runs are kept. Default: $KTO_STORAGE, else the profile's own.")]
+Values = Annotated[
+    list[str],
+    typer.Option(
+        "-p",
+        "--parameter",
+        metavar="NAME=VALUE",
+        help="A notebook's parameter; may be repeated. An unknown one is an error.",
+    ),
+]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
 
 
 def say(line: str) -> None:
     """Progress: to stderr, at once."""
     typer.echo(line, err=True)
+
+
+def through(data: bytes) -> None:
+    """Bytes to stdout as they are, at once."""
+    sys.stdout.buffer.write(data)
+    sys.stdout.buffer.flush()
 
 
 def fail(error: KitError, code: int = 1) -> typer.Exit:

@@ -4,6 +4,7 @@ import json
 import os
 import threading
 import time
+from contextlib import nullcontext
 from pathlib import Path
 
 from . import runs
@@ -13,6 +14,10 @@ from .runs import Run
 
 NOTEBOOKS = ROOT / "notebooks"
 COMMON = ("profile", "storage", "run_name")
+PAUSE = 10.0
+"""Seconds before a failed training goes on by itself, doubled each time: a lost node may be replaced meanwhile."""
+ENDING = 30.0
+"""Seconds that a training whose notebook died is given to end: its guard needs up to 15."""
 
 
 def notebooks() -> list[Path]:
@@ -69,32 +74,50 @@ def absolute_paths(values: dict, names=("dataset", "model_name_or_path", "train_
     }
 
 
-def prepare_resume(run: Run) -> str:
-    """Make a run that was launched ready to go on by itself; what will happen, in words.
+def prepare_resume(run: Run) -> tuple[str, str]:
+    """Make a run that was launched ready to go on by itself; the number of the notebook to begin with, and why, in words.
 
-    From its last complete checkpoint (resume.yaml is written), or, if it has none, from the beginning, the old log and output
-    kept under other names. A finished run is left as it is.
+    From its last complete checkpoint that leaves a step to train (resume.yaml is written), or, if it has none, from the
+    beginning, the old log and output kept under other names. A finished run is left as it is. KitError if it is being trained.
     """
-    from . import checkpoints
+    from . import checkpoints, launch
     from .checkpoints import resume
 
+    until = time.monotonic() + ENDING
+    while launch.is_alive(run):
+        if time.monotonic() > until:
+            raise KitError(f"the run {run.name!r} is being trained at this moment", "a run whose training has ended",
+                           "wait for its end, or stop it")  # fmt: skip
+        time.sleep(0.5)
     if run.record().get("training", {}).get("status") == "finished":
-        return "the training is finished: evaluation and export are made again"
-    if any(item.complete for item in checkpoints.find(run)):
-        latest, _ = checkpoints.latest(checkpoints.find(run))
-        resume.write(run, latest)
-        return f"the training goes on from step {latest.step}"
+        return "05", "the training is finished: evaluation and export are made again"
+    if checkpoint := resume.write_unattended(run, checkpoints.find(run)):
+        return "04", f"the training goes on from step {checkpoint.step}"
     number = next(n for n in range(1, 10_000) if not (run.folder / f"train.failed-{n}.log").exists())
     run.log_file.rename(run.folder / f"train.failed-{number}.log")
     if run.output_dir.exists():
         run.output_dir.rename(run.folder / f"output.failed-{number}")
-    return "no complete checkpoint: the training starts again"
+    return "04", "no complete checkpoint to go on from: the training starts again"
 
 
-def execute(run: Run, values: dict, say=print, begin: str = "01") -> Run:
+def persist(run: Run, values: dict, say=print, begin: str = "01", retries: int = 0, echo=None) -> Run:
+    """`execute`; a training that fails goes on from its last checkpoint by itself, `retries` times at most."""
+    for attempt in range(retries + 1):
+        try:
+            return execute(run, values, say, begin, echo)
+        except KitError as error:
+            if attempt == retries or run.record().get("training", {}).get("status") != "failed":
+                raise
+            say(f"error: {error}")
+            time.sleep(PAUSE * 2**attempt)
+            begin, why = prepare_resume(run)
+            say(why)
+
+
+def execute(run: Run, values: dict, say=print, begin: str = "01", echo=None) -> Run:
     """Run the notebooks on `run`, from number `begin` on. A failing cell ends it: KitError with notebook, cell and error.
 
-    `say(line)` gets a line when a notebook starts or ends and as the training moves on.
+    `say(line)` gets a line when a notebook starts or ends and as the training moves on; `echo(bytes)` the training's log.
     """
     import papermill
     from papermill.exceptions import PapermillExecutionError
@@ -116,7 +139,7 @@ def execute(run: Run, values: dict, say=print, begin: str = "01") -> Run:
         started = time.monotonic()
         say(f"[{number}/{len(notebooks())}] {path.stem}")
         own = {name: value for name, value in chosen.items() if path.stem in known[name]["notebooks"]}
-        with _Watch(run, say if path.stem == "04_train" else None):
+        with _Watch(run, say, echo) if path.stem == "04_train" else nullcontext():
             try:
                 papermill.execute_notebook(
                     str(path),
@@ -140,40 +163,46 @@ def execute(run: Run, values: dict, say=print, begin: str = "01") -> Run:
 
 
 class _Watch:
-    """While the training notebook runs: reads train.log along and says, every tenth of the steps, where it stands."""
+    """While the training notebook runs: reads train.log along, echoes it, and says every tenth of the steps where it stands."""
 
-    def __init__(self, run: Run, say):
-        self.run, self.say, self.over = run, say, threading.Event()
+    def __init__(self, run: Run, say, echo=None):
+        self.run, self.say, self.echo, self.over = run, say, echo, threading.Event()
+        self.position = run.log_file.stat().st_size if run.log_file.exists() else 0  # what an earlier launch wrote is known
         self.thread = threading.Thread(target=self._follow, daemon=True)
 
     def __enter__(self):
-        if self.say:
-            self.thread.start()
-        return self
+        self.thread.start()
 
     def __exit__(self, *_):
+        """However it ended, nothing trains any more: a record that says otherwise is put right."""
         self.over.set()
-        if self.say:
-            self.thread.join(timeout=5)
+        self.thread.join(timeout=5)
+        training = self.run.record().get("training", {})
+        if training.get("status") == "running":
+            self.run.note(training={**training, "status": "stopped", "ended": runs.now()})
 
     def _follow(self) -> None:
         from .logs import Parser
         from .plots.live import duration
 
-        parser, position, said = Parser(), 0, -1
-        while not self.over.wait(1.0):
+        parser, said, last = Parser(), -1, False
+        while not last:
+            last = self.over.wait(1.0)  # and once more, for what was written last
             if not self.run.log_file.exists():
                 continue
             with open(self.run.log_file, "rb") as log:
-                log.seek(position)
-                events = parser.feed(log.read())
-                position = log.tell()
+                log.seek(self.position)
+                new = log.read()
+            if not last:  # whole lines only: what is said between must not cut one
+                new = new[: max(new.rfind(b"\n"), new.rfind(b"\r")) + 1]
+            self.position += len(new)
+            if self.echo:
+                self.echo(new)
+            events = parser.feed(new)
             bars = [event.data for event in events if event.kind == "progress" and event.data["task"] == "training"]
             if bars and (tenth := 10 * bars[-1]["done"] // max(bars[-1]["total"], 1)) > said:
-                said = tenth
-                self.say(
-                    f"      step {bars[-1]['done']} of {bars[-1]['total']}, {duration(bars[-1]['remaining']) or 'some time'} left"
-                )
+                said, left = tenth, duration(bars[-1]["remaining"]) or "some time"
+                self.say(f"      step {bars[-1]['done']} of {bars[-1]['total']}, {left} left")
 
 
 def summary(run: Run) -> dict:

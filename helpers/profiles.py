@@ -51,7 +51,7 @@ def load(profile: str) -> Profile:
         )
     path = ROOT / Path(profile).expanduser()
     try:
-        return Profile(**{"name": path.stem, **yaml.safe_load(path.read_text())})
+        return Profile(**{"name": profile, **yaml.safe_load(path.read_text())})  # a name that `load` knows again
     except OSError as error:
         raise KitError(
             f"cannot read the profile {profile}: {error.strerror}", "a YAML file", "correct `profile`"

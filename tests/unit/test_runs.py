@@ -19,7 +19,7 @@ def test_importing_helpers_takes_under_a_third_of_a_second():
 
 
 def test_importing_every_room_imports_no_heavy_library():
-    rooms = "cli, config, doctor, errors, guard, launch, models, pipeline, profiles, runs"
+    rooms = "cli, config, doctor, errors, jobs, launch, models, pipeline, profiles, runs"
     code = f"import sys; from helpers import {rooms}; print([m for m in ('torch', 'ray', 'transformers', 'mlflow') if m in sys.modules])"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.strip() == "[]"
 
@@ -37,7 +37,8 @@ def test_a_profile_of_ones_own_is_a_yaml_file(tmp_path):
         "dataset: short_answers\noverrides: {lora_rank: 16}\n"
     )
     mine = profiles.load(str(path))
-    assert (mine.name, mine.overrides, mine.gpu) == ("mine", {"lora_rank": 16}, True)
+    assert (mine.overrides, mine.gpu) == ({"lora_rank": 16}, True)
+    assert profiles.load(mine.name) == mine
 
 
 @pytest.mark.parametrize("text", ["storage: [", "just text", "storage: x\nunknown_key: 1\n"])

@@ -1,0 +1,108 @@
+"""A Ray cluster of a head and worker nodes on this one machine, every process a child of the test.
+
+As root, each worker node gets a network namespace (an address of its own) and a mount namespace (files of its own, where
+asked for): as near to separate machines as one machine comes. Elsewhere all are on 127.0.0.1 and share everything.
+"""
+
+import contextlib
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+
+BIN = Path(sys.executable).parent
+NET = "10.213.77"
+
+
+def separable() -> bool:
+    """Whether this machine lets us make namespaces."""
+    probe = "ip link add kto-probe type bridge && ip link del kto-probe && unshare -m mount -t tmpfs none /mnt"
+    return os.geteuid() == 0 and subprocess.run(["sh", "-c", probe], capture_output=True).returncode == 0
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+class Nodes:
+    """`address` of the cluster, `dashboard` as http://127.0.0.1:port. `add` a node, `lose` one, `close` all."""
+
+    def __init__(self, scratch: Path):
+        self.scratch, self.apart, self.count = scratch, separable(), 0
+        self.bridge = f"kto{os.getpid() % 10**6}"
+        self.nodes: dict[str, subprocess.Popen] = {}
+        self.ip = f"{NET}.1" if self.apart else "127.0.0.1"
+        if self.apart:
+            sh(f"ip link add {self.bridge} type bridge && ip addr add {self.ip}/24 dev {self.bridge} && ip link set {self.bridge} up")
+        port, web = free_port(), free_port()
+        self.address, self.dashboard = f"{self.ip}:{port}", f"http://127.0.0.1:{web}"
+        self._start("head", [], [
+            "--head", f"--port={port}", f"--node-ip-address={self.ip}", "--num-cpus=1", f"--temp-dir={scratch}",
+            "--include-dashboard=true", "--dashboard-host=127.0.0.1", f"--dashboard-port={web}", f"--ray-client-server-port={free_port()}",
+            f"--dashboard-agent-listen-port={free_port()}"])  # fmt: skip
+
+    def add(self, hides: Path | None = None) -> str:
+        """A worker node of one CPU; `hides`: a folder that is its own there, not the shared one. Returns its name."""
+        self.count += 1
+        name, ip = f"node{self.count}", f"{NET}.{self.count + 1}" if self.apart else self.ip
+        before = []
+        if self.apart:
+            space, near, far = f"{self.bridge}-{self.count}", f"{self.bridge}n{self.count}", f"{self.bridge}f{self.count}"
+            sh(f"ip netns add {space} && ip link add {near} type veth peer name {far} netns {space} && "
+               f"ip link set {near} master {self.bridge} up && ip -n {space} addr add {ip}/24 dev {far} && "
+               f"ip -n {space} link set {far} up && ip -n {space} link set lo up")
+            before = ["ip", "netns", "exec", space]
+        if hides:
+            before += ["unshare", "-m", "sh", "-c", f'mount -t tmpfs none {hides} && exec "$@"', "sh"]
+        self._start(name, before, [f"--address={self.address}", f"--node-ip-address={ip}", "--num-cpus=1",
+                                   f"--dashboard-agent-listen-port={free_port()}"])
+        return name
+
+    def lose(self, name: str) -> None:
+        """SIGKILL for the node's raylet, as when a machine is gone: nothing is said, nothing is tidied."""
+        ray = self.nodes.pop(name)
+        family = psutil.Process(ray.pid).children(recursive=True)
+        for process in [p for p in family if p.name() == "raylet"] + family:
+            with contextlib.suppress(psutil.Error):
+                process.send_signal(signal.SIGKILL)
+        ray.kill()
+        ray.wait()
+
+    def close(self) -> None:
+        for ray in self.nodes.values():
+            ray.terminate()
+        for name, ray in self.nodes.items():
+            try:
+                ray.wait(15)
+            except subprocess.TimeoutExpired:
+                self.nodes = {**self.nodes, name: ray}
+                ray.kill()
+        if self.apart:
+            for number in range(1, self.count + 1):
+                subprocess.run(["ip", "link", "del", f"{self.bridge}n{number}"], check=False)
+                subprocess.run(["ip", "netns", "del", f"{self.bridge}-{number}"], check=False)
+            subprocess.run(["ip", "link", "del", self.bridge], check=False)
+
+    def _start(self, name: str, before: list[str], arguments: list[str]) -> None:
+        settings = {"PATH": f"{BIN}:{os.environ['PATH']}", "RAY_DEDUP_LOGS": "0", "RAY_ENABLE_UI_METRICS": "0"}
+        log = open(self.scratch.with_name(f"{self.scratch.name}-{name}.log"), "wb")
+        self.nodes[name] = subprocess.Popen(
+            [*before, str(BIN / "ray"), "start", *arguments, "--object-store-memory=100000000", "--min-worker-port=0", "--max-worker-port=0",
+             "--disable-usage-stats", "--block"],
+            stdout=log, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL, env={**os.environ, **settings})  # fmt: skip
+        until = time.monotonic() + 60
+        while b"Ray runtime started" not in Path(log.name).read_bytes():
+            if self.nodes[name].poll() is not None or time.monotonic() > until:
+                raise RuntimeError(f"the node {name} did not start:\n{Path(log.name).read_text()}")
+            time.sleep(0.2)
+
+
+def sh(line: str) -> None:
+    subprocess.run(["sh", "-c", line], check=True)
