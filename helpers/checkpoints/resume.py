@@ -7,6 +7,7 @@ read in transformers 4.52.4 (`Trainer._inner_training_loop`, `_load_optimizer_an
 
 import hashlib
 import json
+import math
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,7 +15,7 @@ import yaml
 
 from ..errors import KitError
 from ..runs import write_atomically
-from . import fetch
+from . import fetch, latest
 from .layouts import Checkpoint, mapping
 
 FILE = "resume.yaml"
@@ -37,6 +38,9 @@ EFFECTS = {
         "fp16", "pure_bf16", "max_grad_norm", "ref_model"),
 }
 """What a change of these keys does to a training that goes on, the gravest first."""
+STOCK = ("the stock command goes through the rest of this epoch in the first epoch's order, and takes no last update that is "
+         "smaller than gradient_accumulation_steps; save_strategy: epoch, or the accelerator, avoids it")
+"""What llamafactory-cli does after a save within an epoch, where helpers.process.exact does not correct it."""
 UNFIT, SCHEDULE = list(EFFECTS)[:2]
 SCHEDULE_KEYS = EFFECTS[SCHEDULE]
 
@@ -106,6 +110,8 @@ def check(resumed: dict, checkpoint: Checkpoint, base: dict, dataset_sha256: str
         findings.append(Finding("logging_steps", str(log), f"a divisor of step {save}",
                                 "the first logged window after it lacks the steps before it; the weights are the same",
                                 stops=False))
+    if (resumed.get("resources_per_worker") or {}).get("GPU") and 1e-6 < checkpoint.epoch % 1 < 1 - 1e-6:
+        findings.append(Finding("place in the data", f"epoch {checkpoint.epoch:.2f}", "an epoch's end", STOCK, stops=False))
     return findings + unloadable(checkpoint)
 
 
@@ -200,3 +206,29 @@ def write(run, checkpoint: Checkpoint, **changes) -> Path:
     refuse(check(resumed, local, base, run.record().get("dataset", {}).get("sha256", ""), tuple(changes)))
     text = yaml.safe_dump(resumed, sort_keys=False, allow_unicode=True, width=120)
     return write_atomically(run.folder / FILE, text)
+
+
+def write_unattended(run, found: list[Checkpoint]) -> Checkpoint | None:
+    """`write` for what was launched last, an extension too, and the checkpoint that it goes on from; None if there is none.
+
+    It is the last complete one that leaves a step to train: after a kill between the last save and the end, the one before.
+    """
+    complete = [item for item in found if item.complete]
+    if not complete:
+        return None
+    base, launches = run_config(run), sorted(run.folder.glob("resumed-*.yaml"), key=lambda file: (len(file.name), file.name))
+    launched = mapping(launches[-1].read_text()) if launches else base
+    changes = {key: value for key, value in launched.items()
+               if value != base.get(key) and key not in ("resume_from_checkpoint", "output_dir")}
+    end = launched.get("max_steps") or math.inf
+    left = [item for item in complete if item.step < min(end, _planned(item, changes))]
+    if not left:
+        return None
+    chosen, _ = latest(left)
+    write(run, chosen, **changes)
+    return chosen
+
+
+def _planned(item: Checkpoint, changes: dict) -> float:
+    """The step that the checkpoint's own training was to end with, unless that is what was changed since."""
+    return math.inf if changes.keys() & {"max_steps", "num_train_epochs"} else item.planned_steps or math.inf

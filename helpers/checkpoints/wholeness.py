@@ -108,7 +108,8 @@ def weights_fault(read, folder: str, files: dict) -> str:
         fault = safetensors_fault(read, f"{folder}/{name}", files[name].size)
         if fault:
             return f"{name} is {fault}"
-    return "adapter_config.json is missing" if names[0] == WEIGHTS[0] and "adapter_config.json" not in files else ""
+    config = files.get("adapter_config.json")
+    return "adapter_config.json is missing" if names[0] == WEIGHTS[0] and not (config and config.size) else ""
 
 
 def resume_fault(read, folder: str, files: dict, subfolders: dict[str, dict], world_size: int | None) -> str:

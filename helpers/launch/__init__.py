@@ -161,7 +161,7 @@ def start(run: Run) -> Training:
     lock = FileLock(run.folder / "train.lock")
     try:
         lock.acquire(timeout=0)  # of two launches with one name, one gets it
-        if guard.marked(run.record().get("training", {}).get("mark", "")):  # its notebook died, it is being ended
+        if is_alive(run):  # its notebook died, it is being ended
             lock.release()
             raise Timeout(str(lock.lock_file))
     except Timeout:
@@ -175,6 +175,11 @@ def start(run: Run) -> Training:
     except BaseException:
         lock.release()
         raise
+
+
+def is_alive(run: Run) -> bool:
+    """Whether any process of the run's last launch is there."""
+    return bool(guard.marked(run.record().get("training", {}).get("mark", "")))
 
 
 def _launch(run: Run, lock: FileLock, resuming: bool) -> Training:

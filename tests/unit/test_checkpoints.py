@@ -179,6 +179,11 @@ def test_every_missing_file_is_named(run_folder, third, missing, why):
     assert ray(checkpoints.find(run_folder))[-1].why == why
 
 
+def test_a_copy_that_was_cut_before_its_adapter_config_is_not_whole(third):
+    (third / "adapter_config.json").write_bytes(b"")
+    assert checkpoints.find(third)[0].why == "adapter_config.json is missing"
+
+
 def test_rubbish_in_place_of_weights_is_unreadable(run_folder, third):
     (third / "adapter_model.safetensors").write_bytes(os.urandom(4096))
     assert "unreadable" in ray(checkpoints.find(run_folder))[-1].why

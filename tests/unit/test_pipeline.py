@@ -1,6 +1,7 @@
 """The pipeline and its command line."""
 
 import json
+import os
 import subprocess
 import sys
 import time
@@ -146,3 +147,17 @@ def test_every_command_explains_itself():
     for words in ([], ["run"], ["runs"], ["metrics"], ["config", "show"], ["parameters"]):
         done = command(*words, "--help")
         assert done.returncode == 0 and "Usage" in done.stdout
+
+
+def test_a_run_that_is_being_trained_is_not_made_ready_to_go_on(run, monkeypatch):
+    run.log_file.write_text("a line")
+    run.note(training={"status": "running", "mark": "first-run-0123"})
+    before = sorted(run.folder.iterdir())
+    monkeypatch.setattr(pipeline, "ENDING", 0.5)
+    training = subprocess.Popen(["sleep", "60"], env={"KTO_TRAINING": "first-run-0123", "PATH": os.environ["PATH"]})
+    with pytest.raises(KitError, match="being trained"):
+        pipeline.prepare_resume(run)
+    assert sorted(run.folder.iterdir()) == before
+    training.kill()
+    training.wait()
+    assert pipeline.prepare_resume(run)[1].endswith("starts again") and (run.folder / "train.failed-1.log").exists()

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -169,3 +170,38 @@ def test_resume_is_latest_best_or_a_step():
     assert resume.step_of("20") == 20
     with pytest.raises(KitError, match="latest, best or a step"):
         resume.step_of("last")
+
+
+def test_unattended_it_goes_on_from_the_last_complete_save_with_nothing_changed(trained, found):
+    (Path(found[1].path) / "trainer_state.json").unlink()
+    assert resume.write_unattended(trained, checkpoints.find(trained)).step == 10
+    written = yaml.safe_load(trained.resume_file.read_text())
+    assert written["resume_from_checkpoint"] == str(found[0].path) and written["max_steps"] == 30
+
+
+def test_killed_between_its_last_save_and_its_end_it_goes_on_from_the_save_before(trained, found):
+    assert [item.step for item in found if item.complete] == [10, 20, 30] and found[2].planned_steps == 30
+    assert resume.write_unattended(trained, found).step == 20
+
+
+def test_a_training_with_no_other_save_than_its_last_has_nothing_to_go_on_from(trained, found):
+    assert resume.write_unattended(trained, found[2:]) is None
+    assert resume.write_unattended(trained, []) is None
+    assert not trained.resume_file.exists()
+
+
+def test_an_interrupted_extension_goes_on_as_the_extension_that_was_launched_last(trained, found):
+    launched = yaml.safe_load(resume.write(trained, found[2], max_steps=60).read_text())
+    for number, steps in ((2, 40), (9, 50), (10, 60)):
+        (trained.folder / f"resumed-{number}.yaml").write_text(yaml.safe_dump(launched | {"max_steps": steps}))
+    assert resume.write_unattended(trained, found).step == 30
+    assert yaml.safe_load(trained.resume_file.read_text())["max_steps"] == 60
+
+
+def test_a_resume_within_an_epoch_by_the_stock_command_is_pointed_out_but_allowed(trained, found):
+    config = resume.run_config(trained)
+    within = next(item for item in found if 0.01 < item.epoch % 1 < 0.99)
+    assert resume.check(config, within, {}) == []
+    stock = config | {"resources_per_worker": {"GPU": 1}}
+    assert [(finding.what, finding.stops) for finding in resume.check(stock, within, {})] == [("place in the data", False)]
+    assert resume.check(stock, replace(within, epoch=2.0), {}) == []
