@@ -4,7 +4,7 @@ PY := .venv/bin/python
 STAMP := .venv/.installed-$(shell cat requirements.lock pyproject.toml | cksum | cut -d' ' -f1)
 PIP := $(PY) -m pip --disable-pip-version-check install -qq --no-input
 
-.PHONY: demo test install install-cluster lab mlflow notebooks lint clean help
+.PHONY: demo test install install-cluster lab mlflow notebooks hooks lint clean help
 
 help:        ## this list
 	@grep -E '^[a-z-]+: .*##' Makefile | sed 's/:.*##/ -/'
@@ -43,6 +43,9 @@ mlflow: install ## an MLflow server on this machine only, over the local storage
 
 notebooks: install ## run the six notebooks for real and keep their outputs in notebooks/
 	@$(PY) tools/regenerate_notebooks.py
+
+hooks: install ## look at every commit before it is made: ruff, notebook outputs, secrets
+	@.venv/bin/pre-commit install
 
 lint: install ## ruff over everything
 	@.venv/bin/ruff check .

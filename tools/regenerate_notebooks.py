@@ -8,12 +8,13 @@ import sys
 import tempfile
 from pathlib import Path
 
+import hygiene
 import nbformat
 
 from helpers import pipeline, runs
 
 
-def clean(executed: Path, target: Path) -> None:
+def clean(executed: Path, target: Path, seconds: float) -> None:
     """The executed notebook with the source notebook's metadata: outputs and execution counts are all that is taken over."""
     new, old = nbformat.read(executed, 4), nbformat.read(target, 4)
     ran = [cell for cell in new.cells if "injected-parameters" not in cell.metadata.get("tags", [])]
@@ -31,6 +32,7 @@ def clean(executed: Path, target: Path) -> None:
     old.metadata = {
         "kernelspec": {"display_name": "Python 3 (ipykernel)", "language": "python", "name": "python3"},
         "language_info": {"name": "python"},
+        "kto": {"outputs_of": hygiene.code_hash(old), "minutes": round(seconds / 60, 1)},
     }
     nbformat.write(old, target)
 
@@ -41,7 +43,7 @@ def main() -> None:
         run = runs.start("local", "", "first-run")
         pipeline.execute(run, {}, lambda line: print(line, file=sys.stderr))
         for path in pipeline.notebooks():
-            clean(run.notebooks / path.name, path)
+            clean(run.notebooks / path.name, path, run.record()["seconds"][path.stem])
 
 
 if __name__ == "__main__":
