@@ -63,6 +63,8 @@ def table(source, logging_steps: float | None = None, micro_batches: float | Non
 def joined(source, logging_steps: float | None = None):
     """The table of a run that was resumed, its launches as one: where two logged the same step, the later one counts.
 
+    A launch that logged nothing, killed while it was starting up, takes nothing away.
+
     `source`: the log's path, every launch appended to it. As `table` otherwise; `attrs["resumed_from"]` is the first's.
     """
     import pandas as pd
@@ -72,7 +74,8 @@ def joined(source, logging_steps: float | None = None):
     attrs = whole.attrs
     for number in range(1, attrs["runs"]):
         later = table(events, logging_steps, run=number)
-        whole = pd.concat([whole[whole["step"] <= later.attrs["resumed_from"]], later], ignore_index=True)
+        before = whole[whole["step"] <= later.attrs["resumed_from"]]
+        whole = whole if later.empty else pd.concat([before, later], ignore_index=True) if len(before) else later
     whole.attrs = attrs
     return whole
 

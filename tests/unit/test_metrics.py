@@ -293,3 +293,15 @@ def test_an_evaluation_is_placed_by_its_epoch_where_the_bar_lagged_behind():
     ]
     table = metrics.table(events)
     assert table[table["split"] == "eval"]["step"].tolist() == [3]
+
+
+def test_the_launches_of_a_run_are_one_curve_in_which_the_later_counts(tmp_path):
+    bar = "\r  1%|1         | {}/114 [00:01<00:09,  1.00it/s]\n"
+    first = started() + "".join(bar.format(step) + window(loss=step / 100, epoch=step / 50) for step in (1, 2, 3))
+    killed_early = "x >> loading file tokenizer.json\n" + started()
+    going_on = "x >>   Continuing training from global step 2\n"
+    second = started() + going_on + bar.format(3) + window(loss=0.5, epoch=0.06)
+    log = tmp_path / "train.log"
+    log.write_text(first + killed_early + killed_early + second)
+    table = metrics.joined(log, 1)
+    assert table["step"].tolist() == [1, 2, 3] and table["loss"].tolist() == [0.01, 0.02, 0.5]
