@@ -22,7 +22,7 @@ class Cause(NamedTuple):
     do: str
 
 
-CAUSES = [
+CAUSES = [  # of what is found in a log the first counts: what comes later is what it leads to
     Cause(
         "the disk is full",
         r"No space left on device|Errno 28|Disk quota exceeded",
@@ -44,13 +44,13 @@ CAUSES = [
     ),
     Cause(
         "a node ran out of memory",
-        r"running low on memory|killed by the OOM killer|Cannot allocate memory|OutOfMemoryError: Task was killed",
+        r"running low on memory|due to memory pressure \(OOM\)|killed by the OOM killer|Cannot allocate memory|OutOfMemoryError: Task was killed",
         "each worker loads the model once into the node's own memory",
         "fewer workers on a node, a node with more memory, or preprocessing_num_workers down",
     ),
     Cause(
         "the model is gated",
-        r"GatedRepoError|is a gated repo|Access to model .* is restricted|401 Client Error|403 Client Error",
+        r"GatedRepoError|gated repo\b|Access to model .* is restricted|401 Client Error|403 Client Error",
         "the hub gives this model only to accounts that accepted its licence",
         "accept it on the model's page, then set HF_TOKEN in the environment (never in a file)",
     ),
@@ -73,16 +73,16 @@ CAUSES = [
         "report_to: none (this project sends the same figures itself, outside the training), or start the server",
     ),
     Cause(
-        "the workers lost each other",
-        r"NCCL (?:error|timeout|WARN)|ncclInternalError|Watchdog caught collective operation timeout|gloo.*(?:Timed out|Connection (?:closed|reset))|Connection closed by peer|Timed out waiting .*ms for",
-        "a worker died or hung, or the nodes' network blocks the workers' ports",
-        "look for the first worker's own error above; ddp_timeout bounds the wait; NCCL_DEBUG=INFO says more",
-    ),
-    Cause(
         "a worker was killed",
         r"ActorDiedError|WorkerCrashedError|The actor (?:is dead|died)|worker died|SIGKILL|raylet.*(?:died|terminated)|NodeDiedError|RayActorError",
         "killed from outside: memory, a lost node, or by hand",
         "see the node's memory; then go on from the last complete checkpoint: notebook 5, `resume`",
+    ),
+    Cause(
+        "the workers lost each other",
+        r"NCCL (?:error|timeout|WARN)|ncclInternalError|Watchdog caught collective operation timeout|gloo.*(?:Timed out|Connection (?:closed|reset))|Connection closed by peer|Timed out waiting .*ms for",
+        "a worker died or hung, or the nodes' network blocks the workers' ports",
+        "look for the first worker's own error above; ddp_timeout bounds the wait; NCCL_DEBUG=INFO says more",
     ),
     Cause(
         "an older Ray instance was found",

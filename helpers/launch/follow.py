@@ -11,7 +11,7 @@ from ..metrics import watchdog
 class Watch:
     """The watchdog on a live stream: diagnoses at most every `every` seconds, and says each kind of trouble once.
 
-    `patience`: seconds without progress once the training runs before that is a finding. While models load, nothing is due.
+    `patience`: seconds without any event before that is a finding; also at the start, where workers may never come.
     """
 
     def __init__(self, beta: float = 0.1, patience: float = 600.0, every: float = 10.0):
@@ -28,12 +28,11 @@ class Watch:
         if events:
             self.moved = now
             self.training |= any(event.kind == "metrics" for event in events)
-        if now - self.looked < self.every or not self.training:
+        if now - self.looked < self.every:
             return []
         self.looked = now
-        return self.new(
-            watchdog.diagnose(metrics.table(list(self.events)), now - self.moved, False, self.beta, self.patience)
-        )
+        table = metrics.table(list(self.events)) if self.training else metrics.table([], logging_steps=1)
+        return self.new(watchdog.diagnose(table, now - self.moved, False, self.beta, self.patience))
 
     def new(self, findings: list[watchdog.Finding]) -> list[watchdog.Finding]:
         """Those whose kind was not said before."""

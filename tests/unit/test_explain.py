@@ -5,17 +5,57 @@ import pytest
 from helpers.launch.explain import CAUSES, explain
 
 PRINTED = {
-    "a GPU ran out of memory": "torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 3.91 GiB. GPU 0 has a total capacity of 79.1 GiB",
-    "a node ran out of memory": "ray.exceptions.OutOfMemoryError: Task was killed due to the node running low on memory.",
-    "the model is gated": "huggingface_hub.errors.GatedRepoError: 401 Client Error. Cannot access gated repo for url",
-    "the model was not found": "OSError: smol is not a local folder and is not a valid model identifier listed on 'https://huggingface.co/models'",
-    "the dataset was not read": "ValueError: Undefined dataset my_kto in dataset_info.json.",
-    "MLflow could not be reached": "mlflow.exceptions.MlflowException: API request failed: Connection refused",
-    "the workers lost each other": "RuntimeError: [../third_party/gloo/gloo/transport/tcp/pair.cc:534] Connection closed by peer [127.0.0.1]:1",
-    "a worker was killed": "ray.exceptions.ActorDiedError: The actor died unexpectedly before finishing this task.",
-    "the disk is full": "OSError: [Errno 28] No space left on device",
-    "an older Ray instance was found": "ValueError: When connecting to an existing cluster, num_cpus and num_gpus must not be provided.",
+    "a GPU ran out of memory": [
+        "torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 3.91 GiB. GPU 0 has a total capacity of 79.1 GiB",
+    ],
+    "a node ran out of memory": [
+        "ray.exceptions.OutOfMemoryError: Task was killed due to the node running low on memory.",
+        "(raylet) node_manager.cc:3193: 1 Workers (tasks / actors) killed due to memory pressure (OOM), 0 Workers crashed",
+        "RuntimeError: [enforce fail at alloc_cpu.cpp:117] err == 0. DefaultCPUAllocator: can't allocate memory: you "
+        "tried to allocate 549755813888 bytes. Error code 12 (Cannot allocate memory)",
+    ],
+    "the model is gated": [
+        "huggingface_hub.errors.GatedRepoError: 401 Client Error. Cannot access gated repo for url",
+        "OSError: You are trying to access a gated repo.",
+    ],
+    "the model was not found": [
+        "OSError: smol is not a local folder and is not a valid model identifier listed on 'https://huggingface.co/models'",
+        "OSError: We couldn't connect to 'https://huggingface.co' to load the files, and couldn't find them in the cached",
+    ],
+    "the dataset was not read": [
+        "ValueError: Undefined dataset my_kto in dataset_info.json.",
+        "RuntimeError: Cannot find valid samples, check `data/README.md` for the data format.",
+    ],
+    "MLflow could not be reached": [
+        "mlflow.exceptions.MlflowException: API request to http://127.0.0.1:9/api/2.0/mlflow/experiments/get-by-name failed "
+        "with exception HTTPConnectionPool(host='127.0.0.1', port=9): Max retries exceeded with url: /api/2.0/mlflow/",
+    ],
+    "the workers lost each other": [
+        "RuntimeError: [../gloo/transport/tcp/unbound_buffer.cc:78] Timed out waiting 6000ms for recv operation to complete",
+        "RuntimeError: [../gloo/transport/tcp/pair.cc:553] Connection closed by peer [127.0.0.1]:5027. This is typically "
+        "caused by a remote worker crashing.",
+        "[rank1]:[E1123 04:00:00.1 ProcessGroupNCCL.cpp:685] [Rank 1] Watchdog caught collective operation timeout: "
+        "WorkNCCL(SeqNum=12, OpType=ALLREDUCE, Timeout(ms)=600000) ran for 600031 milliseconds before timing out.",
+        "torch.distributed.DistBackendError: NCCL error in: ProcessGroupNCCL.cpp:3356, remote process exited",
+    ],
+    "a worker was killed": [
+        "ray.exceptions.ActorDiedError: The actor died unexpectedly before finishing this task.",
+        "(raylet) Raylet is terminated. Termination is unexpected. Possible reasons include: (1) SIGKILL by the user or "
+        "system OOM killer, (2) Invalid memory access from Raylet causing SIGSEGV or SIGBUS",
+    ],
+    "the disk is full": [
+        "OSError: [Errno 28] No space left on device",
+        "RuntimeError: [enforce fail at inline_container.cc:659] . unexpected pos 64 vs 0: No space left on device",
+        "OSError: [Errno 122] Disk quota exceeded",
+    ],
+    "the storage became read-only": [
+        "OSError: [Errno 30] Read-only file system: '/mnt/run/store/out/checkpoint-10'",
+    ],
+    "an older Ray instance was found": [
+        "ValueError: When connecting to an existing cluster, num_cpus and num_gpus must not be provided.",
+    ],
 }
+LINES = [(name, line) for name, lines in PRINTED.items() for line in lines]
 
 
 def log_of(tmp_path, *lines):
@@ -28,21 +68,19 @@ def test_every_known_cause_is_shown_by_a_line():
     assert set(PRINTED) == {cause.name for cause in CAUSES}
 
 
-@pytest.mark.parametrize("name", PRINTED)
-def test_a_failure_is_explained_in_three_lines_with_its_decisive_line(tmp_path, name):
-    said = explain(log_of(tmp_path, "loading model", PRINTED[name], '  File "x.py", line 3'))
-    assert said.name == name and said.line == PRINTED[name][:300]
+@pytest.mark.parametrize(("name", "line"), LINES)
+def test_a_failure_is_explained_in_three_lines_with_its_decisive_line(tmp_path, name, line):
+    said = explain(log_of(tmp_path, "loading model", line, '  File "x.py", line 3'))
+    assert said.name == name and said.line == line[:300]
     assert len(str(said).splitlines()) == 3
 
 
 def test_the_cause_is_named_and_not_what_it_led_to(tmp_path):
-    path = log_of(
-        tmp_path,
-        PRINTED["a worker was killed"],
-        PRINTED["a GPU ran out of memory"],
-        PRINTED["the workers lost each other"],
+    memory, killed, lost = (
+        PRINTED[name][0] for name in ("a GPU ran out of memory", "a worker was killed", "the workers lost each other")
     )
-    assert explain(path).name == "a GPU ran out of memory"
+    assert explain(log_of(tmp_path, killed, memory, lost)).name == "a GPU ran out of memory"
+    assert explain(log_of(tmp_path, lost, killed)).name == "a worker was killed"
 
 
 def test_an_unknown_failure_shows_the_last_errors_own_words(tmp_path):

@@ -67,7 +67,15 @@ def test_told_to_the_watchdog_ends_an_ill_training_and_says_why(replayed, monkey
     assert training.run.record()["training"]["status"] == "stopped"
 
 
-def test_a_training_that_no_longer_moves_is_noticed_once_it_had_begun():
+def test_workers_that_never_come_are_noticed_and_said_once():
+    watch = follow.Watch(patience=0.05, every=0.0)
+    assert watch.feed([Event("phase", {"phase": "starting"})]) == []
+    time.sleep(0.1)
+    (finding,) = watch.feed([])
+    assert finding.kind == "no progress" and "never started" in finding.likely_cause and watch.feed([]) == []
+
+
+def test_a_training_that_no_longer_moves_is_noticed():
     watch = follow.Watch(patience=0.05, every=0.0)
     assert watch.feed([]) == []
     assert watch.feed([Event("metrics", {"loss": 0.5, "kl": 0.0, "epoch": 0.1, "grad_norm": 1.0})]) == []
