@@ -1,4 +1,4 @@
-"""The commands that look at what was trained: metrics, plot, compare, evaluate."""
+"""The commands that look at what was trained: metrics, plot, compare, evaluate, clean."""
 
 import json
 from pathlib import Path
@@ -111,6 +111,32 @@ def evaluate(
         typer.echo(json.dumps({"checkpoint": str(chosen), "step": step, **measured}, indent=2))
     else:
         typer.echo(table([{"": when, **figures} for when, figures in measured.items()]))
+
+
+@app.command()
+def clean(
+    folder: Annotated[Path, typer.Argument(metavar="RUN", help="A run's folder.")],
+    keep_last: Annotated[int, typer.Option(help="Complete checkpoints to keep, besides the best.")] = 2,
+    metric: Annotated[str, typer.Option(help="What the best one is best at.")] = "rewards/margins",
+    lower_is_better: Annotated[bool, typer.Option("--lower-is-better", help="As for a loss.")] = False,
+) -> None:
+    """Remove checkpoints that are neither the last nor the best: shown first, then asked. In use or the only one: never.
+
+    Example: python -m helpers clean storage/first-run --keep-last 1
+    """
+    from . import checkpoints
+    from .checkpoints import keep
+    from .runs import of_folder
+
+    try:
+        run = of_folder(folder)
+        verdicts = keep.plan(run, checkpoints.find(run), keep_last, metric, not lower_is_better)
+        freed = keep.remove(run, verdicts)
+    except KitError as error:
+        raise fail(error) from None
+    except EOFError:  # nobody is there to answer
+        freed = 0
+    say(f"freed {freed / 1e6:,.1f} MB")
 
 
 def metrics_of(log: Path):

@@ -5,9 +5,11 @@ import shutil
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
 
 from helpers import checkpoints
 from helpers.checkpoints import keep
+from helpers.cli import app
 from helpers.errors import KitError
 
 FIXTURE = Path(__file__).parents[1] / "fixtures" / "trial"
@@ -126,3 +128,10 @@ def test_the_plan_says_what_it_frees(trained):
 def test_run_json_without_checkpoints_names_none(trained):
     assert json.loads(trained.record_file.read_text())
     assert not keep.named_in(trained).keys() & {str(item.path) for item in checkpoints.find(trained)}
+
+
+@pytest.mark.parametrize(("answer", "left"), [("yes", 1), ("no", 6), (None, 6)])
+def test_the_terminal_shows_asks_and_removes_on_yes_only(trained, answer, left):
+    done = CliRunner().invoke(app, ["clean", str(trained.folder), "--keep-last", "1"], input=f"{answer}\n" if answer else "")
+    assert done.exit_code == 0 and "remove output/checkpoint-10" in done.output
+    assert len(checkpoints.find(trained)) == left
