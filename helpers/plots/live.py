@@ -148,10 +148,10 @@ class LiveView:
             self._faulty = True
 
     def close(self, table) -> None:
-        """The end: the still figure of `table` (helpers.metrics.table) in a notebook, and below it the figure in words.
+        """The end: what was watched as it ended, and below it the figure in words.
 
-        The figure takes the live display's place; in the quiet mode the printed lines are cleared, and all else that
-        the cell gave out with them. Outside a notebook the words alone are printed.
+        The live display stays, its bar full. In a notebook that nobody watched (the quiet mode) the still figure of `table`
+        (helpers.metrics.table) takes the printed lines' place. Outside a notebook the words alone are printed.
         """
         from .. import metrics, plots
 
@@ -161,6 +161,9 @@ class LiveView:
             self._show()
             if self._handle is not None:
                 self._handle.close()
+        elif self.mode == "notebook":
+            self.state.phase = "failed" if self.state.failure else "finished"
+            self._show()
         elif self.kernel:
             self._show_picture(None if empty else plots.training(table, self.state.checkpoints))
         print(words, flush=True)
@@ -168,14 +171,9 @@ class LiveView:
     def _show_picture(self, picture) -> None:
         from IPython.display import clear_output, display
 
-        if self.mode == "quiet":
-            clear_output(wait=True)
-        if picture is None:
-            return
-        if self.mode == "quiet":
+        clear_output(wait=True)
+        if picture is not None:
             display(picture)
-        else:
-            self._handle.update(picture)
 
     def _show_html(self) -> None:
         from IPython.display import HTML, display
