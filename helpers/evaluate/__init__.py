@@ -76,15 +76,16 @@ class Scorer:
         with quietly():
             return self.encoder.rows(Path(self.config["dataset_dir"]), dataset_name)
 
-    def logps(self, rows: list[Row], tuned: bool = True) -> list[float]:
+    def logps(self, rows: list[Row], tuned: bool = True, model=None) -> list[float]:
         """log p(reply | prompt) of each row in nats, summed over the reply's tokens, as training sums it.
 
-        Rows of like length go through the model together; the answer is in the order of `rows`.
+        Of another `model` if one is given. Rows of like length go through the model together; the answer is in the order
+        of `rows`.
         """
         answer = [0.0] * len(rows)
-        with self.as_model(tuned) as model:
+        with self.as_model(tuned) as own:
             for batch in batches(rows, 512 if self.device == "cpu" else 8192):
-                for index, value in zip(batch, self._logps(model, [rows[i] for i in batch]), strict=True):
+                for index, value in zip(batch, self._logps(model or own, [rows[i] for i in batch]), strict=True):
                     answer[index] = value
         return answer
 

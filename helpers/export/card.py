@@ -9,6 +9,7 @@ import yaml
 from ..errors import KitError
 from ..runs import Run, write_atomically
 from . import PUBLIC, config_of, public_name
+from .quantise import SCHEMES
 
 LICENCES = {"HuggingFaceTB/SmolLM2": "apache-2.0", "meta-llama/Meta-Llama-3-": "llama3",
             "meta-llama/Llama-3.1-": "llama3.1", "meta-llama/Llama-3.3-": "llama3.3"}
@@ -43,6 +44,7 @@ def text(run: Run, title: str = "") -> str:
         "## Data\n\n" + _table(_data(record.get("dataset", {}))),
         "## Training\n\n" + _table({key: config[key] for key in SETTINGS if config.get(key) is not None}),
         "## Held-out figures\n\n" + _figures(record.get("evaluation", {})),
+        _quantised(record.get("export", {}).get("quantised", [])),
         "## Use\n\n" + _use(base, run, adapter),
         "## Made with\n\n" + _table(record.get("versions", {})),
     ]
@@ -82,6 +84,12 @@ def _figures(evaluation: dict) -> str:
         figures = [evaluation[key + "_before"], evaluation[key], *evaluation[interval]]
         lines.append("| {} | {:.3f} | {:.3f} | {:.3f} to {:.3f} |".format(name, *figures))
     return "\n".join(lines) + "\n"
+
+
+def _quantised(rows: list[dict]) -> str:
+    lines = "".join("| {model} | {MB:.1f} | {perplexity:.2f} | {auc:.3f} | {margin:+.3f} |\n".format(**row) for row in rows)
+    head = "| model | MB | perplexity | area under ROC | margin |\n| --- | --- | --- | --- | --- |\n"
+    return f"## Quantised, and what it costs\n\nHeld-out figures, each model against the base.\n\n{head}{lines}" if rows else ""
 
 
 ADAPTER = """transformers, with peft:
@@ -148,7 +156,7 @@ def _use(base: str, run: Run, adapter: bool) -> str:
 def write(run: Run, title: str = "") -> Path:
     """The card as export/README.md, and beside every model that is exported, where the hub looks for it."""
     card = text(run, title)
-    for folder in (*run.export.glob("adapter/*/"), run.export / "merged"):
+    for folder in (*run.export.glob("adapter/*/"), *(run.export / name for name in ("merged", *SCHEMES))):
         if folder.is_dir() and not folder.name.startswith("."):
             write_atomically(folder / "README.md", card)
     return write_atomically(run.export / "README.md", card)

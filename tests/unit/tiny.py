@@ -40,14 +40,14 @@ def model(folder: Path, seed: int = 0) -> Path:
 
 
 def adapter(base: Path, folder: Path, scale: float = 0.2, **settings) -> Path:
-    """A LoRA adapter of rank 4 on `base`, its B matrices random with that standard deviation (0: untrained)."""
+    """A LoRA adapter on `base`, of rank 4 by default, its B matrices random with that standard deviation (0: untrained)."""
     import torch
     from peft import LoraConfig, get_peft_model
     from transformers import AutoModelForCausalLM
 
     torch.manual_seed(1)
     targets = ["q_proj", "v_proj", "up_proj"]
-    lora = LoraConfig(r=4, lora_alpha=8, target_modules=targets, task_type="CAUSAL_LM", **settings)
+    lora = LoraConfig(**{"r": 4, "lora_alpha": 8, "target_modules": targets, "task_type": "CAUSAL_LM", **settings})
     adapted = get_peft_model(AutoModelForCausalLM.from_pretrained(base), lora)
     with torch.no_grad():
         for name, weight in adapted.named_parameters():

@@ -1,0 +1,121 @@
+"""Post-training quantisation of the merged model by llm-compressor, and what it costs in quality, measured.
+
+The result is in the compressed-tensors format, which vLLM serves and transformers loads as it is.
+"""
+
+import math
+import random
+from pathlib import Path
+
+from ..errors import KitError
+from ..evaluate import Scorer, accuracy, rewards
+from ..evaluate.encoding import Row
+from ..quiet import quietly, silence
+from ..runs import Run
+from . import in_place
+
+SCHEMES = {
+    "fp8": "8-bit floats, activations scaled as they come (FP8_DYNAMIC); needs no data; fast on H100, L40S and later",
+    "w8a8": "8-bit integers, weights by GPTQ over calibration rows; for GPUs before the H100",
+    "w4a16": "4-bit integer weights in groups, by GPTQ over calibration rows; the smallest",
+}
+ROWS = 64
+"""Rows of the training data to calibrate on."""
+
+
+def calibration(rows: list[Row], count: int = ROWS, seed: int = 0) -> list[Row]:
+    """`count` accepted rows of the training data, drawn with a seed: what the model should write well."""
+    good = [row for row in rows if row.label]
+    return random.Random(seed).sample(good, min(count, len(good)))
+
+
+def group_size(widths: list[int]) -> int:
+    """The largest group of 4-bit weights that vLLM's kernels take and that divides every layer's inputs.
+
+    KitError if none does.
+    """
+    for size in (128, 64, 32):
+        if all(width % size == 0 for width in widths):
+            return size
+    raise KitError(f"layers have {sorted(set(widths))} inputs", "multiples of 32, for groups of 4-bit weights",
+                   "choose fp8 or w8a8")
+
+
+def quantise(run: Run, scheme: str, rows: list[Row], merged: Path | None = None) -> Path:
+    """The merged model quantised by `scheme` (see `SCHEMES`) into export/<scheme>/; returns that folder.
+
+    `rows`: what GPTQ calibrates on (see `calibration`; fp8 reads none). The output layer keeps its precision. KitError if
+    there is no merged model, or no row to calibrate on.
+    """
+    merged = merged or run.export / "merged"
+    if scheme not in SCHEMES:
+        raise KitError(f"there is no quantisation {scheme!r}", f"one of {', '.join(SCHEMES)}", "correct the name")
+    if not (merged / "config.json").is_file():
+        raise KitError(f"there is no merged model in {merged}", "what a merge leaves", "export with --as merged first")
+    if scheme != "fp8" and not rows:
+        raise KitError(f"no row to calibrate {scheme} on", "accepted rows in the training data", "choose fp8")
+    with silence():
+        try:
+            from llmcompressor import oneshot
+        except ImportError as error:
+            raise KitError(f"llm-compressor cannot be imported: {error}", "llmcompressor as in requirements.txt",
+                           "run `make install`; beside vLLM, whose pins differ, in an environment of its own") from None
+        import torch
+        from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    with in_place(run.export / scheme) as folder, quietly(), silence():
+        model = AutoModelForCausalLM.from_pretrained(merged, torch_dtype="auto")
+        model = model.to("cuda" if torch.cuda.is_available() else "cpu")
+        oneshot(model=model, recipe=recipe(scheme, model), log_dir=None, **({} if scheme == "fp8" else data(rows)))
+        model.save_pretrained(folder, save_compressed=True)
+        AutoTokenizer.from_pretrained(merged).save_pretrained(folder)
+        for file in folder.iterdir():
+            file.chmod(0o644)
+    return run.export / scheme
+
+
+def recipe(scheme: str, model):
+    """llm-compressor's modifier for `scheme`; every linear layer but the output layer."""
+    from compressed_tensors.quantization import QuantizationArgs, QuantizationScheme
+    from llmcompressor.modifiers.quantization import GPTQModifier, QuantizationModifier
+    from torch.nn import Linear
+
+    common = {"targets": "Linear", "ignore": ["lm_head"]}
+    if scheme == "fp8":
+        return QuantizationModifier(scheme="FP8_DYNAMIC", **common)
+    if scheme == "w8a8":
+        return GPTQModifier(scheme="W8A8", **common)
+    linear = [layer for name, layer in model.named_modules() if isinstance(layer, Linear) and name != "lm_head"]
+    size = group_size([layer.in_features for layer in linear])
+    weights = QuantizationArgs(num_bits=4, type="int", strategy="group", group_size=size, symmetric=True)
+    groups = {"group_0": QuantizationScheme(targets=["Linear"], weights=weights)}
+    return GPTQModifier(config_groups=groups, ignore=["lm_head"])
+
+
+def data(rows: list[Row]) -> dict:
+    """The rows as `oneshot` takes them: whole conversations, as training reads them."""
+    from datasets import Dataset
+
+    ids = [row.prompt_ids + row.reply_ids for row in rows]
+    dataset = Dataset.from_dict({"input_ids": ids, "attention_mask": [[1] * len(line) for line in ids]})
+    return {"dataset": dataset, "num_calibration_samples": len(rows), "max_seq_length": max(map(len, ids))}
+
+
+def compare(scorer: Scorer, models: dict[str, Path], rows: list[Row]):
+    """Size and held-out quality of each model in one DataFrame, a line a model, in the order given.
+
+    Columns: `model`; `MB` of weights; `perplexity` a token of the accepted held-out replies; `auc` and `margin` of the
+    implied reward against the base model (see `evaluate.accuracy`). Activations are quantised as a server would, in
+    float arithmetic, so the figures are those of the format and not of a kernel.
+    """
+    import pandas
+
+    reference, lines = scorer.logps(rows, tuned=False), []
+    for name, folder in models.items():
+        table = rewards(rows, scorer.logps(rows, model=scorer.load(folder)), reference, scorer.config)
+        good, figures = table[table["label"]], accuracy(table)
+        size = sum(file.stat().st_size for file in folder.glob("*.safetensors")) / 1e6
+        lines.append({"model": name, "MB": size,
+                      "perplexity": math.exp(-good["logp_policy"].sum() / good["tokens"].sum()),
+                      "auc": figures["auc"], "margin": figures["margin"]})
+    return pandas.DataFrame(lines)

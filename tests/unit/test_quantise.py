@@ -1,0 +1,108 @@
+"""What helpers.export.quantise and forms promise: llm-compressor on a tiny real model, loaded and judged afterwards."""
+
+import json
+import shutil
+
+import pytest
+import tiny
+import yaml
+from typer.testing import CliRunner
+
+from helpers import cli, evaluate
+from helpers.errors import KitError
+from helpers.evaluate.encoding import Row
+from helpers.export import card, quantise
+
+
+@pytest.fixture
+def merged(run):
+    """A full tuning's run with its merged model, and a scorer over the same rows."""
+    base, whole = tiny.model(run.models / "tiny"), tiny.model(run.export / "merged", seed=3)
+    name = tiny.dataset(run.datasets)
+    run.config_file.write_text(yaml.safe_dump({**tiny.config(base, run.datasets), "dataset": name, "finetuning_type": "full"}))
+    run.note(model={"name": str(base)}, dataset={"name": name, "heldout_name": name})
+    shutil.copytree(whole, run.output_dir / "checkpoint-4")
+    scorer = evaluate.Scorer(yaml.safe_load(run.config_file.read_text()), run.output_dir / "checkpoint-4")
+    return run, scorer, scorer.rows(name)
+
+
+def nothing_unfinished(run):
+    return not [path.name for path in run.export.rglob(".*")]
+
+
+@pytest.mark.slow
+def test_every_scheme_is_made_smaller_loads_again_and_stays_near(merged):
+    run, scorer, rows = merged
+    models = {"merged": run.export / "merged"}
+    models |= {scheme: quantise.quantise(run, scheme, quantise.calibration(rows)) for scheme in quantise.SCHEMES}
+    table = quantise.compare(scorer, models, rows).set_index("model")
+    bits = {}
+    for scheme in quantise.SCHEMES:
+        settings = json.loads((models[scheme] / "config.json").read_text())["quantization_config"]
+        bits[scheme] = settings["config_groups"]["group_0"]["weights"]["num_bits"]
+        assert settings["ignore"] == ["lm_head"]
+        assert table["MB"][scheme] < table["MB"]["merged"]
+        assert table["perplexity"][scheme] == pytest.approx(table["perplexity"]["merged"], rel=0.3)
+        assert table["perplexity"][scheme] != table["perplexity"]["merged"]
+        assert all(path.stat().st_mode & 0o044 == 0o044 for path in models[scheme].iterdir())
+    assert bits == {"fp8": 8, "w8a8": 8, "w4a16": 4}
+    assert table["perplexity"]["merged"] == pytest.approx(quantise.compare(scorer, {"trained": scorer.checkpoint}, rows)["perplexity"][0])
+    assert nothing_unfinished(run)
+
+
+@pytest.mark.slow
+def test_the_command_makes_what_is_asked_and_the_card_shows_what_it_costs(merged):
+    run, _, _ = merged
+    done = CliRunner().invoke(cli.app, ["export", str(run.folder), "--as", "fp8", "--checkpoint",
+                                        str(run.output_dir / "checkpoint-4"), "--json"])
+    assert done.exit_code == 0, done.output
+    rows = run.record()["export"]["quantised"]
+    assert [row["model"] for row in rows] == ["merged", "fp8"] and json.loads(done.stdout) == rows
+    assert f"| fp8 | {rows[1]['MB']:.1f} | {rows[1]['perplexity']:.2f} |" in (run.export / "fp8" / "README.md").read_text()
+    assert "merging moved" in done.stderr
+
+
+def test_an_interrupted_quantisation_leaves_the_old_model_and_nothing_half_made(run, monkeypatch):
+    tiny.model(run.export / "merged")
+    (run.export / "fp8").mkdir()
+    (run.export / "fp8" / "old").touch()
+
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(quantise, "recipe", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        quantise.quantise(run, "fp8", [])
+    assert [path.name for path in (run.export / "fp8").iterdir()] == ["old"]
+    assert nothing_unfinished(run)
+
+
+def test_what_cannot_be_quantised_is_refused_before_anything_is_loaded(run):
+    with pytest.raises(KitError, match="no quantisation 'fp4'"):
+        quantise.quantise(run, "fp4", [])
+    with pytest.raises(KitError, match="no merged model"):
+        quantise.quantise(run, "fp8", [])
+    (run.export / "merged").mkdir(parents=True)
+    (run.export / "merged" / "config.json").touch()
+    with pytest.raises(KitError, match="calibrate w4a16"):
+        quantise.quantise(run, "w4a16", [])
+    done = CliRunner().invoke(cli.app, ["export", str(run.folder), "--as", "merged,fp4"])
+    assert done.exit_code == 1 and "'fp4'" in done.output
+
+
+def test_groups_of_weights_divide_every_layers_inputs():
+    assert [quantise.group_size(widths) for widths in ([4096, 14336], [576, 1536], [32, 64])] == [128, 64, 32]
+    with pytest.raises(KitError, match="multiples of 32"):
+        quantise.group_size([100])
+
+
+def test_calibration_takes_accepted_rows_only_and_always_the_same():
+    rows = [Row([], str(i), i % 3 == 0, [1], [1]) for i in range(90)]
+    some = quantise.calibration(rows, 20)
+    assert len(some) == 20 and all(row.label for row in some) and some == quantise.calibration(rows, 20)
+    assert len(quantise.calibration(rows)) == 30
+
+
+def test_a_card_without_quantised_models_does_not_speak_of_them(run):
+    run.config_file.write_text(yaml.safe_dump({"model_name_or_path": "some/model", "finetuning_type": "full"}))
+    assert "Quantised" not in card.text(run)
