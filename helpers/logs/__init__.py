@@ -87,7 +87,7 @@ class Parser:
         return self._pids[head]
 
     def _emit(self, kind: str, data: dict, said: bytes = b"") -> None:
-        repeated = lines.REPEATED.search(said) if b" [repeated " in said else None
+        repeated = lines.REPEATED.search(said) if said and b" [repeated " in said else None
         times = int(repeated[1]) + 1 if repeated else 1
         self._out.append(tuple.__new__(Event, (kind, data, self._pid(), self._run, times)))  # Event(…), twice as fast
 
@@ -128,8 +128,9 @@ class Parser:
         if title == "training":
             self._step = done
             self._enter("training")
-        times = {"elapsed": lines.seconds(elapsed), "remaining": lines.seconds(remaining)}
-        self._emit("progress", {"task": title, "done": done, "total": total, **times})
+        data = {"task": title, "done": done, "total": total}
+        data["elapsed"], data["remaining"] = lines.seconds(elapsed), lines.seconds(remaining)
+        self._emit("progress", data)
 
     def _record(self, said: bytes) -> None:
         end = said.find(b"}") + 1

@@ -15,7 +15,6 @@ PID = re.compile(rb"(?:\x1b\[36m)?\(\w+ pid=(\d{1,18})")
 PREFIX = re.compile(rb"^(?:\x1b\[36m)?\(\w+[^)\n]{0,80}\)(?:\x1b\[0m)? ")
 REPEATED = re.compile(rb" \[repeated (\d{1,9})x across cluster\].*")
 STAMP = re.compile(rb"\d{4}-\d\d-\d\d[ T]\d\d:\d\d:\d\d(?:,\d+)?\s*")
-ERROR = re.compile(rb"rror")
 RANK = re.compile(rb"^\[rank\d+\]:\s*")
 HEADING = re.compile(rb"^(?:\[WARNING\|[^>\n]*>> |WARNING \S+ -- )")
 PAIR = re.compile(r"'([^']+)': (?:'([^']*)'|([^,{}']+))")
@@ -157,10 +156,6 @@ def _known():
     return known
 
 
-CLASSES = bytes({10: 1, 13: 1, 9: 1, 32: 2, 123: 8}.get(byte, 4 if byte in b"m)>-:" else 0) for byte in range(256))
-"""Bytes by what they mean for a place: 1 ends a line, 2 is a space, 4 may stand before it, 8 is a place itself."""
-
-
 def places(block: bytes) -> Iterator[tuple[int, int, int, int]]:
     """Where in `block` something known may begin: a few hundred of 100,000 bytes, found by numpy in a few passes.
 
@@ -171,16 +166,16 @@ def places(block: bytes) -> Iterator[tuple[int, int, int, int]]:
     import numpy as np
 
     padded = block + bytes(8)  # so that eight bytes can be read anywhere
-    array, kinds = np.frombuffer(padded, np.uint8), np.frombuffer(block.translate(CLASSES), np.uint8)
-    begins = kinds == 8
-    begins[0] = True
-    begins[1:] |= kinds[:-1] == 1
-    begins[2:] |= (kinds[1:-1] == 2) & (kinds[:-2] == 4)
-    at = np.flatnonzero(begins)
+    array = np.frombuffer(padded, np.uint8)
+    before, ends = array[1:-1], array[:-2]
+    begins = np.ones(len(array), bool)
+    begins[1:] = (array[1:] == 123) | (array[:-1] - np.uint8(9) < 5)  # a brace; after a tab, a newline, a carriage return
+    begins[2:] |= (before == 32) & ((ends == 109) | (ends & 251 == 58) | (ends & 251 == 41))  # a space after m>:-)
+    at = np.flatnonzero(begins[: len(block)])
     words = np.ndarray((len(block),), "<u8", buffer=padded, strides=(1,))[at] & SIX
     found = [np.array([len(block)]), at[_known()[words * np.uint64(HASH) >> np.uint64(48)]]]
-    if b"rror" in block:
-        found.append(np.array([error.start() for error in ERROR.finditer(block)]))
+    rr = np.flatnonzero((before == 114) & (ends == 114))
+    found.append(rr[(array[rr + 2] == 111) & (array[rr + 3] == 114)])  # "rror"
     at = np.sort(np.concatenate(found))
     lines = np.concatenate(([-1], np.flatnonzero(array == 10), [len(block)]))
     percent = np.flatnonzero(array[:-1] == 37)
