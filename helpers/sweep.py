@@ -31,7 +31,7 @@ def grid(assignments: list[str]) -> list[dict[str, str]]:
         name, _, text = assignment.partition("=")
         values = [text] if text.startswith("{") else text.split(",")
         pipeline.typed([f"{name}={value}" for value in values])
-        axes.append([(name, value) for value in dict.fromkeys(values)])
+        axes.append([(name, pipeline.absolute_paths({name: value})[name]) for value in dict.fromkeys(values)])
     names = [axis[0][0] for axis in axes]
     if twice := {name for name in names if names.count(name) > 1}:
         raise KitError(f"given twice: {', '.join(sorted(twice))}", "each parameter once, its values with commas", "-p name=1,2,3")
@@ -40,7 +40,7 @@ def grid(assignments: list[str]) -> list[dict[str, str]]:
 
 def name_of(sweep: str, point: dict[str, str]) -> str:
     """The run's name: the sweep's, the point's values for a reader, a hash of the point for certainty."""
-    values = "-".join(re.sub(r"[^A-Za-z0-9.]+", "_", Path(value).stem if "/" in value else value)[:12] for value in point.values())
+    values = "_".join(re.sub(r"[^A-Za-z0-9.-]+", "-", Path(value).stem if "/" in value else value)[:12] for value in point.values())
     return f"{sweep}-{values[:50]}-{hashlib.sha256(json.dumps(sorted(point.items())).encode()).hexdigest()[:6]}"
 
 

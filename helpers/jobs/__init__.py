@@ -55,7 +55,7 @@ def submit(client, profile: str, storage: str, run_name: str, parameters: list[s
     """
     from .. import pipeline
 
-    loaded = load(profile)
+    loaded, variables = load(profile), taken(secrets)
     pipeline.typed(parameters)
     storage = storage or os.environ.get("KTO_STORAGE", "") or loaded.storage
     if loaded.ray_address == "local":
@@ -74,7 +74,7 @@ def submit(client, profile: str, storage: str, run_name: str, parameters: list[s
     try:
         return client.submit_job(
             entrypoint=entrypoint(profile, storage, run_name, parameters, retries),
-            runtime_env={"working_dir": str(ROOT), "excludes": LEFT_HERE, "env_vars": taken(secrets)},
+            runtime_env={"working_dir": str(ROOT), "excludes": LEFT_HERE, "env_vars": variables},
             metadata={"run": run_name, "storage": storage, "profile": loaded.name})
     except (RuntimeError, ValueError, RuntimeEnvSetupError) as error:
         raise KitError(f"the cluster refused the job: {str(error).strip().splitlines()[-1]}") from None

@@ -32,7 +32,7 @@ def free_port() -> int:
 
 
 class Nodes:
-    """`address` of the cluster, `dashboard` as http://127.0.0.1:port. `add` a node, `lose` one, `close` all."""
+    """`address` of the cluster, `dashboard` as http://127.0.0.1:port. `add` a node, `lose` one; the end ends all of it."""
 
     def __init__(self, scratch: Path):
         self.scratch, self.apart, self.count = scratch, separable(), 0
@@ -43,10 +43,10 @@ class Nodes:
             sh(f"ip link add {self.bridge} type bridge && ip addr add {self.ip}/24 dev {self.bridge} && ip link set {self.bridge} up")
         port, web = free_port(), free_port()
         self.address, self.dashboard = f"{self.ip}:{port}", f"http://127.0.0.1:{web}"
-        self._start("head", [], [
+        self._start("head", [], [  # fmt: skip
             "--head", f"--port={port}", f"--node-ip-address={self.ip}", "--num-cpus=1", f"--temp-dir={scratch}",
             "--include-dashboard=true", "--dashboard-host=127.0.0.1", f"--dashboard-port={web}", f"--ray-client-server-port={free_port()}",
-            f"--dashboard-agent-listen-port={free_port()}"])  # fmt: skip
+            f"--dashboard-agent-listen-port={free_port()}"])
 
     def add(self, hides: Path | None = None) -> str:
         """A worker node of one CPU; `hides`: a folder that is its own there, not the shared one. Returns its name."""
@@ -75,14 +75,16 @@ class Nodes:
         ray.kill()
         ray.wait()
 
-    def close(self) -> None:
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
         for ray in self.nodes.values():
             ray.terminate()
-        for name, ray in self.nodes.items():
+        for ray in self.nodes.values():
             try:
                 ray.wait(15)
             except subprocess.TimeoutExpired:
-                self.nodes = {**self.nodes, name: ray}
                 ray.kill()
         if self.apart:
             for number in range(1, self.count + 1):
@@ -94,12 +96,13 @@ class Nodes:
         settings = {"PATH": f"{BIN}:{os.environ['PATH']}", "RAY_DEDUP_LOGS": "0", "RAY_ENABLE_UI_METRICS": "0"}
         log = open(self.scratch.with_name(f"{self.scratch.name}-{name}.log"), "wb")
         self.nodes[name] = subprocess.Popen(
-            [*before, str(BIN / "ray"), "start", *arguments, "--object-store-memory=100000000", "--min-worker-port=0", "--max-worker-port=0",
-             "--disable-usage-stats", "--block"],
+            [*before, str(BIN / "ray"), "start", *arguments, "--object-store-memory=100000000", "--disable-usage-stats",
+             "--min-worker-port=0", "--max-worker-port=0", "--block"],
             stdout=log, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL, env={**os.environ, **settings})  # fmt: skip
         until = time.monotonic() + 60
         while b"Ray runtime started" not in Path(log.name).read_bytes():
             if self.nodes[name].poll() is not None or time.monotonic() > until:
+                self.__exit__()
                 raise RuntimeError(f"the node {name} did not start:\n{Path(log.name).read_text()}")
             time.sleep(0.2)
 

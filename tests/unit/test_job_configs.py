@@ -1,0 +1,133 @@
+"""The job files: each valid for the platform it is for, all of them the same run, on the image that the Containerfile makes."""
+
+import re
+import shlex
+import subprocess
+import sys
+
+import pytest
+import yaml
+from jsonschema import Draft202012Validator
+from typer.main import get_command
+
+from helpers import config, launch, profiles
+from helpers.cli import app
+from helpers.profiles import ROOT
+
+FOLDER = ROOT / "job-configs"
+JOB = yaml.safe_load((FOLDER / "job.yaml").read_text())
+RAYJOB = yaml.safe_load((FOLDER / "rayjob.yaml").read_text())
+CONTAINER = (FOLDER / "Containerfile").read_text()
+
+
+def only(required: str = "", **properties) -> dict:
+    """A JSON schema of an object with these keys and no others."""
+    return {"type": "object", "properties": properties, "required": required.split(), "additionalProperties": False}
+
+
+def each(item: dict) -> dict:
+    return {"type": "array", "items": item, "minItems": 1}
+
+
+TEXT, NUMBER, YES_NO = {"type": "string"}, {"type": "integer", "minimum": 0}, {"type": "boolean"}
+TEXTS = {"type": "object", "additionalProperties": TEXT}
+POD = only("spec", metadata=only(labels=TEXTS, annotations=TEXTS), spec=only(
+    "containers",
+    containers=each(only(
+        "name image", name=TEXT, image=TEXT, command=each(TEXT), args=each(TEXT),
+        env=each(only("name", name=TEXT, value=TEXT, valueFrom=only(secretKeyRef=only("key name", name=TEXT, key=TEXT)))),
+        resources=only(limits=TEXTS, requests=TEXTS), volumeMounts=each(only("name mountPath", name=TEXT, mountPath=TEXT)))),
+    nodeSelector=TEXTS, tolerations=each({"type": "object"}), imagePullSecrets=each(only("name", name=TEXT)),
+    volumes=each(only("name", name=TEXT, persistentVolumeClaim=only("claimName", claimName=TEXT),
+                      emptyDir=only(medium=TEXT, sizeLimit=TEXT)))))
+SCHEMA = only(
+    "apiVersion kind metadata spec", apiVersion={"const": "ray.io/v1"}, kind={"const": "RayJob"}, metadata=only("name", name=TEXT),
+    spec=only(
+        "entrypoint rayClusterSpec", entrypoint=TEXT, backoffLimit=NUMBER, activeDeadlineSeconds=NUMBER, metadata=TEXTS,
+        shutdownAfterJobFinishes=YES_NO, ttlSecondsAfterFinished=NUMBER, runtimeEnvYAML=TEXT, suspend=YES_NO,
+        submissionMode={"enum": ["K8sJobMode", "HTTPMode", "InteractiveMode"]},
+        rayClusterSpec=only(
+            "headGroupSpec", rayVersion=TEXT, enableInTreeAutoscaling=YES_NO,
+            headGroupSpec=only("rayStartParams template", rayStartParams=TEXTS, template=POD, serviceType=TEXT),
+            workerGroupSpecs=each(only("groupName minReplicas maxReplicas rayStartParams template", groupName=TEXT, replicas=NUMBER,
+                                       minReplicas=NUMBER, maxReplicas=NUMBER, numOfHosts=NUMBER, rayStartParams=TEXTS,
+                                       template=POD)))))
+"""Written from the Go types that KubeRay's RayJob definition is generated from (ray-operator/apis/ray/v1, rayjob_types.go and
+raycluster_types.go), with those keys of a Kubernetes pod that are of use here: stricter than the definition, never laxer."""
+
+
+def given(entrypoint: str) -> dict:
+    """What the command line takes from a job's command: an error where it would not."""
+    words = shlex.split(entrypoint)
+    assert words[:4] == ["python", "-m", "helpers", "run"]
+    return get_command(app).commands["run"].make_context("run", words[4:]).params
+
+
+@pytest.mark.slow
+def test_anyscales_own_model_takes_the_job_file_and_refuses_a_wrong_one(tmp_path):
+    code = "import sys; from anyscale.job.models import JobConfig; print(JobConfig.from_yaml(sys.argv[1]).compute_config.worker_nodes)"
+
+    def judged(path):
+        return subprocess.run([sys.executable, "-c", code, str(path)], capture_output=True, text=True)
+
+    assert "g6e.12xlarge" in judged(FOLDER / "job.yaml").stdout
+    for wrong in ({"max_retrys": 1}, {"env_vars": {"A": 1}}, {"compute_config": {"head": {}}}, {"image_uri": "a b"}):
+        (tmp_path / "wrong.yaml").write_text(yaml.safe_dump(JOB | wrong))
+        assert judged(tmp_path / "wrong.yaml").returncode != 0, wrong
+
+
+def test_the_rayjob_has_only_what_kuberay_knows():
+    assert [error.message for error in Draft202012Validator(SCHEMA).iter_errors(RAYJOB)] == []
+    wrong = yaml.safe_load((FOLDER / "rayjob.yaml").read_text().replace("backoffLimit", "maxRetries").replace('cpu: "8"', "cpu: 8"))
+    assert len(list(Draft202012Validator(SCHEMA).iter_errors(wrong))) == 2
+
+
+@pytest.mark.parametrize("entrypoint", [JOB["entrypoint"], RAYJOB["spec"]["entrypoint"]], ids=["anyscale", "kuberay"])
+def test_a_retry_means_the_same_run_and_goes_on_where_it_stopped(entrypoint):
+    words = given(entrypoint)
+    assert words["run_name"] == "llama3-8b" and words["resume"] == "auto"
+    assert words["storage"].startswith("/mnt/") and not words["storage"].startswith("/mnt/cluster_storage")
+    assert profiles.load(words["profile"]).gpu
+    assert JOB["max_retries"] == RAYJOB["spec"]["backoffLimit"] == 3
+
+
+def test_no_variable_is_set_in_two_places_and_no_token_stands_in_a_file(run):
+    run.config_file.write_text("model_name_or_path: org/name\n")
+    assert not set(JOB["env_vars"]) & set(launch.environment(run))
+    for name in ("job.yaml", "rayjob.yaml", "Containerfile"):
+        assert not re.search(r"hf_[A-Za-z0-9]{20,}|dapi[0-9a-f]{20,}|AKIA[0-9A-Z]{12,}", (FOLDER / name).read_text())
+    containers = [group["template"]["spec"]["containers"][0] for group in groups()]
+    tokens = [variable for container in containers for variable in container["env"] if "TOKEN" in variable["name"]]
+    assert len(tokens) == 2 and all("secretKeyRef" in variable["valueFrom"] for variable in tokens)
+
+
+def test_the_nodes_have_the_gpus_that_the_training_asks_for_and_share_the_storage():
+    asked = config.template(profiles.load("ray").train_config)["ray_num_workers"]
+    limits = RAYJOB["spec"]["rayClusterSpec"]["workerGroupSpecs"][0]["template"]["spec"]["containers"][0]["resources"]["limits"]
+    assert int(limits["nvidia.com/gpu"]) == asked == 4
+    assert JOB["compute_config"]["worker_nodes"][0]["instance_type"] == "g6e.12xlarge"  # which has four
+    for group in groups():
+        mounts = {mount["mountPath"]: mount["name"] for mount in group["template"]["spec"]["containers"][0]["volumeMounts"]}
+        volumes = {volume["name"]: volume for volume in group["template"]["spec"]["volumes"]}
+        assert volumes[mounts["/mnt/shared"]]["persistentVolumeClaim"] == {"claimName": "kto"}
+
+
+def test_both_run_on_the_image_that_the_containerfile_makes_with_the_ray_that_is_locked():
+    images = {group["template"]["spec"]["containers"][0]["image"] for group in groups()} | {JOB["image_uri"]}
+    locked = re.search(r"^ray==(.*)$", (ROOT / "requirements.lock").read_text(), re.MULTILINE).group(1)
+    assert len(images) == 1 and images.pop().rpartition("/")[2] == re.search(r"-t REGISTRY/(\S+)", CONTAINER).group(1)
+    assert f":{locked}-py311-" in re.search(r"^FROM (.*)$", CONTAINER, re.MULTILINE).group(1)
+    assert RAYJOB["spec"]["rayClusterSpec"]["rayVersion"] == locked
+
+
+def test_the_containerfile_copies_what_there_is_and_all_that_a_run_needs():
+    copied = [name for line in re.findall(r"^COPY --chown=ray (.*) \S+$", CONTAINER, re.MULTILINE) for name in line.split()]
+    assert all((ROOT / name).exists() for name in copied)
+    assert {"helpers", "notebooks", "train-configs", "dataset-configs", "tools", "requirements.txt", "Makefile"} <= set(copied)
+    assert "RUN make install-cluster PYTHON=python" in CONTAINER
+    assert not {"helpers", "notebooks", "train-configs", "dataset-configs", "requirements.txt"} & set(JOB["excludes"])
+
+
+def groups() -> list[dict]:
+    cluster = RAYJOB["spec"]["rayClusterSpec"]
+    return [cluster["headGroupSpec"], *cluster["workerGroupSpecs"]]

@@ -1,0 +1,103 @@
+"""Jobs, without a cluster: what is refused before anything is sent, what a stopped run leaves, what is fetched. With one: tests/cluster."""
+
+import json
+import shlex
+import signal
+import subprocess
+import sys
+import time
+
+import nbformat
+import pytest
+from nbformat.v4 import new_code_cell, new_notebook
+from typer.main import get_command
+
+from helpers import jobs, runs
+from helpers.cli import app
+from helpers.errors import KitError
+
+RUNNING = """
+import sys
+from pathlib import Path
+from helpers import pipeline
+from helpers.cli import app
+pipeline.NOTEBOOKS = Path(sys.argv.pop(1))
+app(sys.argv[1:])
+"""
+
+
+class Quiet:
+    """A cluster without jobs."""
+
+    def list_jobs(self):
+        return []
+
+
+def submit(**changes):
+    given = {"profile": "ray", "storage": "/mnt/shared/kto", "run_name": "first", "parameters": [], "secrets": []} | changes
+    return jobs.submit(Quiet(), **given)
+
+
+@pytest.mark.parametrize("changes, says", [
+    ({"parameters": ["max_stps=3"]}, "did you mean 'max_steps'"),
+    ({"profile": "lokal"}, "did you mean 'local'"),
+    ({"profile": "local"}, "starts a Ray instance of its own"),
+    ({"storage": "storage"}, "not an absolute path"),
+    ({"run_name": "a/b"}, "no name for a run"),
+    ({"secrets": ["HF_TOKEN"]}, "not set in this environment: HF_TOKEN")])
+def test_a_job_that_could_not_work_is_refused_before_it_is_sent(monkeypatch, changes, says):
+    monkeypatch.delenv("HF_TOKEN", raising=False)
+    monkeypatch.delenv("KTO_STORAGE", raising=False)
+    with pytest.raises(KitError, match=says):
+        submit(**changes)
+
+
+def test_without_a_dashboard_it_is_said_in_seconds_where_it_was_looked_for(monkeypatch):
+    monkeypatch.setenv("RAY_ADDRESS", "http://127.0.0.1:2")
+    with pytest.raises(KitError, match="no Ray dashboard answers at http://127.0.0.1:1"):
+        jobs.connect("http://127.0.0.1:1")
+    with pytest.raises(KitError, match="127.0.0.1:2"):
+        jobs.connect()
+
+
+def test_the_jobs_command_is_one_that_the_command_line_takes_and_that_resumes():
+    words = shlex.split(jobs.entrypoint("ray", "/mnt/a b", "first", ["dataset=a b.json", "max_steps=3"]))
+    assert words[:3] == ["python", "-m", "helpers"]
+    given = get_command(app).commands["run"].make_context("run", words[4:]).params
+    assert (given["storage"], given["run_name"], given["resume"], given["log"]) == ("/mnt/a b", "first", "auto", True)
+    assert given["parameter"] == ["dataset=a b.json", "max_steps=3"]
+
+
+def test_results_are_fetched_whole_and_never_over_others(run, tmp_path):
+    (run.folder / "TorchTrainer_1" / "checkpoint_000000").mkdir(parents=True)
+    run.figures.mkdir()
+    (run.figures / "training.png").write_bytes(b"png")
+    row = {"storage": str(run.storage), "run": run.name}
+    fetched = jobs.fetch(row, tmp_path / "here")
+    assert sorted(path.name for path in fetched.iterdir()) == ["figures", "run.json"]
+    assert (jobs.fetch(row, tmp_path / "all", everything=True) / "TorchTrainer_1").is_dir()
+    with pytest.raises(KitError, match="there already"):
+        jobs.fetch(row, tmp_path / "here")
+    with pytest.raises(KitError, match="not to be seen from here"):
+        jobs.fetch(row | {"storage": "/mnt/elsewhere"}, tmp_path)
+
+
+@pytest.mark.slow
+def test_a_run_that_is_ended_from_outside_leaves_no_record_of_a_running_training(tmp_path):
+    code = ("from helpers import runs\nimport time\nrun = runs.open_run(profile, storage, run_name)\n"
+            "run.note(training={'status': 'running'})\ntime.sleep(60)")
+    folder = tmp_path / "notebooks"
+    folder.mkdir()
+    cells = [new_code_cell('profile: str = "local"\nstorage: str = ""\nrun_name: str = "x"', metadata={"tags": ["parameters"]}),
+             new_code_cell(code)]
+    metadata = {"kernelspec": {"name": "python3", "display_name": "p", "language": "python"}}
+    nbformat.write(new_notebook(cells=cells, metadata=metadata), folder / "04_train.ipynb")
+    run = runs.locate("local", str(tmp_path / "storage"), "ended")
+    process = subprocess.Popen([sys.executable, "-c", RUNNING, str(folder), "run", "--storage", str(run.storage),
+                                "--run-name", run.name], stderr=subprocess.PIPE, text=True)
+    until = time.monotonic() + 40
+    while "training" not in run.record() and time.monotonic() < until:
+        time.sleep(0.2)
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(15) == 143, process.stderr.read()
+    assert json.loads(run.record_file.read_text())["training"]["status"] == "stopped"
