@@ -10,6 +10,7 @@ from pathlib import Path
 
 from .errors import KitError
 from .profiles import Profile, load, storage_for
+from .secrets import mask
 
 OWN = ("output_dir", "ray_run_name")
 """Keys of a config that differ between any two runs and say nothing."""
@@ -106,17 +107,19 @@ class Run:
 
 def write_atomically(path: Path, text: str) -> Path:
     """Write beside, then rename: `path` holds the old text or the new, never half of one. KitError on a full disk."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, beside = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".partial")
+    beside = None
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, beside = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".partial")
         with os.fdopen(handle, "w", encoding="utf-8") as file:
-            file.write(text)
+            file.write(mask(text))
             file.flush()
             os.fsync(file.fileno())
         os.chmod(beside, 0o644)
         os.replace(beside, path)
     except OSError as error:
-        Path(beside).unlink(missing_ok=True)
+        if beside:
+            Path(beside).unlink(missing_ok=True)
         raise KitError(
             f"could not write {path}: {error.strerror}",
             "a writable folder with free space",
