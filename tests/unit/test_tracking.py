@@ -1,5 +1,6 @@
 """MLflow, for real: the embedded store, and a server that is started, stopped and started again."""
 
+import shutil
 import time
 
 import pandas as pd
@@ -9,6 +10,7 @@ from mlflow_server import Server, what_mlflow_has
 
 from helpers import metrics, tracking
 from helpers.errors import KitError
+from helpers.profiles import ROOT
 
 pytestmark = pytest.mark.slow
 TABLE = pd.DataFrame(
@@ -68,6 +70,18 @@ def test_the_embedded_store_holds_the_tables_values_and_a_second_sync_sends_noth
     again = tracking.sync(trained)
     assert again["run_id"] == told["run_id"] and again["points"] == 0
     assert (trained.storage / "mlflow.db").exists()
+
+
+def test_a_training_that_failed_before_its_table_was_written_is_sent_from_its_log(trained):
+    trained.metrics_file.unlink()
+    shutil.copy(ROOT / "tests/fixtures/evaluated-two-workers.log", trained.log_file)
+    trained.note(training={"status": "failed"})
+    told = tracking.sync(trained)
+    has, table = what_mlflow_has(trained, told["run_id"]), metrics.table(trained.log_file)
+    for row in table.to_dict("records"):
+        prefix = "eval/" if row["split"] == "eval" else ""
+        assert has[f"{prefix}loss", row["step"]] == row["loss"]
+    assert tracking.client(trained).get_run(told["run_id"]).info.status == "FAILED"
 
 
 def test_the_run_has_its_name_config_figures_and_no_secret(trained):
