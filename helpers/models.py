@@ -61,18 +61,19 @@ def generate(model_name_or_path: str, prompts: list[str], max_new_tokens: int = 
         import torch
         from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    gpu = torch.cuda.is_available()
-    tokenizer = AutoTokenizer.from_pretrained(model_name_or_path)
-    model = AutoModelForCausalLM.from_pretrained(
-        model_name_or_path, torch_dtype=torch.bfloat16 if gpu else torch.float32
-    )
+        gpu = torch.cuda.is_available()
+        tokenizer = AutoTokenizer.from_pretrained(model_name_or_path)
+        model = AutoModelForCausalLM.from_pretrained(
+            model_name_or_path, torch_dtype=torch.bfloat16 if gpu else torch.float32
+        )
     model = model.to("cuda" if gpu else "cpu").eval()
     replies = []
     for prompt in prompts:
         chat = [{"role": "user", "content": prompt}]
         inputs = tokenizer.apply_chat_template(chat, add_generation_prompt=True, return_tensors="pt", return_dict=True)
         with torch.inference_mode():
-            out = model.generate(**inputs.to(model.device), max_new_tokens=max_new_tokens, do_sample=False)
+            given = {name: inputs[name].to(model.device) for name in ("input_ids", "attention_mask")}  # some add token_type_ids
+            out = model.generate(**given, max_new_tokens=max_new_tokens, do_sample=False)
         replies.append(tokenizer.decode(out[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True).strip())
     return replies
 

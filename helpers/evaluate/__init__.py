@@ -62,6 +62,16 @@ class Scorer:
                            "correct model_name_or_path, or choose a checkpoint of this run") from error
 
     @contextlib.contextmanager
+    def room_for(self, gigabytes: float):
+        """Room on the GPU for another model of that size: this one waits in the machine's memory meanwhile, if it must."""
+        away = self.device == "cuda" and not gpu_has_room(gigabytes)
+        for model in (self.model, self.reference) if away else ():
+            model.to("cpu")
+        yield
+        for model in (self.model, self.reference) if away else ():
+            model.to(self.device)
+
+    @contextlib.contextmanager
     def as_model(self, tuned: bool):
         """The tuned model, or the one before training, for the length of a `with` block; gradients are off."""
         import torch
@@ -96,8 +106,11 @@ class Scorer:
         longest = max(len(row.reply_ids) for row in rows)
         logits = model(**inputs, logits_to_keep=longest + 1, use_cache=False).logits[:, :-1]  # place i predicts i + 1
         targets = inputs["input_ids"][:, -longest:]
-        logps = torch.log_softmax(logits.float(), -1).gather(2, targets.unsqueeze(2)).squeeze(2)
-        return [float(line[longest - len(row.reply_ids):].sum()) for line, row in zip(logps, rows, strict=True)]
+        answer = []
+        for line, wanted, row in zip(logits, targets, rows, strict=True):  # one row in float32 at a time: vocabularies are large
+            reply = slice(longest - len(row.reply_ids), None)
+            answer.append(torch.log_softmax(line[reply].float(), -1).gather(1, wanted[reply, None]).sum())
+        return [float(value) for value in answer]
 
     def logits(self, row: Row, tuned: bool = True, model=None):
         """Logits that predict the reply, float32 [reply tokens, vocabulary]; of another `model` if one is given."""
@@ -125,6 +138,16 @@ class Scorer:
         ids = torch.tensor([[pad] * (width - len(s)) + s for s in sequences], device=self.device)
         mask = torch.tensor([[0] * (width - len(s)) + [1] * len(s) for s in sequences], device=self.device)
         return {"input_ids": ids, "attention_mask": mask, "position_ids": (mask.cumsum(-1) - 1).clamp(min=0)}
+
+
+def gpu_has_room(gigabytes: float) -> bool:
+    """Whether there is a GPU with room for a model of that size, and an eighth and a gigabyte more to compute in."""
+    import torch
+
+    if not torch.cuda.is_available():
+        return False
+    torch.cuda.empty_cache()  # what torch keeps of this process's earlier work is free for others
+    return torch.cuda.mem_get_info()[0] / 1e9 > 1.125 * gigabytes + 1
 
 
 def heldout(run) -> str:

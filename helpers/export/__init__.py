@@ -213,8 +213,9 @@ def merge(run: Run, checkpoint: Path) -> Path:
 def merge_config(config: dict, checkpoint: Path, target: Path) -> dict:
     """The keys for `llamafactory-cli export`, from the run's config. The base's own dtype is asked for by name: left to
     itself, LLaMA-Factory 0.9.3 turns a float32 model into bfloat16."""
-    import torch
     from transformers import AutoConfig
+
+    from ..evaluate import gpu_has_room
 
     base = str(config["model_name_or_path"])
     dtype = str(AutoConfig.from_pretrained(base).torch_dtype or "float32").removeprefix("torch.")
@@ -224,7 +225,8 @@ def merge_config(config: dict, checkpoint: Path, target: Path) -> dict:
     return what | {
         "template": config.get("template"), "finetuning_type": config.get("finetuning_type", "lora"),
         "infer_dtype": dtype, "trust_remote_code": False, "export_dir": str(target), "export_size": 5,
-        "export_device": "auto" if torch.cuda.is_available() else "cpu", "export_legacy_format": False,
+        # auto spreads what does not fit over the CPU, and LLaMA-Factory 0.9.3 then fails: such a model cannot be converted
+        "export_device": "auto" if gpu_has_room(model_gigabytes(base)) else "cpu", "export_legacy_format": False,
     } | {key: config[key] for key in ("resize_vocab", "new_special_tokens", "default_system") if key in config}
 
 

@@ -11,6 +11,7 @@ from ..errors import KitError
 from ..evaluate import Scorer
 from ..evaluate.encoding import Row
 from ..quiet import quietly
+from . import model_gigabytes
 
 TOLERANCE = {"float32": (5e-3, 1e-6), "float16": (0.6, 2e-4), "bfloat16": (3.0, 8e-3)}
 """dtype -> (largest difference of logits, mean KL in nats a token) allowed between merged and adapter.
@@ -31,12 +32,15 @@ def prove(scorer: Scorer, merged: Path, rows: list[Row]):
     import pandas
 
     same_tokens(scorer, merged, rows)
-    other = scorer.load(merged)
-    same, contrast = Difference(), Difference()
+    same, contrast, ours = Difference(), Difference(), []
     for row in rows:
-        tuned = scorer.logits(row)
-        same.add(scorer.logits(row, model=other), tuned)
-        contrast.add(tuned, scorer.logits(row, tuned=False))
+        ours.append(scorer.logits(row))
+        contrast.add(ours[-1], scorer.logits(row, tuned=False))
+    with scorer.room_for(model_gigabytes(str(merged))):
+        other = scorer.load(merged)
+        for row, tuned in zip(rows, ours, strict=True):
+            same.add(scorer.logits(row, model=other), tuned)
+        del other
     dtype = str(scorer.dtype).removeprefix("torch.")
     allowed = TOLERANCE[dtype]
     trained = "adapter" if scorer.is_adapter else "checkpoint"

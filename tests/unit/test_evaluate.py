@@ -1,6 +1,7 @@
 """What helpers.evaluate and helpers.evaluate.encoding promise, on a tiny real model."""
 
 import math
+import types
 
 import pandas
 import pytest
@@ -136,6 +137,20 @@ def test_a_reply_is_the_same_alone_and_in_a_batch(scorer, rows):
     together = scorer.replies(rows, max_new_tokens=6)
     assert together == [scorer.replies([row], max_new_tokens=6)[0] for row in rows]
     assert together != scorer.replies(rows, tuned=False, max_new_tokens=6)
+
+
+@pytest.mark.parametrize(("free", "moves"), [(60e9, []), (15e9, ["cpu", "cuda"])])
+def test_a_second_model_finds_room_on_a_gpu_that_holds_only_one(monkeypatch, free, moves):
+    import torch
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda: (free, 80e9))
+    went = []
+    model, reference = (types.SimpleNamespace(to=lambda where, name=name: went.append((name, where))) for name in "mr")
+    held = types.SimpleNamespace(device="cuda", model=model, reference=reference)
+    with evaluate.Scorer.room_for(held, 16.1):
+        assert went == [(name, where) for where in moves[:1] for name in "mr"]
+    assert went == [(name, where) for where in moves for name in "mr"]
 
 
 def test_area_and_margin_of_known_rewards():
