@@ -100,7 +100,7 @@ def outcome(ray, task) -> str:
     try:
         return ray.get(task)
     except ray.exceptions.RayError as error:  # the node that the run was started on was lost
-        return f"error: {str(error).splitlines()[0]}"
+        return f"error: {str(error).strip().splitlines()[-1]}"
 
 
 def row(run: Run, point: dict[str, str], failure: str) -> dict:

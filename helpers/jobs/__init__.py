@@ -14,6 +14,7 @@ from ..errors import KitError, closest
 from ..profiles import ROOT, load
 from ..quiet import silence
 from ..runs import NAME
+from ..secrets import mask
 
 DASHBOARD = "http://127.0.0.1:8265"
 LEFT_HERE = [".git", ".venv", "storage", "mlruns", "tests", "benchmarks", "**/__pycache__"]
@@ -77,7 +78,7 @@ def submit(client, profile: str, storage: str, run_name: str, parameters: list[s
             runtime_env={"working_dir": str(ROOT), "excludes": LEFT_HERE, "env_vars": variables},
             metadata={"run": run_name, "storage": storage, "profile": loaded.name})
     except (RuntimeError, ValueError, RuntimeEnvSetupError) as error:
-        raise KitError(f"the cluster refused the job: {str(error).strip().splitlines()[-1]}") from None
+        raise KitError(f"the cluster refused the job: {mask(str(error)).strip().splitlines()[-1]}") from None
 
 
 def taken(names: list[str]) -> dict[str, str]:

@@ -39,7 +39,10 @@ def submit(
         job = submit(client, profile, storage, name, parameter, secret, retries)
     except KitError as error:
         raise fail(error) from None
-    say(f"job {job}: run {name}" + (f", with {', '.join(secret)} of this environment" if secret else ""))
+    say(f"job {job}: run {name}")
+    if secret:
+        say(f"{', '.join(secret)} went along. Ray shows a job's variables in its dashboard and writes them to its nodes' own logs: "
+            "where that is too much, keep the value in a file on the nodes and send NAME_FILE, its path")
     if follow:
         watch(client, job)
     typer.echo(job)

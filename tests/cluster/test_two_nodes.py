@@ -1,0 +1,90 @@
+"""More than one node: a worker on each, a node lost in the middle, storage that is not shared."""
+
+import json
+import os
+import subprocess
+import sys
+import time
+
+import pytest
+import yaml
+from unit import tiny
+
+from helpers import checkpoints, metrics, profiles, runs
+from helpers.dataset import nodes as everywhere
+from helpers.errors import KitError
+from helpers.profiles import ROOT
+
+pytestmark = pytest.mark.slow
+STEPS, SAVES = 40, 10
+CANARY = "canary-3f9c1e"
+
+
+@pytest.fixture(scope="module")
+def profile(tmp_path_factory):
+    """A reader's own profile: a cluster of CPU nodes, the tiny model, one worker a node."""
+    folder = tmp_path_factory.mktemp("two")
+    overrides = {"placement_strategy": "STRICT_SPREAD", "ray_init_kwargs": {"address": "auto"}, "save_steps": SAVES,
+                 "max_steps": STEPS}
+    mine = {"storage": str(folder / "storage"), "train_config": "kto_lora_local.yaml", "template": "smollm2", "gpu": False,
+            "model_name_or_path": str(tiny.model(folder / "model")), "dataset": "short_answers", "overrides": overrides}
+    (folder / "two-nodes.yaml").write_text(yaml.safe_dump(mine))
+    return folder / "two-nodes.yaml"
+
+
+def wait(condition, seconds: float):
+    until = time.monotonic() + seconds
+    while not (met := condition()) and time.monotonic() < until:
+        time.sleep(0.2)
+    return met
+
+
+def job(nodes, *words) -> subprocess.Popen:
+    return subprocess.Popen([sys.executable, "-m", "helpers", "job", *map(str, words), "--address", nodes.dashboard], cwd=ROOT,
+                            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env={**os.environ, "HF_TOKEN": CANARY})
+
+
+def test_six_notebooks_as_a_job_lose_a_node_and_go_on_by_themselves(nodes, profile, tmp_path):
+    nodes.add()
+    second = nodes.add()
+    run = runs.locate(str(profile), "", "two")
+    watched = job(nodes, "submit", "--profile", profile, "--run-name", run.name, "--secret", "HF_TOKEN")
+    saved = wait(lambda: run.trained and f"checkpoint-{SAVES}".encode() in run.log_file.read_bytes(), 150)
+    assert saved or watched.kill() or pytest.fail(watched.communicate()[0])
+    nodes.lose(second)
+    nodes.add()
+    said, _ = watched.communicate(timeout=240)
+    assert watched.returncode == 0, said
+
+    assert "a node was lost" in said and "the training goes on from step" in said
+    assert all(f"[{number}/6]" in said for number in range(1, 7)) and f"step {STEPS}/{STEPS}" in said
+    record = run.record()
+    assert record["training"]["status"] == "finished" and [was["status"] for was in record["training"]["earlier"]] == ["failed"]
+    assert max(item.step for item in checkpoints.find(run)) == STEPS
+    steps = metrics.joined(run.log_file)["step"]
+    assert steps.is_monotonic_increasing and steps.max() == STEPS
+    places = {line.split("ip=")[1].split(")")[0] for line in run.log_file.read_text(errors="replace").splitlines()
+              if line.startswith("(RayTrainWorker") and "ip=" in line}
+    assert len(places) == (3 if nodes.apart else 0), "two nodes at first, and the one that came for the lost one"
+
+    fetched = job(nodes, "fetch", run.name, "--to", tmp_path)
+    assert fetched.wait(30) == 0
+    assert (tmp_path / run.name / "metrics.jsonl").exists() and json.loads((tmp_path / run.name / "run.json").read_text()) == record
+    assert CANARY not in said
+    assert not [path for path in run.storage.rglob("*") if path.is_file() and CANARY.encode() in path.read_bytes()]
+
+
+def test_storage_that_is_not_shared_is_noticed_and_explained(nodes, tmp_path, monkeypatch):
+    if not nodes.apart:
+        pytest.skip("needs a mount namespace, which takes root on Linux")
+    monkeypatch.setenv("RAY_ADDRESS", nodes.address)
+    name = tiny.dataset(tmp_path / "datasets")
+    mine = profiles.load("ray")
+    assert everywhere.read_everywhere(mine, tmp_path / "datasets", [name])["same"].all()
+    alone = nodes.add(hides=tmp_path)
+    try:
+        with pytest.raises(KitError, match="not every node reads the data") as error:
+            everywhere.read_everywhere(mine, tmp_path / "datasets", [name])
+        assert "a storage that all nodes share" in str(error.value)
+    finally:
+        nodes.lose(alone)
