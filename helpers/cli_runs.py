@@ -41,7 +41,7 @@ def plot(
     from . import checkpoints, metrics, plots
 
     try:
-        tables = {name: metrics_of(log) for name, log in zip(names(logs), logs, strict=True)}
+        tables = {name: metrics_of(log) for name, log in zip(labels(logs), logs, strict=True)}
         (name, first), *others = tables.items()
         saved = checkpoints.find(logs[0]) if logs[0].is_dir() and not others else []
         steps = {item.step for item in saved if item.step is not None}
@@ -158,6 +158,19 @@ def names(paths: list[Path]) -> list[str]:
     whole = [path.resolve() for path in paths]
     short = [path.parent.name if path.name == "train.log" else path.name.removesuffix(".log") for path in whole]
     return short if len(set(short)) == len(short) else [str(path) for path in paths]
+
+
+def labels(logs: list[Path]) -> list[str]:
+    """What to call each in a picture: of runs that differ in three keys at most those and their values, else its name."""
+    from . import tracking
+    from .runs import differences, of_folder
+
+    called = names(logs)
+    if not all((log / "config.yaml").is_file() for log in logs):
+        return called
+    differ = differences({name: tracking.parameters(of_folder(log)) for name, log in zip(called, logs, strict=True)})
+    said = [", ".join(f"{row['key']} {row[name]}" for row in differ) for name in called]
+    return said if len(differ) <= 3 and len(set(said)) == len(said) > 1 else called
 
 
 def outcome(run) -> dict:

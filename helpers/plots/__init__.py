@@ -86,7 +86,8 @@ def compare(tables: dict):
                 _draw_evaluation(axes, _split(table, "eval"), column, **style)
     handles, names = panels[0].get_legend_handles_labels()
     runs = [(handle, name) for handle, name in zip(handles, names, strict=True) if not name.endswith(HELD_OUT)]
-    figure.legend(*zip(*runs, strict=True), loc="outside lower center", ncols=min(4, len(runs)), fontsize=8)
+    columns = min(4 if max(len(name) for _, name in runs) <= 25 else 2, len(runs))
+    figure.legend(*zip(*runs, strict=True), loc="outside lower center", ncols=columns, fontsize=8)
     _style_legend(panels[1])
     return figure
 
