@@ -5,3 +5,7 @@ torch, ray, transformers and mlflow are imported inside the functions that need 
 """
 
 __version__ = "0.1.0"
+
+from . import secrets
+
+secrets.arm()

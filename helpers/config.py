@@ -12,6 +12,7 @@ from pathlib import Path
 
 import yaml
 
+from . import secrets
 from .errors import KitError
 from .profiles import ROOT
 from .runs import Run, refuse_if_trained, write_atomically
@@ -75,7 +76,10 @@ def resolve(run: Run, train_config: str = "", **overrides) -> dict:
         "ray_storage_path": str(run.storage),
     }
     config |= template(train_config or run.profile.train_config) | run.profile.overrides
-    return evaluated(config | {key: value for key, value in overrides.items() if value is not None}, record)
+    config |= {key: value for key, value in overrides.items() if value is not None}
+    if isinstance(config.get("deepspeed"), str):  # a file beside the templates: its content goes along, every node has it
+        config["deepspeed"] = read_yaml(TEMPLATES / config["deepspeed"])
+    return evaluated(config, record)
 
 
 def evaluated(config: dict, record: dict) -> dict:
@@ -100,6 +104,7 @@ def evaluated(config: dict, record: dict) -> dict:
 def write(run: Run, config: dict) -> Path:
     """Check `config`, then write it as the run's config.yaml (whole or not at all). KitError lists all that is wrong."""
     refuse_if_trained(run)
+    secrets.refuse(config, "the config")
     beside = run.folder / ".config.partial.yaml"
     write_atomically(beside, yaml.safe_dump(config, sort_keys=False, allow_unicode=True, width=120))
     try:

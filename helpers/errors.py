@@ -2,6 +2,8 @@
 
 from difflib import get_close_matches
 
+from .secrets import mask
+
 
 class KitError(Exception):
     """Ends a cell or a command with one readable message instead of a stack of someone else's internals."""
@@ -9,7 +11,7 @@ class KitError(Exception):
     def __init__(self, found: str, expected: str = "", remedy: str = ""):
         self.found, self.expected, self.remedy = found, expected, remedy
         lines = [found, f"  expected: {expected}" if expected else "", f"  to do:    {remedy}" if remedy else ""]
-        super().__init__("\n".join(line for line in lines if line))
+        super().__init__(mask("\n".join(line for line in lines if line)))
 
     def _render_traceback_(self) -> list[str]:
         """IPython asks an exception for its own rendering: in a notebook the message alone is shown, without frames."""

@@ -7,7 +7,7 @@ import time
 from contextlib import nullcontext
 from pathlib import Path
 
-from . import runs
+from . import runs, secrets
 from .errors import KitError, closest
 from .profiles import ROOT
 from .runs import Run
@@ -52,6 +52,7 @@ def typed(assignments: list[str]) -> dict:
                 "correct -p; any other LLaMA-Factory key goes into -p 'overrides={\"key\": value}'",
             )
         values[name] = _typed(name, text, known[name]["type"])
+    secrets.refuse(values, "the parameters")
     return values
 
 

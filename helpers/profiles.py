@@ -17,7 +17,8 @@ class Profile(BaseModel):
 
     `storage`: default folder for runs; `train_config`: file in train-configs/; `model_name_or_path` and its chat
     `template`, `dataset`: the defaults; `ray_address`: `local` starts an own Ray instance, `auto` or host:port joins one;
-    `gpu`: whether workers get GPUs; `overrides`: LLaMA-Factory keys.
+    `gpu`: whether workers get GPUs; `overrides`: LLaMA-Factory keys. Where one of the environment variables `job_variables` is set this
+    is a job on a cluster of its own: `job_storage` is its default, and `workspace_storage`, another cluster's, is refused.
     """
 
     model_config = ConfigDict(extra="forbid")
@@ -31,6 +32,13 @@ class Profile(BaseModel):
     ray_address: str = "auto"
     gpu: bool = True
     overrides: dict = {}
+    job_variables: list[str] = []
+    job_storage: str = ""
+    workspace_storage: str = ""
+
+    @property
+    def in_job(self) -> bool:
+        return any(os.environ.get(name) for name in self.job_variables)
 
 
 def known() -> dict[str, dict]:
@@ -71,11 +79,19 @@ def storage_for(profile: Profile, storage: str = "") -> Path:
 
     A relative path is relative to the project's folder, so that notebooks and terminal agree.
     """
-    chosen = storage or os.environ.get("KTO_STORAGE", "") or profile.storage
+    own = profile.job_storage if profile.in_job else profile.storage
+    chosen = storage or os.environ.get("KTO_STORAGE", "") or own
     if not chosen:
         raise KitError(
             f"the profile {profile.name!r} has no storage of its own",
             "a folder that every node of the cluster sees",
             "set `storage`, or KTO_STORAGE in the environment",
         )
-    return (ROOT / Path(chosen).expanduser()).resolve()
+    folder = (ROOT / Path(chosen).expanduser()).resolve()
+    if profile.in_job and profile.workspace_storage and folder.is_relative_to(profile.workspace_storage):
+        raise KitError(
+            f"this is a job, and {folder} belongs to the workspace's own cluster: the job's nodes see another, empty one",
+            f"storage that outlives clusters, such as {profile.job_storage}",
+            "set `storage` to a folder in /mnt/user_storage (yours) or /mnt/shared_storage (everyone's)",
+        )
+    return folder

@@ -12,6 +12,7 @@ import threading
 from . import metrics
 from .errors import KitError
 from .runs import Run
+from .secrets import mask
 
 TAG = "kto.run_folder"
 EXPERIMENT = "kto"
@@ -96,7 +97,7 @@ def _run_id(mlflow, run: Run) -> str:
     made = mlflow.create_run(experiment, run_name=run.name, tags={TAG: str(run.folder)})
     from mlflow.entities import Param
 
-    params = [Param(key, str(value)[:6000]) for key, value in parameters(run).items()]
+    params = [Param(key, mask(str(value))[:6000]) for key, value in parameters(run).items()]
     mlflow.log_batch(made.info.run_id, params=params)
     return made.info.run_id
 

@@ -16,14 +16,12 @@ from pathlib import Path
 import yaml
 from filelock import FileLock, Timeout
 
-from .. import doctor
+from .. import doctor, secrets
 from ..errors import KitError
 from ..logs import Event, Parser
 from ..process import guard
 from ..runs import Run, now, refuse_if_trained
 from .explain import explain
-
-SECRET = ("TOKEN", "KEY", "SECRET", "PASSWORD", "CREDENTIAL")
 
 
 def command(run: Run, config_file: Path | None = None) -> list[str]:
@@ -33,6 +31,8 @@ def command(run: Run, config_file: Path | None = None) -> list[str]:
     if run.record().get("accelerated") or not asks_for_gpu(run):
         module = "accelerator" if run.record().get("accelerated") else "cpu"
         words = [sys.executable, "-m", f"helpers.process.{module}"]
+    elif secrets.carried():
+        words = [sys.executable, "-m", "helpers.process.carrying"]
     return [*words, "train", str(config_file or next_config(run))]
 
 
@@ -228,5 +228,4 @@ def refuse_impossible(run: Run) -> None:
 
 def masked(settings: dict[str, str]) -> dict[str, str]:
     """The same settings with every value hidden whose name speaks of a secret."""
-    named = {key: key.upper().replace("TOKENIZERS", "") for key in settings}  # the library, no token
-    return {key: "****" if any(word in named[key] for word in SECRET) else value for key, value in settings.items()}
+    return {key: "****" if secrets.NAME.search(key.upper()) else value for key, value in settings.items()}

@@ -223,9 +223,11 @@ def main() -> None:
     """Replace, then run LLaMA-Factory's own command line with this process's arguments."""
     from llamafactory import cli
 
+    from helpers import secrets
     from helpers.process import accelerator  # by its real name, not as __main__: Ray's workers import it
 
     accelerator.replace_training_function()
+    secrets.travel()
     sys.argv[0] = "llamafactory-cli"
     cli.main()
 

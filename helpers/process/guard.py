@@ -10,9 +10,12 @@ import select
 import signal
 import subprocess
 import sys
+import threading
 import time
 
 import psutil
+
+from helpers import secrets
 
 MARK = "KTO_TRAINING"
 STOPPED = 143
@@ -57,22 +60,38 @@ def end_all(mark: str, driver: subprocess.Popen | None = None, grace: float = 6.
     return killed
 
 
+def copy_masked(pipe) -> None:
+    """What the training prints, to where it would have gone: byte for byte, but for the secrets in this environment."""
+    masker = secrets.Masker()
+    while chunk := os.read(pipe.fileno(), 1 << 16):
+        os.write(1, masker.feed(chunk))
+    os.write(1, masker.rest)
+
+
 def main(argv: list[str]) -> int:
     mark, command = argv[0], argv[2:]
     asked = {"stop": False}
     signal.signal(signal.SIGTERM, lambda *_: asked.update(stop=True))
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    driver = subprocess.Popen(command, stdin=subprocess.DEVNULL, start_new_session=True, env={**os.environ, MARK: mark})
+    driver = subprocess.Popen(command, stdin=subprocess.DEVNULL, start_new_session=True, env={**os.environ, MARK: mark},
+                              **({"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT} if secrets.values() else {}))
+    copier = threading.Thread(target=copy_masked, args=(driver.stdout,), daemon=True) if driver.stdout else None
+    if copier:
+        copier.start()
     while driver.poll() is None and not asked["stop"]:
         ready, _, _ = select.select([sys.stdin], [], [], 0.25)
         if ready and not os.read(sys.stdin.fileno(), 1):
             asked["stop"] = True
     if asked["stop"] and driver.poll() is None:
         end_all(mark, driver)
+        if copier:
+            copier.join(2)
         return STOPPED
     code = driver.wait()
     time.sleep(0.2)  # Ray's processes leave by themselves right after their driver
     end_all(mark)
+    if copier:
+        copier.join(5)
     return code if code >= 0 else 128 - code
 
 

@@ -1,18 +1,33 @@
-"""Whether this machine or cluster can do what is asked of it, before it is asked."""
+"""Packages, disk and the cluster that a profile names."""
 
 import os
 import re
 import shutil
+import socket
 import sys
 from contextlib import contextmanager
 from importlib import metadata
 from pathlib import Path
+from typing import NamedTuple
 
-from .errors import KitError
-from .profiles import ROOT, Profile
-from .quiet import silence
+from ..errors import KitError
+from ..profiles import ROOT, Profile
+from ..quiet import silence
 
 GIB = 2**30
+
+
+class Finding(NamedTuple):
+    """`status`: OK, WARN (look at it) or FAIL (the training cannot go well); `remedy`: what to do."""
+
+    status: str
+    found: str
+    remedy: str = ""
+
+    def __str__(self) -> str:
+        return f"[{self.status}]{' ' * (5 - len(self.status))}{self.found}" + (
+            f"\n       to do: {self.remedy}" if self.remedy else ""
+        )
 
 
 def packages(requirements: Path = ROOT / "requirements.txt") -> list[dict]:
@@ -20,7 +35,9 @@ def packages(requirements: Path = ROOT / "requirements.txt") -> list[dict]:
 
     A version with a local part (torch 2.13.0+cpu) satisfies the version before the plus.
     """
-    places = [place for place in sys.path if "thirdparty_files" not in place]  # ray, once imported, adds its own psutil there
+    places = [
+        place for place in sys.path if "thirdparty_files" not in place
+    ]  # ray, once imported, adds its own psutil there
     rows = []
     for line in requirements.read_text().splitlines():
         if match := re.match(r"([\w.-]+)(?:\[[\w,]+\])?==([^\s#]+)", line):
@@ -63,10 +80,10 @@ def disk(storage: Path, needed_gib: float = 3.0) -> float:
 
 
 @contextmanager
-def ray_cluster(profile: Profile, num_cpus: int = 3):
+def ray_cluster(profile: Profile, num_cpus: int = 3, **kwargs):
     """Ray, connected as the profile says: an instance of its own for `local`, the running cluster otherwise; then left.
 
-    Quiet: the workers' output is not forwarded. KitError where no cluster answers.
+    Quiet: the workers' output is not forwarded. KitError where no cluster answers, within seconds. `kwargs`: for ray.init.
     """
     import logging
 
@@ -75,9 +92,10 @@ def ray_cluster(profile: Profile, num_cpus: int = 3):
 
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # Ray forks, which tokenizers would warn of
     own = {"num_cpus": num_cpus, "include_dashboard": False} if profile.ray_address == "local" else {}
+    refuse_silent(profile.ray_address)
     try:
         with silence():
-            ray.init(address=profile.ray_address, log_to_driver=False, logging_level=logging.ERROR, **own)
+            ray.init(address=profile.ray_address, log_to_driver=False, logging_level=logging.ERROR, **own, **kwargs)
     except (ConnectionError, ValueError) as error:
         raise KitError(
             f"no Ray cluster answers at {profile.ray_address!r}: {error}",
@@ -88,6 +106,24 @@ def ray_cluster(profile: Profile, num_cpus: int = 3):
         yield ray
     finally:
         ray.shutdown()
+
+
+def refuse_silent(address: str) -> None:
+    """KitError where nothing listens at the cluster's address: Ray itself would try for 35 seconds and more."""
+    last = Path("/tmp/ray/ray_current_cluster")
+    if address == "auto":
+        address = os.environ.get("RAY_ADDRESS") or (last.read_text().strip() if last.is_file() else "")
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if not host or not port.isdigit():
+        return
+    try:
+        socket.create_connection((host, int(port)), 3).close()
+    except OSError as error:
+        raise KitError(
+            f"no Ray cluster answers at {address}: {error}",
+            "a running cluster",
+            "start one (ray start --head), correct RAY_ADDRESS, or use the profile local",
+        ) from None
 
 
 def cluster(profile: Profile) -> dict:

@@ -1,0 +1,163 @@
+"""Secrets: read from the environment or a secret store's file, carried in Ray's runtime environment, masked at every exit.
+
+A secret is the value of an environment variable whose name ends like HF_TOKEN, AWS_SECRET_ACCESS_KEY or MLFLOW_TRACKING_PASSWORD,
+or the password in an address (https://user:password@host). NAME_FILE=/run/secrets/name, the convention of container images, is read
+into NAME. To a cluster they travel as a setup hook of the runtime environment: held in the memory of Ray's control store, run when
+a worker starts. (Ray writes a runtime environment's `env_vars` to every node's runtime_env_agent.log, and shows them in its dashboard.)
+"""
+
+import json
+import os
+import re
+import sys
+from pathlib import Path
+from urllib.parse import quote
+
+NAME = re.compile(r"(TOKEN|SECRET|PASSWORD|PASSWD|CREDENTIAL|_KEY|_KEY_ID)$")
+IN_ADDRESS = re.compile(r"://[^/@\s:]*:([^/@\s]+)@")
+SHORTEST = 8
+"""A shorter value is not masked: hiding every `test` or `1` would ruin every text, and is no secret."""
+TRAVELLING = ("HF_TOKEN", "AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN")
+"""What a training's workers need; MLflow is spoken to by this side alone."""
+LITERAL = re.compile(r"\bhf_[A-Za-z0-9]{20,}|\bdapi[0-9a-f]{24,}|\bAKIA[0-9A-Z]{16}\b|\bgh[pousr]_[A-Za-z0-9]{30,}")
+
+
+def load() -> list[str]:
+    """Read every secret NAME whose NAME_FILE is set into the environment; the variables whose file could not be read."""
+    unread = []
+    for variable in [name for name in os.environ if name.endswith("_FILE") and NAME.search(name.removesuffix("_FILE"))]:
+        try:
+            os.environ.setdefault(variable.removesuffix("_FILE"), Path(os.environ[variable]).read_text().strip())
+        except (OSError, UnicodeDecodeError):
+            unread.append(variable)
+    return unread
+
+
+def values() -> dict[str, str]:
+    """value -> name of every secret in the environment, the longest first."""
+    found = {}
+    for name, value in os.environ.items():
+        if NAME.search(name):
+            found[value] = name
+        elif "://" in value:
+            found |= {password: name for password in IN_ADDRESS.findall(value)}
+    return {value: found[value] for value in sorted(found, key=len, reverse=True) if len(value) >= SHORTEST}
+
+
+def spellings() -> dict[str, str]:
+    """Every secret as it may stand in a text: as it is, inside JSON, inside an address -> what stands there instead."""
+    return {
+        form: f"***{name}***"
+        for value, name in values().items()
+        for form in (value, json.dumps(value)[1:-1], quote(value, safe=""))
+    }
+
+
+def mask(text: str) -> str:
+    """The text with every secret of the environment replaced by its variable's name."""
+    for form, shown in spellings().items():
+        text = text.replace(form, shown)
+    return text
+
+
+class Masker:
+    """`feed` chunks of a byte stream, get them masked; a secret cut in two by a chunk's end is held back until it is whole."""
+
+    def __init__(self):
+        self.forms = [(form.encode(), shown.encode()) for form, shown in spellings().items()]
+        self.rest = b""
+
+    def feed(self, chunk: bytes) -> bytes:
+        """What can be passed on now."""
+        data = self.rest + chunk
+        for form, shown in self.forms:
+            data = data.replace(form, shown)
+        held = max((n for form, _ in self.forms for n in range(1, len(form)) if data.endswith(form[:n])), default=0)
+        self.rest = data[len(data) - held :]
+        return data[: len(data) - held]
+
+
+def literal(config) -> list[str]:
+    """The keys of a config under which a secret is written: nothing secret may stand in a file."""
+    found = []
+    for key, value in config.items() if isinstance(config, dict) else enumerate(config):
+        if isinstance(value, dict | list):
+            found += [f"{key}.{inner}" for inner in literal(value)]
+        elif isinstance(value, str) and (
+            LITERAL.search(value)
+            or mask(value) != value
+            or (NAME.search(str(key).upper()) and str(key).isupper() and value and not value.startswith(("<", "${")))
+        ):
+            found.append(str(key))
+    return found
+
+
+def refuse(config: dict, where: str) -> None:
+    """KitError where a secret is written in `config`: it would come to lie in files."""
+    from .errors import KitError
+
+    if found := literal(config):
+        raise KitError(
+            f"{where} hold{'s' * where.endswith('g')} a secret: {', '.join(found)}",
+            "secrets in the environment alone",
+            f"leave it out, and set {found[0].rpartition('.')[2]} in the environment, or its file in NAME_FILE",
+        )
+
+
+def travel() -> None:
+    """Make this process's `ray.init` carry the secrets of TRAVELLING; nothing is changed where none is set."""
+    if not (there := carried()):
+        return
+    import ray
+
+    init = ray.init
+
+    def with_secrets(*args, runtime_env=None, **kwargs):
+        return init(*args, runtime_env={**(runtime_env or {}), "worker_process_setup_hook": setter(there)}, **kwargs)
+
+    ray.init = with_secrets
+
+
+def carried() -> dict[str, str]:
+    """Those of TRAVELLING that are set."""
+    return {name: os.environ[name] for name in TRAVELLING if os.environ.get(name)}
+
+
+def setter(names: dict[str, str]):
+    """A function for a worker's start that puts `names` into its environment; needs nothing of this project there."""
+
+    def set_secrets():
+        import os
+
+        os.environ.update(names)
+
+    return set_secrets
+
+
+def arm() -> None:
+    """For every process of this project: secrets are read from their files, and masked in uncaught errors and notebook outputs."""
+    load()
+    shown = sys.excepthook
+
+    def hook(kind, error, trace):
+        import traceback
+
+        if values():
+            sys.stderr.write(mask("".join(traceback.format_exception(kind, error, trace))))
+        else:
+            shown(kind, error, trace)
+
+    sys.excepthook = hook
+    kernel = getattr(getattr(sys.modules.get("IPython"), "get_ipython", lambda: None)(), "kernel", None)
+    session = getattr(kernel, "session", None)
+    if session is not None and not getattr(session.pack, "masks", False):  # whatever a kernel says is packed here
+        pack = session.pack
+
+        def packed(content):
+            data = pack(content)
+            for form, shown in spellings().items():
+                data = data.replace(form.encode(), shown.encode())
+            return data
+
+        packed.masks = True
+        session.pack = packed
