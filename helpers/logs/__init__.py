@@ -22,7 +22,7 @@ class Parser:
     def __init__(self):
         self._rest = b""
         self._head = b""  # how the line began that the last piece left unfinished at a carriage return
-        self._at, self._start = (b"", 0), 0  # the piece being read, the place in it, and where its line starts
+        self._text, self._place, self._start = b"", 0, 0  # the piece being read, the place in it, where its line starts
         self._out: list[Event] = []
         self._pids: dict[bytes, int | None] = {}  # how a line begins -> its worker
         self._run, self._mark, self._trainer = 0, -1, None
@@ -56,18 +56,20 @@ class Parser:
 
     def _block(self, block: bytes) -> None:
         """Whole lines: what is known of what begins in them, and before each of those the last progress bar."""
-        told = -1
+        self._text, told, returns = block, -1, b"\r" in block
         for place, start, end, bar in lines.places(block):
             reader = READERS.get(block[place : place + 6])
             if not reader and block.startswith(b"rror", place):
                 reader = Parser._trouble
-            if bar > told and (reader or place == len(block)):
-                told = bar
-                self._progress(block, bar)
             if reader:
-                self._at, self._start = (block, place), start
+                if bar > told:
+                    told = bar
+                    self._progress(block, bar)
+                self._place, self._start = place, start
                 said = block[place:end]
-                reader(self, said.split(b"\r", 1)[0] if b"\r" in said else said)
+                reader(self, said.split(b"\r", 1)[0] if returns and b"\r" in said else said)
+        if bar > told:
+            self._progress(block, bar)
         if block.endswith(b"\n"):
             self._head = b""
         elif b"\n" in block or not self._head:
@@ -75,21 +77,18 @@ class Parser:
 
     def _pid(self) -> int | None:
         """The worker whose line is being read: Ray's prefix stands where the line began, maybe in an earlier piece."""
-        block, start = self._at[0], self._start
-        if start and block[start] not in b"(\x1b":
-            return None
-        head = block[start : start + 40] if start or not self._head else self._head
-        if head not in self._pids:
+        head = self._text[self._start : self._start + 40] if self._start or not self._head else self._head
+        try:
+            return self._pids[head]
+        except KeyError:
             if len(self._pids) > 1000:
                 self._pids.clear()
-            found = lines.PID.match(head)
-            self._pids[head] = int(found[1]) if found else None
-        return self._pids[head]
+            return self._pids.setdefault(head, int(found[1]) if (found := lines.PID.match(head)) else None)
 
     def _emit(self, kind: str, data: dict, said: bytes = b"") -> None:
-        repeated = lines.REPEATED.search(said) if said and b" [repeated " in said else None
-        times = int(repeated[1]) + 1 if repeated else 1
-        self._out.append(tuple.__new__(Event, (kind, data, self._pid(), self._run, times)))  # Event(…), twice as fast
+        repeated = lines.REPEATED.search(said) if b" [repeated " in said else None
+        event = (kind, data, self._pid(), self._run, int(repeated[1]) + 1 if repeated else 1)
+        self._out.append(tuple.__new__(Event, event))  # Event(…), twice as fast
 
     def _enter(self, phase: str) -> None:
         if phase != self._phase:
@@ -124,12 +123,12 @@ class Parser:
         if len(self._bars) > 100:
             self._bars.clear()
         self._bars[title] = (done, total)
-        self._at, self._start = (block, place), start
+        self._start = start
         if title == "training":
             self._step = done
             self._enter("training")
-        data = {"task": title, "done": done, "total": total}
-        data["elapsed"], data["remaining"] = lines.seconds(elapsed), lines.seconds(remaining)
+        elapsed, remaining = lines.seconds(elapsed), lines.seconds(remaining)
+        data = {"task": title, "done": done, "total": total, "elapsed": elapsed, "remaining": remaining}
         self._emit("progress", data)
 
     def _record(self, said: bytes) -> None:
@@ -201,7 +200,7 @@ class Parser:
         if said.startswith(b"Traceback (most recent call last)"):
             self._traceback = True
             return
-        block, place = self._at
+        block, place = self._text, self._place
         line = lines.PREFIX.sub(b"", block[lines.start(block, place) : place] + said, count=1)[:2000]
         line = lines.RANK.sub(b"", lines.ANSI.sub(b"", line)).strip()
         exception = lines.EXCEPTION.match(line) if self._traceback else None
