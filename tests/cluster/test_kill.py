@@ -1,7 +1,7 @@
 """A training killed with SIGKILL, at random moments and in the middle of a save, ends with the weights of one that was not.
 
-Real Ray, real LLaMA-Factory, two CPU workers, saves inside epochs of five steps and at their ends; the model is a Llama of
-two layers, so that nearly all of the time is starting up. KTO_KILL_SEED=N repeats the moments of a run that said `seed N`.
+Real Ray, real LLaMA-Factory, two CPU workers, saves inside epochs and at their ends; an epoch is three updates, the third of
+one micro-batch in place of three. The model is a Llama of two layers, so that nearly all of the time is starting up. KTO_KILL_SEED=N repeats the moments of a run that said `seed N`.
 """
 
 import os
@@ -29,12 +29,12 @@ def prepared(storage: Path, name: str) -> runs.Run:
     """A run on the tiny model, ready to be launched."""
     run = runs.start("local", str(storage), name)
     base = run.models / "tiny"
-    rows = [(f"{question} ({number})", reply, label) for number in range(8) for question, reply, label in tiny.REPLIES]
+    rows = [(f"{question} ({number})", reply, label) for number in range(11) for question, reply, label in tiny.REPLIES][:52]
     config = yaml.safe_load((ROOT / "train-configs" / "kto_lora_local.yaml").read_text()) | {
         "model_name_or_path": str(base if base.exists() else tiny.model(base)), "template": "smollm2",
         "dataset": tiny.dataset(run.datasets, rows), "dataset_dir": str(run.datasets), "output_dir": str(run.output_dir),
         "ray_run_name": run.name, "ray_storage_path": str(run.storage), "max_steps": STEPS, "save_steps": EVERY,
-        "logging_steps": 1, "cutoff_len": 96}
+        "logging_steps": 1, "cutoff_len": 96, "gradient_accumulation_steps": 3}
     run.config_file.write_text(yaml.safe_dump(config))
     return run
 
@@ -75,7 +75,7 @@ def logged(step: int, later: float = 0.0):
 
     def moment(training) -> bool:
         new = training.run.log_file.read_bytes()[training.begins :]
-        if not seen and any(int(done) >= step for done in re.findall(rb"\| (\d+)/%d " % STEPS, new)):
+        if not seen and any(int(done) >= step for done in re.findall(rb"\| (\d+)/%d \[[^\]]*it" % STEPS, new)):
             seen.append(time.monotonic())
         return bool(seen) and time.monotonic() - seen[0] >= later
 
