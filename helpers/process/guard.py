@@ -12,6 +12,7 @@ import subprocess
 import sys
 import threading
 import time
+from contextlib import suppress
 
 import psutil
 
@@ -61,11 +62,16 @@ def end_all(mark: str, driver: subprocess.Popen | None = None, grace: float = 6.
 
 
 def copy_masked(pipe) -> None:
-    """What the training prints, to where it would have gone: byte for byte, but for the secrets in this environment."""
+    """What the training prints, to where it would have gone: byte for byte, but for the secrets in this environment.
+
+    What a full disk does not take is lost; nobody must wait for it.
+    """
     masker = secrets.Masker()
     while chunk := os.read(pipe.fileno(), 1 << 16):
-        os.write(1, masker.feed(chunk))
-    os.write(1, masker.rest)
+        with suppress(OSError):
+            os.write(1, masker.feed(chunk))
+    with suppress(OSError):
+        os.write(1, masker.rest)
 
 
 def main(argv: list[str]) -> int:

@@ -160,11 +160,14 @@ def test_a_storage_that_becomes_read_only_is_explained_and_what_was_saved_stays(
 
 
 @pytest.mark.slow
-def test_a_full_disk_is_explained_though_the_log_ends_before_it(tmp_path, monkeypatch, unmount):
+@pytest.mark.parametrize("token", ["", "hf_canary_0123456789"])
+def test_a_full_disk_is_explained_though_the_log_ends_before_it(tmp_path, monkeypatch, unmount, token):
+    """With a token in the environment the guardian stands between the training and its log."""
+    monkeypatch.setenv("HF_TOKEN", token)
     mount("-t", "tmpfs", "-o", "size=4m", "kto-test", tmp_path)
     unmount.append(tmp_path)
     run = runs.start("local", str(tmp_path / "storage"), "first-run")
-    stand_in(run, monkeypatch, "while True: print('step after step', flush=True)")
+    stand_in(run, monkeypatch, "for _ in range(8000): print('step' * 250, flush=True)\nraise SystemExit(3)")
     before = run.record()["run_name"]
     with pytest.raises(KitError, match="the disk is full: ") as error:
         launch.start(run).wait()
