@@ -11,7 +11,7 @@ tokens (every row as long as may be: real data takes less), in bytes:
     logits       5.75 copies of 4 V T (in bf16, in float32, their log-softmax, and the gradients of each): fitted to two measurements;
                  the accelerator makes them in pieces of 1.3 GiB
 
-Against the peaks measured on an H100 and an H200 (benchmarks/results) it is from 0 to 2 % above with the stock trainer, 0 to 17 % above with
+Against the peaks measured on an H100 and an H200 (benchmarks/results) it is 0 to 2 % above with the stock trainer, 0 to 17 % above with
 the accelerator, which packs the real rows: tests/unit/test_doctor_memory.py says it of each.
 Besides, the driver and NCCL take about a GiB of every GPU. Full parameters and ZeRO-3 were not measured.
 """

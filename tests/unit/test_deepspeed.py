@@ -1,0 +1,43 @@
+"""DeepSpeed for real, on the CPU: two steps of all parameters under ZeRO-3, split over two Ray workers."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+import tiny
+import yaml
+
+from helpers import config
+from helpers.logs import Parser
+
+CPU = {"bf16": False, "enable_liger_kernel": False, "ray_num_workers": 2, "resources_per_worker": {"CPU": 1}, "preprocessing_num_workers": 1,
+       "ray_init_kwargs": {"address": "local", "num_cpus": 3, "include_dashboard": False}}  # fmt: skip
+"""What a machine without a GPU needs otherwise. `use_cpu: true` is a trap: transformers then leaves DeepSpeed out of the set-up, and
+it takes the world for a single process ("train_batch_size is not equal to ...")."""
+
+
+@pytest.mark.slow
+def test_two_steps_of_all_parameters_under_zero_3_on_two_workers_move_the_weights(run):
+    import torch
+    from safetensors.torch import load_file
+
+    base = tiny.model(run.models / "tiny")
+    run.note(model={"name": "tiny", "path": str(base), "template": "smollm2"})
+    run.note(dataset={"name": tiny.dataset(run.datasets, tiny.REPLIES * 4), "rows": 20})
+    steps = {"max_steps": 2, "logging_steps": 1, "save_steps": 2, "learning_rate": 1e-3, "warmup_ratio": 0.0, "lr_scheduler_type": "constant",
+             "cutoff_len": 200, "gradient_accumulation_steps": 1, "save_only_model": True, "num_train_epochs": None}  # fmt: skip
+    resolved = config.resolve(run, "kto_full_deepspeed.yaml", **CPU, **steps)
+    run.config_file.write_text(yaml.safe_dump(resolved))
+    env = {**os.environ, "USE_RAY": "1", "RAY_DEDUP_LOGS": "0", "HF_HUB_OFFLINE": "1", "OMP_WAIT_POLICY": "PASSIVE"}
+    command = [sys.executable, "-m", "helpers.process.cpu", "train", str(run.config_file)]
+    done = subprocess.run(command, cwd=run.folder, env=env, capture_output=True, timeout=240)
+    log = done.stdout + done.stderr
+    assert done.returncode == 0, log[-3000:].decode(errors="replace")
+    assert b"Creating torch.float32 ZeRO stage 3 optimizer" in log and b"world_size = 2" in log or b"world_size=2" in log
+    parser = Parser()
+    rows = [event.data for event in parser.feed(log) + parser.close() if event.kind == "metrics" and "loss" in event.data]
+    assert len(rows) == 2 and rows[0]["loss"] == pytest.approx(0.5) and rows[1]["loss"] < rows[0]["loss"]
+    before, after = (load_file(next(folder.glob("*.safetensors"))) for folder in (base, run.output_dir))
+    assert all(after[name].shape == weight.shape for name, weight in before.items())  # gathered from both workers
+    assert all(not torch.equal(after[name], weight) for name, weight in before.items() if "proj" in name)

@@ -1,0 +1,169 @@
+"""The preflight against a hub and an MLflow of our own on loopback, and its reading of what a cluster has."""
+
+import json
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+import pytest
+
+from helpers import doctor, profiles
+from helpers.doctor import basics, capacity, nodes, probe, services
+from helpers.errors import KitError
+
+MODEL = "meta-llama/Meta-Llama-3-8B-Instruct"
+TOKEN = "canary-hub-token-51c0"
+
+
+class Gate(BaseHTTPRequestHandler):
+    """A hub with one gated model, and an MLflow, behind the same token."""
+
+    def do_GET(self):
+        known = self.path == f"/{MODEL}/resolve/main/config.json"
+        self.answer(404 if not known else 200 if self.let_in() else 401, {"hidden_size": 4096})
+
+    def do_POST(self):
+        self.answer(200 if self.let_in() else 403, {"experiments": []})
+
+    def let_in(self) -> bool:
+        return self.headers.get("Authorization") == f"Bearer {TOKEN}"
+
+    def answer(self, code: int, body: dict) -> None:
+        self.send_response(code)
+        self.end_headers()
+        self.wfile.write(json.dumps(body).encode())
+
+    def log_message(self, *_):
+        pass
+
+
+@pytest.fixture
+def gate(monkeypatch):
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Gate)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    for name in ("HF_TOKEN", "MLFLOW_TRACKING_TOKEN", "MLFLOW_TRACKING_USERNAME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("HF_ENDPOINT", f"http://127.0.0.1:{server.server_port}")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://127.0.0.1:{server.server_port}")
+    yield server
+    server.shutdown()
+
+
+def test_a_gated_model_is_refused_without_the_token_and_given_with_it(gate, monkeypatch):
+    shape, (refused,) = services.base_model(MODEL)
+    assert shape is None and refused.status == "FAIL" and "no token (HF_TOKEN is not set)" in refused.found and "licence" in refused.remedy
+    monkeypatch.setenv("HF_TOKEN", TOKEN)
+    shape, (given,) = services.base_model(MODEL)
+    assert shape == {"hidden_size": 4096} and given.status == "OK" and TOKEN not in str(given)
+
+
+def test_an_unknown_model_and_a_hub_that_is_away_are_told_apart(gate, monkeypatch):
+    assert "knows no model" in services.base_model("meta-llama/Meta-Lama")[1][0].found
+    monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
+    assert "did not answer" in services.base_model(MODEL)[1][0].found
+
+
+def test_an_mlflow_that_refuses_fails_and_one_that_is_away_warns(gate, monkeypatch):
+    assert [f.status for f in services.mlflow()] == ["FAIL"]
+    monkeypatch.setenv("MLFLOW_TRACKING_TOKEN", TOKEN)
+    assert [f.status for f in services.mlflow()] == ["OK"]
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
+    assert [f.status for f in services.mlflow()] == ["WARN"] and "track" in services.mlflow()[0].remedy
+
+
+def test_a_dataset_is_registered_or_to_be_registered_or_missing(tmp_path):
+    import tiny
+
+    name = tiny.dataset(tmp_path / "datasets")
+    data, (there,) = services.dataset(tmp_path, name)
+    assert there.status == "OK" and len(data) == 1 and "registered" in there.found
+    assert services.dataset(tmp_path, "short_answers")[1][0].status == "OK"
+    assert services.dataset(tmp_path, "no_such_data")[1][0].status == "FAIL"
+
+
+L40S = {"CPU": 48, "GPU": 4, "accelerator_type:L40S": 1, "anyscale/accelerator_shape:4xL40S": 1}
+PINNED = {"ray_num_workers": 4, "resources_per_worker": {"GPU": 1, "anyscale/accelerator_shape:4xL40S": 0.001}}
+
+
+@pytest.mark.parametrize(("config", "there", "more", "status", "words"), [
+    (PINNED, [L40S], None, "OK", "4 workers"),
+    (PINNED, [{"CPU": 48, "GPU": 4, "accelerator_type:H100": 1}], None, "FAIL", "lacking: anyscale/accelerator_shape:4xL40S; the cluster is fixed"),
+    (PINNED, [{"CPU": 8}], L40S, "WARN", "scales, far enough"),
+    (PINNED, [{"CPU": 8}], {"CPU": 99, "GPU": 2}, "FAIL", "never have more than GPU 2"),
+    (PINNED, [{"CPU": 8}], {}, "WARN", "does not say"),
+    ({"ray_num_workers": 2, "resources_per_worker": {"GPU": 2}}, [{"CPU": 9, "GPU": 3}, {"CPU": 9, "GPU": 1}], None, "FAIL", "1 fit"),
+    ({"ray_num_workers": 2, "resources_per_worker": {"GPU": 1, "accelerator_type:L40S": 0.001}}, [L40S], None, "OK", "fit"),
+    ({"ray_num_workers": 2, "resources_per_worker": {"CPU": 1}}, [{"CPU": 2}], None, "FAIL", "2 fit"),
+])  # fmt: skip
+def test_workers_are_placed_node_by_node_with_their_pins(config, there, more, status, words):
+    found = capacity.placed(config, there, more)
+    assert found[0] == status and words in found[1]
+
+
+def test_a_pin_that_no_node_has_is_told_those_there_are():
+    _, _, remedy = capacity.placed(PINNED, [{"CPU": 48, "GPU": 4, "accelerator_type:H100": 1}], None)
+    assert "accelerator_type:H100" in remedy
+
+
+def answer(**changed) -> dict:
+    mine = {row["package"]: row["installed"] for row in doctor.packages()}
+    return {"name": "10.0.0.2", "python": "3.11", "versions": mine, "storage": "", "free": 99.0, "data": {}, "meeting": "", "hub": None,
+            "gpus": [("NVIDIA L40S", 45.0)]} | changed  # fmt: skip
+
+
+def test_what_a_node_has_otherwise_is_named_with_the_node():
+    mine = answer()["versions"]
+    said = {f.status: f for f in nodes.compare([answer(), answer(name="10.0.0.3", versions=mine | {"peft": "0.17.0"})], {})}
+    assert "10.0.0.3: peft 0.17.0 (here: 0.15.2)" in said["FAIL"].found
+    wrong = answer(storage="does not see what was written there from here", free=1.0, data={"/s/d.jsonl": "cannot be read: No such file"})
+    failed = " ".join(f.found for f in nodes.compare([wrong], {"/s/d.jsonl": "abc"}) if f.status == "FAIL")
+    assert "10.0.0.2 does not see" in failed and "1.0 GiB free" in failed and "d.jsonl cannot be read" in failed
+
+
+def test_memory_is_compared_with_the_smallest_gpu_or_with_the_pinned_kind():
+    from test_doctor_memory import LLAMA3_8B
+
+    config = {"resources_per_worker": {"GPU": 1}, "per_device_train_batch_size": 8, "cutoff_len": 1024}
+    (fails,) = nodes.room(config, LLAMA3_8B, [answer(gpus=[("A10G", 22.5), ("L40S", 45.0)])], [], False)
+    assert fails.status == "FAIL" and "weights 15.0" in fails.found and "the smallest has 22" in fails.found and "kto_qlora" in fails.remedy
+    pinned = config | {"per_device_train_batch_size": 1, "resources_per_worker": {"GPU": 1, "anyscale/accelerator_shape:4xL40S": 0.001}}
+    (fits,) = nodes.room(pinned, LLAMA3_8B, [answer(gpus=[])], [], False)
+    assert fits.status == "OK" and "the smallest has 45 (L40S)" in fits.found
+
+
+def test_a_cluster_that_does_not_answer_is_said_within_seconds(tmp_path):
+    with pytest.raises(KitError, match="no Ray cluster answers at 127.0.0.1:9"):
+        basics.refuse_silent("127.0.0.1:9")
+
+
+def test_a_profile_of_ones_own_is_a_few_lines(tmp_path):
+    (tmp_path / "mine.yaml").write_text(
+        "storage: /data/kto\ntrain_config: kto_lora.yaml\nmodel_name_or_path: org/model\ntemplate: llama3\ndataset: short_answers\n"
+    )
+    mine = profiles.load(str(tmp_path / "mine.yaml"))
+    assert str(profiles.storage_for(mine)) == "/data/kto" and mine.gpu and mine.ray_address == "auto"
+
+
+def test_a_job_does_not_take_the_workspaces_own_storage(monkeypatch):
+    monkeypatch.delenv("KTO_STORAGE", raising=False)
+    anyscale = profiles.load("anyscale")
+    assert str(profiles.storage_for(anyscale)) == "/mnt/cluster_storage/kto"
+    monkeypatch.setenv("ANYSCALE_PRODJOB_ID", "prodjob_1")
+    assert str(profiles.storage_for(anyscale)) == "/mnt/user_storage/kto"
+    assert str(profiles.storage_for(anyscale, "/mnt/shared_storage/kto")) == "/mnt/shared_storage/kto"
+    with pytest.raises(KitError, match="belongs to the workspace's own cluster"):
+        profiles.storage_for(anyscale, "/mnt/cluster_storage/kto")
+
+
+def test_a_node_that_does_not_see_the_storage_writes_nothing_there(tmp_path):
+    assert "does not see" in probe.shared(str(tmp_path / "elsewhere"), ".mark", "node") and not (tmp_path / "elsewhere").exists()
+
+
+@pytest.mark.slow
+def test_the_local_profile_is_found_well_in_under_20_seconds(tmp_path):
+    import time
+
+    started = time.monotonic()
+    findings = doctor.examine("local", str(tmp_path))
+    assert [f for f in findings if f.status != "OK"] == [] and len(findings) >= 8
+    assert time.monotonic() - started < 40  # 20 on a machine that does nothing else
+    assert list(tmp_path.iterdir()) == []
