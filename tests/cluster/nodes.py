@@ -1,7 +1,8 @@
 """A Ray cluster of a head and worker nodes on this one machine, every process a child of the test.
 
-As root, each worker node gets a network namespace (an address of its own) and a mount namespace (files of its own, where
-asked for): as near to separate machines as one machine comes. Elsewhere all are on 127.0.0.1 and share everything.
+As root, each worker node gets a network namespace (an address of its own) and a mount namespace (its own copy of what jobs upload,
+and of other folders where asked for): as near to separate machines as one machine comes. Elsewhere all are on 127.0.0.1 and share
+everything, which Ray bears except for uploads: each node unpacks them anew, over those that the others are working in.
 """
 
 import contextlib
@@ -16,7 +17,7 @@ from pathlib import Path
 import psutil
 
 BIN = Path(sys.executable).parent
-NET = "10.213.77"
+NET = f"10.213.{os.getpid() % 250}"  # of two test runs at once, each has its own
 
 
 def separable() -> bool:
@@ -58,9 +59,9 @@ class Nodes:
             sh(f"ip netns add {space} && ip link add {near} type veth peer name {far} netns {space} && "
                f"ip link set {near} master {self.bridge} up && ip -n {space} addr add {ip}/24 dev {far} && "
                f"ip -n {space} link set {far} up && ip -n {space} link set lo up")
-            before = ["ip", "netns", "exec", space]
-        if hides:
-            before += ["unshare", "-m", "sh", "-c", f'mount -t tmpfs none {hides} && exec "$@"', "sh"]
+            own = [(self.scratch / "session_latest").resolve() / "runtime_resources", *([hides] if hides else [])]
+            mounts = " && ".join(f"mkdir -p {folder} && mount -t tmpfs none {folder}" for folder in own)
+            before = ["ip", "netns", "exec", space, "unshare", "-m", "sh", "-c", f'{mounts} && exec "$@"', "sh"]
         self._start(name, before, [f"--address={self.address}", f"--node-ip-address={ip}", "--num-cpus=1",
                                    f"--dashboard-agent-listen-port={free_port()}"])
         return name
