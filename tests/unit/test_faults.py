@@ -27,7 +27,7 @@ def prepare(run, **settings) -> None:
     config = {
         **tiny.config(base, run.datasets), "dataset": data, "do_train": True, "output_dir": str(run.output_dir),
         "ray_run_name": run.name, "ray_storage_path": str(run.storage), "overwrite_cache": True, "report_to": "none",
-        "logging_steps": 5, "save_steps": 1_000_000, "per_device_train_batch_size": 4, "max_steps": 1_000_000,
+        "logging_steps": 2, "save_steps": 1_000_000, "per_device_train_batch_size": 4, "max_steps": 1_000_000,
         "learning_rate": 1e-4, "disable_gradient_checkpointing": True, "ray_num_workers": 1,
         "resources_per_worker": {"CPU": 1}, "ray_init_kwargs": cluster, **settings,
     }
