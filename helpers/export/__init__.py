@@ -133,13 +133,13 @@ def adapter_facts(folder: Path) -> dict:
     from safetensors import safe_open
 
     settings = json.loads((folder / "adapter_config.json").read_text())
-    weights = folder / "adapter_model.safetensors"
+    weights, targets = folder / "adapter_model.safetensors", settings["target_modules"]  # names, or one pattern
     with safe_open(weights, "pt") as tensors:
         parameters = sum(math.prod(tensors.get_slice(name).get_shape()) for name in tensors.keys())
     return {
         "base model": settings["base_model_name_or_path"],
         "rank": max([settings["r"], *(settings.get("rank_pattern") or {}).values()]), "alpha": settings["lora_alpha"],
-        "targets": sorted(settings["target_modules"]), "parameters": parameters,
+        "targets": targets if isinstance(targets, str) else sorted(targets), "parameters": parameters,
         "MB": round(weights.stat().st_size / 1e6, 1),
     }
 

@@ -5,6 +5,7 @@ Ray Serve with model multiplexing over transformers and peft, which also runs wi
 """
 
 import json
+import re
 import socket
 from dataclasses import dataclass
 from pathlib import Path
@@ -64,7 +65,7 @@ def of_run(run: Run) -> Served:
         served = Served(str(parts[0]), run.name, run.storage)
     else:
         public = public_name(run)
-        served = Served(str(config_of(run)["model_name_or_path"]), public.rsplit("/", 1)[-1], run.storage, public)
+        served = Served(str(config_of(run)["model_name_or_path"]), Path(public).name, run.storage, public)
     settings = Path(served.base) / "tokenizer_config.json"
     if settings.is_file() and '"chat_template"' not in settings.read_text() and \
             not settings.with_name("chat_template.jinja").is_file():
@@ -93,8 +94,9 @@ def start(served: Served, host: str = "127.0.0.1", port: int = 8000) -> str:
             serve.start(http_options={"host": host, "port": port}, logging_config={"log_level": "WARNING"})
             serve.run(Api.bind(served, Model.bind(served)), name="chat")
     except RuntimeError as error:
+        causes = re.findall(r"^[\w.]+Error: .+", serve.status().applications["chat"].deployments["model"].message, re.MULTILINE)
         stop()
-        raise KitError(f"{served.name} could not be served: {str(error).strip().splitlines()[-1]}",
+        raise KitError(f"{served.name} could not be served: {(causes or [str(error)])[-1]}",
                        "a model that transformers loads", "make it ready again with 01_setup") from error
     return f"http://{host}:{port}/v1"
 

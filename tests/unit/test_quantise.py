@@ -75,9 +75,11 @@ def test_a_gguf_file_is_the_merged_model_in_eight_bits(run, tmp_path):
 
 
 @pytest.mark.slow
-def test_the_command_makes_what_is_asked_and_the_card_shows_what_it_costs(merged):
-    run, _, _ = merged
-    done = CliRunner().invoke(cli.app, ["export", str(run.folder), "--as", "fp8", "--checkpoint",
+def test_the_command_exports_a_full_tuning_as_asked_and_the_card_shows_what_quantising_costs(merged):
+    run, scorer, _ = merged
+    scorer.tokenizer.save_pretrained(run.output_dir / "checkpoint-4")
+    shutil.rmtree(run.export)  # what the stock command makes of the checkpoint takes its place
+    done = CliRunner().invoke(cli.app, ["export", str(run.folder), "--as", "merged,fp8", "--checkpoint",
                                         str(run.output_dir / "checkpoint-4"), "--json"])
     assert done.exit_code == 0, done.output
     rows = run.record()["export"]["quantised"]
