@@ -73,6 +73,12 @@ CAUSES = [  # of what is found in a log the first counts: what comes later is wh
         "report_to: none (this project sends the same figures itself, outside the training), or start the server",
     ),
     Cause(
+        "a node was lost",
+        r"has been marked dead|its node has died|node was terminated unexpectedly|NodeDiedError",
+        "the machine went away or froze: spot capacity taken back, its memory, its network",
+        "go on from the last complete checkpoint when there are nodes enough again: the same run_name with --resume auto",
+    ),
+    Cause(
         "a worker was killed",
         r"ActorDiedError|WorkerCrashedError|The actor (?:is dead|died)|worker died|SIGKILL|raylet.*(?:died|terminated)|NodeDiedError|RayActorError",
         "killed from outside: memory, a lost node, or by hand",

@@ -38,6 +38,10 @@ PRINTED = {
         "WorkNCCL(SeqNum=12, OpType=ALLREDUCE, Timeout(ms)=600000) ran for 600031 milliseconds before timing out.",
         "torch.distributed.DistBackendError: NCCL error in: ProcessGroupNCCL.cpp:3356, remote process exited",
     ],
+    "a node was lost": [
+        "(raylet, ip=10.0.0.2) The node with node id: 8f3a and address: 10.0.0.3 has been marked dead because the detector has missed",
+        "The actor died because its node has died. Node Id: 8f3a",
+    ],
     "a worker was killed": [
         "ray.exceptions.ActorDiedError: The actor died unexpectedly before finishing this task.",
         "(raylet) Raylet is terminated. Termination is unexpected. Possible reasons include: (1) SIGKILL by the user or "
