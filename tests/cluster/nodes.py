@@ -50,7 +50,7 @@ class Nodes:
             f"--dashboard-agent-listen-port={free_port()}"])
 
     def add(self, hides: Path | None = None) -> str:
-        """A worker node of one CPU; `hides`: a folder that is its own there, not the shared one. Returns its name."""
+        """A worker node: two CPUs and one `worker_place`, a resource of its own kind; `hides`: a folder that is its own there, not the shared one. Returns its name."""
         self.count += 1
         name, ip = f"node{self.count}", f"{NET}.{self.count + 1}" if self.apart else self.ip
         before = []
@@ -62,7 +62,7 @@ class Nodes:
             own = [(self.scratch / "session_latest").resolve() / "runtime_resources", *([hides] if hides else [])]
             mounts = " && ".join(f"mkdir -p {folder} && mount -t tmpfs none {folder}" for folder in own)
             before = ["ip", "netns", "exec", space, "unshare", "-m", "sh", "-c", f'{mounts} && exec "$@"', "sh"]
-        self._start(name, before, [f"--address={self.address}", f"--node-ip-address={ip}", "--num-cpus=1",
+        self._start(name, before, [f"--address={self.address}", f"--node-ip-address={ip}", "--num-cpus=2", '--resources={"worker_place": 1}',
                                    f"--dashboard-agent-listen-port={free_port()}"])
         return name
 
