@@ -1,16 +1,20 @@
 """Everything that can be known to go wrong before a training is launched, found in seconds: a list of findings with remedies."""
 
-import os
-from pathlib import Path
+import json
+import subprocess
+import sys
 
 from .. import profiles, secrets
 from ..errors import KitError
-from . import basics, capacity, nodes, services
+from . import basics, services
 from .basics import Finding
+
+LIMIT = 25
+"""Seconds until the cluster must have been joined and have answered; usually it takes 5 to 15."""
 
 
 def examine(profile: str, storage: str = "", values: dict | None = None) -> list[Finding]:
-    """All checks of a profile with these parameters (the notebooks' names); takes less than 20 s, whatever does not answer."""
+    """All checks of a profile with these parameters (the notebooks' names); 5 to 20 s, 35 where nothing at all answers."""
     from .. import config as configs
 
     values = dict(values or {})
@@ -34,45 +38,24 @@ def examine(profile: str, storage: str = "", values: dict | None = None) -> list
     data, said = services.dataset(folder, values.get("dataset") or loaded.dataset)
     shape, answer = services.base_model(model)
     found += [*said, *answer, *services.mlflow()]
-    try:
-        found += everywhere(
-            loaded, folder, config, data, model if answer and answer[0].status == "OK" else "", shape, values
-        )
-    except KitError as error:
-        found.append(_fail(error))
-    return found
+    reach = model if answer and answer[0].status == "OK" else ""
+    return found + apart(profile, str(folder), config, data, reach, shape, bool(values.get("accelerated")))
 
 
 def _fail(error: KitError) -> Finding:
     return Finding("FAIL", error.found, error.remedy or error.expected)
 
 
-def everywhere(
-    profile, storage: Path, config: dict, data: dict, model: str, shape: dict | None, values: dict
-) -> list[Finding]:
-    """The checks that need the cluster: placement, memory, and every node's own answers."""
-    carried = secrets.carried()
-    extra = {"runtime_env": {"worker_process_setup_hook": secrets.setter(carried)}} if carried else {}
-    own = config.get("ray_init_kwargs") or {}
-    with basics.ray_cluster(profile, num_cpus=own.get("num_cpus") or 3, **extra) as ray:
-        there = capacity.nodes(ray)
-        if profile.ray_address == "local":
-            there = [
-                there[0] | {"CPU": own.get("num_cpus", os.cpu_count()), "GPU": own.get("num_gpus", basics.gpus_here())}
-            ]
-        more = None if profile.ray_address == "local" else capacity.to_come()
-        found = [Finding(*capacity.placed(config, there, more))]
-        answers, silent = nodes.ask(ray, storage, data, model)
-    for name in silent:
-        found.append(
-            Finding(
-                "FAIL",
-                f"{name} did not answer within {nodes.PATIENCE:g} s",
-                "look at it, or take it out of the cluster",
-            )
+def apart(*asked) -> list[Finding]:
+    """What `join.everywhere` finds, in a process of its own: Ray ends one that joins by a node which is lost but not yet missed."""
+    command = [sys.executable, "-m", "helpers.doctor.join"]
+    try:
+        done = subprocess.run(
+            command, input=json.dumps(asked), capture_output=True, text=True, cwd=profiles.ROOT, timeout=LIMIT
         )
-    return (
-        found
-        + nodes.compare(answers, data)
-        + nodes.room(config, shape, answers, there, values.get("accelerated", False))
-    )
+        return [Finding(*row) for row in json.loads(done.stdout.splitlines()[-1])]
+    except subprocess.TimeoutExpired:
+        return [Finding("FAIL", f"the cluster was not joined within {LIMIT} s", "look at its head node: ray status")]
+    except (IndexError, ValueError):
+        found = "Ray ended the process that joined the cluster, as it does where a node has just been lost"
+        return [Finding("FAIL", found, "ask again in a minute; then look at the nodes: ray status")]
