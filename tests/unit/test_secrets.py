@@ -86,6 +86,14 @@ def test_a_config_and_parameters_that_hold_a_secret_are_refused_before_anything_
     assert secrets.literal({"HF_TOKEN": "<your token>", "learning_rate": 1e-5, "env": {"MLFLOW_TRACKING_TOKEN": "${MLFLOW_TRACKING_TOKEN}"}}) == []
 
 
+def test_what_a_training_prints_of_a_secret_reaches_its_log_masked_with_its_exit_status(planted):
+    tells = "import os, sys; print('told', os.environ['HF_TOKEN']); sys.stderr.write(os.environ['AWS_SECRET_ACCESS_KEY']); sys.exit(3)"
+    guard = subprocess.Popen([sys.executable, "-m", "helpers.process.guard", "canary-mark", "--", sys.executable, "-uc", tells], cwd=ROOT,
+                             stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)  # fmt: skip
+    log = guard.stdout.read()
+    assert guard.wait(20) == 3 and log == "told ***HF_TOKEN***\n***AWS_SECRET_ACCESS_KEY***"
+
+
 @pytest.mark.slow
 def test_in_a_notebook_a_printed_and_a_raised_secret_are_masked(planted, tmp_path):
     import nbclient
