@@ -10,7 +10,7 @@ import psutil
 import pytest
 import yaml
 
-from helpers import launch
+from helpers import launch, secrets
 from helpers.errors import KitError
 from helpers.process import cpu, guard
 
@@ -138,9 +138,13 @@ def test_a_run_that_is_being_trained_is_not_resumed_beside_itself(ready, monkeyp
 def test_without_a_gpu_asked_for_the_replacement_runs_and_with_one_the_stock_command(ready, monkeypatch):
     assert launch.command(ready)[1:3] == ["-m", "helpers.process.cpu"]
     ready.config_file.write_text(yaml.safe_dump({"model_name_or_path": "m", "resources_per_worker": {"GPU": 1}}))
+    for name in secrets.TRAVELLING:
+        monkeypatch.delenv(name, raising=False)
     assert launch.command(ready)[0].endswith("llamafactory-cli") and launch.command(ready)[1] == "train"
     monkeypatch.setattr(sys, "executable", "/elsewhere/bin/python")  # where no script lies beside it
     assert launch.command(ready)[:4] == ["/elsewhere/bin/python", "-m", "llamafactory.cli", "train"]
+    monkeypatch.setenv("HF_TOKEN", "canary-1234567")  # a secret to carry, and only that, puts a process of ours before it
+    assert launch.command(ready)[1:4] == ["-m", "helpers.process.carrying", "train"]
 
 
 def test_a_run_that_asked_for_the_accelerator_gets_it_with_a_gpu_or_without(ready):
