@@ -50,7 +50,7 @@ class Nodes:
             f"--dashboard-agent-listen-port={free_port()}"])
 
     def add(self, hides: Path | None = None) -> str:
-        """A worker node: two CPUs and one `worker_place`, a resource of its own kind; `hides`: a folder that is its own there, not the shared one. Returns its name."""
+        """A worker node with two CPUs and one `worker_place`, a resource of its own; its name. `hides`: a folder not shared with it."""
         self.count += 1
         name, ip = f"node{self.count}", f"{NET}.{self.count + 1}" if self.apart else self.ip
         before = []
@@ -93,19 +93,25 @@ class Nodes:
                 subprocess.run(["ip", "netns", "del", f"{self.bridge}-{number}"], check=False)
             subprocess.run(["ip", "link", "del", self.bridge], check=False)
 
-    def _start(self, name: str, before: list[str], arguments: list[str]) -> None:
+    def _start(self, name: str, before: list[str], arguments: list[str], tries: int = 3) -> None:
+        """Ray gives its dashboard 20 s to come up, which a busy machine may not keep: it is started anew then."""
         settings = {"PATH": f"{BIN}:{os.environ['PATH']}", "RAY_DEDUP_LOGS": "0", "RAY_ENABLE_UI_METRICS": "0"}
-        log = open(self.scratch.with_name(f"{self.scratch.name}-{name}.log"), "wb")
-        self.nodes[name] = subprocess.Popen(
-            [*before, str(BIN / "ray"), "start", *arguments, "--object-store-memory=100000000", "--disable-usage-stats",
-             "--min-worker-port=0", "--max-worker-port=0", "--block"],
-            stdout=log, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL, env={**os.environ, **settings})  # fmt: skip
-        until = time.monotonic() + 60
-        while b"Ray runtime started" not in Path(log.name).read_bytes():
-            if self.nodes[name].poll() is not None or time.monotonic() > until:
+        log = self.scratch.with_name(f"{self.scratch.name}-{name}.log")
+        command = [*before, str(BIN / "ray"), "start", *arguments, "--object-store-memory=100000000", "--disable-usage-stats",
+                   "--min-worker-port=0", "--max-worker-port=0", "--block"]
+        with open(log, "wb") as file:
+            self.nodes[name] = subprocess.Popen(command, stdout=file, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL,
+                                                env={**os.environ, **settings})
+        until = time.monotonic() + 90
+        while b"Ray runtime started" not in log.read_bytes():
+            if self.nodes[name].poll() is None and time.monotonic() < until:
+                time.sleep(0.2)
+            elif tries > 1:
+                self.nodes[name].kill()
+                return self._start(name, before, arguments, tries - 1)
+            else:
                 self.__exit__()
-                raise RuntimeError(f"the node {name} did not start:\n{Path(log.name).read_text()}")
-            time.sleep(0.2)
+                raise RuntimeError(f"the node {name} did not start:\n{log.read_text()}")
 
 
 def sh(line: str) -> None:
