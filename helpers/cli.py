@@ -16,6 +16,7 @@ from . import cli_export, cli_runs
 from .cli_print import AsJson, Profile, Storage, Values, fail, say, table, through, two_columns
 from .errors import KitError
 from .jobs.commands import app as jobs_app
+from .jobs.commands import sweep
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -31,6 +32,7 @@ app.add_typer(data_app, name="data")
 app.add_typer(cli_runs.app)
 app.add_typer(cli_export.app)
 app.add_typer(jobs_app, name="job")
+app.command()(sweep)
 
 @app.command()
 def run(
@@ -70,35 +72,6 @@ def run(
         raise fail(error) from None
     shown = pipeline.summary(target) | {"total seconds": (datetime.now(UTC) - started).seconds}
     typer.echo(json.dumps(shown, indent=2) if as_json else two_columns(shown))
-
-
-@app.command()
-def sweep(
-    profile: Profile = "local",
-    storage: Storage = "",
-    parameter: Values = [],  # noqa: B006
-    name: Annotated[str, typer.Option(help="The sweep's: its runs' names begin with it.")] = "sweep",
-    at_most: Annotated[int, typer.Option(min=1, help="Runs at a time.")] = 1,
-    as_json: AsJson = False,
-) -> None:
-    """The six notebooks for every combination of the values given with commas; what is done is skipped.
-
-    Example: python -m helpers sweep -p learning_rate=1e-4,1e-3 -p pref_beta=0.1,0.3
-    """
-    from . import sweep as room
-
-    try:
-        points = room.grid(parameter)
-    except KitError as error:
-        raise fail(error, 2) from None
-    try:
-        storage = str(Path(storage).expanduser().resolve()) if storage else ""
-        rows = room.sweep(profile, storage, name, points, at_most, say)
-    except KitError as error:
-        raise fail(error) from None
-    typer.echo(json.dumps(rows, indent=2) if as_json else table(rows))
-    if any(row["status"] != "done" for row in rows):
-        raise typer.Exit(1)
 
 
 @app.command()

@@ -1,4 +1,4 @@
-"""`python -m helpers job …`: the pipeline as a job on a Ray cluster."""
+"""`python -m helpers job …`: the pipeline as a job on a Ray cluster; `python -m helpers sweep`: over a grid."""
 
 import json
 import sys
@@ -103,6 +103,34 @@ def list_(as_json: AsJson = False, address: Address = "") -> None:
     except KitError as error:
         raise fail(error) from None
     typer.echo(json.dumps(rows, indent=2) if as_json else table(rows))
+
+
+def sweep(
+    profile: Profile = "local",
+    storage: Storage = "",
+    parameter: Values = [],  # noqa: B006
+    name: Annotated[str, typer.Option(help="The sweep's: its runs' names begin with it.")] = "sweep",
+    at_most: Annotated[int, typer.Option(min=1, help="Runs at a time.")] = 1,
+    as_json: AsJson = False,
+) -> None:
+    """The six notebooks for every combination of the values given with commas; what is done is skipped.
+
+    Example: python -m helpers sweep -p learning_rate=1e-4,1e-3 -p pref_beta=0.1,0.3
+    """
+    from .. import sweep as room
+
+    try:
+        points = room.grid(parameter)
+    except KitError as error:
+        raise fail(error, 2) from None
+    try:
+        storage = str(Path(storage).expanduser().resolve()) if storage else ""
+        rows = room.sweep(profile, storage, name, points, at_most, say)
+    except KitError as error:
+        raise fail(error) from None
+    typer.echo(json.dumps(rows, indent=2) if as_json else table(rows))
+    if any(row["status"] != "done" for row in rows):
+        raise typer.Exit(1)
 
 
 def watch(client, job: str) -> None:
