@@ -34,6 +34,7 @@ app.add_typer(cli_export.app)
 app.add_typer(jobs_app, name="job")
 app.command()(sweep)
 
+
 @app.command()
 def run(
     profile: Profile = "local",
