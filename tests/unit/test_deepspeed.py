@@ -34,7 +34,7 @@ def test_two_steps_of_all_parameters_under_zero_3_on_two_workers_move_the_weight
     done = subprocess.run(command, cwd=run.folder, env=env, capture_output=True, timeout=240)
     log = done.stdout + done.stderr
     assert done.returncode == 0, log[-3000:].decode(errors="replace")
-    assert b"Creating torch.float32 ZeRO stage 3 optimizer" in log and b"world_size = 2" in log or b"world_size=2" in log
+    assert b"Creating torch.float32 ZeRO stage 3 optimizer" in log and b"world_size = 2" in log
     parser = Parser()
     rows = [event.data for event in parser.feed(log) + parser.close() if event.kind == "metrics" and "loss" in event.data]
     assert len(rows) == 2 and rows[0]["loss"] == pytest.approx(0.5) and rows[1]["loss"] < rows[0]["loss"]
