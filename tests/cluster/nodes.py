@@ -6,6 +6,7 @@ everything, which Ray bears except for uploads: each node unpacks them anew, ove
 """
 
 import contextlib
+import ctypes
 import os
 import signal
 import socket
@@ -101,7 +102,7 @@ class Nodes:
                    "--min-worker-port=0", "--max-worker-port=0", "--block"]
         with open(log, "wb") as file:
             self.nodes[name] = subprocess.Popen(command, stdout=file, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL,
-                                                env={**os.environ, **settings})
+                                                env={**os.environ, **settings}, preexec_fn=end_with_parent)
         until = time.monotonic() + 90
         while b"Ray runtime started" not in log.read_bytes():
             if self.nodes[name].poll() is None and time.monotonic() < until:
@@ -112,6 +113,12 @@ class Nodes:
             else:
                 self.__exit__()
                 raise RuntimeError(f"the node {name} did not start:\n{log.read_text()}")
+
+
+def end_with_parent() -> None:
+    """In the child: SIGTERM when the test's process dies, however it dies (Linux: PR_SET_PDEATHSIG)."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(1, signal.SIGTERM)
 
 
 def sh(line: str) -> None:
