@@ -91,7 +91,8 @@ def ray_cluster(profile: Profile, num_cpus: int = 3, **kwargs):
         import ray
 
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # Ray forks, which tokenizers would warn of
-    own = {"num_cpus": num_cpus, "include_dashboard": False} if profile.ray_address == "local" else {}
+    alone = {"num_cpus": num_cpus, "include_dashboard": False, "_node_ip_address": "127.0.0.1"}
+    own = alone if profile.ray_address == "local" else {}
     refuse_silent(profile.ray_address)
     try:
         with silence():
