@@ -4,7 +4,7 @@ PY := .venv/bin/python
 STAMP := .venv/.installed-$(shell cat requirements.lock pyproject.toml | cksum | cut -d' ' -f1)
 PIP := $(PY) -m pip --disable-pip-version-check install -qq --no-input
 
-.PHONY: demo test install install-cluster lab mlflow serve notebooks hooks lint clean help
+.PHONY: demo test test-cluster install install-cluster lab mlflow serve notebooks hooks lint clean help
 
 help:        ## this list
 	@grep -E '^[a-z-]+: .*##' Makefile | sed 's/:.*##/ -/'
@@ -13,9 +13,12 @@ demo: install ## train a real model on two CPU workers: six executed notebooks, 
 	@$(PY) -m helpers run --profile local
 
 test: install ## unit tests, then the six notebooks for real (nbval)
-	@$(PY) -m pytest tests
+	@$(PY) -m pytest tests/unit tests/browser
 	@scratch=$$(mktemp -d) && trap 'rm -rf "$$scratch"' EXIT && export KTO_STORAGE="$$scratch/storage" KTO_LIVE=off OMP_WAIT_POLICY=PASSIVE && \
 	  $(PY) -m pytest --nbval-lax --nbval-cell-timeout=900 --nbval-sanitize-with tests/nbval_sanitize.cfg notebooks
+
+test-cluster: install ## several Ray nodes, jobs, kills and their resumes, planted secrets (10 minutes; wants root for nodes of their own)
+	@$(PY) -m pytest tests/cluster
 
 install: $(STAMP) ## the locked stack in .venv (4 minutes, once)
 

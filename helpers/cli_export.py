@@ -16,7 +16,7 @@ app = typer.Typer(rich_markup_mode=None)
 @app.command()
 def export(
     folder: Annotated[Path, typer.Argument(help="A run's folder.")],
-    forms: Annotated[str, typer.Option("--as", help="What to make: adapter, merged, fp8, w8a8, w4a16.")] = "adapter,merged",
+    forms: Annotated[str, typer.Option("--as", help="What to make: adapter, merged, fp8, w8a8, w4a16, gguf.")] = "adapter,merged",
     checkpoint: Annotated[str, typer.Option(help="best, latest, a step's number, or a checkpoint's folder.")] = "best",
     as_json: AsJson = False,
 ) -> None:
