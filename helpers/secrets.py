@@ -17,7 +17,7 @@ NAME = re.compile(r"(TOKEN|SECRET|PASSWORD|PASSWD|CREDENTIAL|_KEY|_KEY_ID)$")
 IN_ADDRESS = re.compile(r"://[^/@\s:]*:([^/@\s]+)@")
 SHORTEST = 8
 """A shorter value is not masked: hiding every `test` or `1` would ruin every text, and is no secret."""
-TRAVELLING = ("HF_TOKEN", "AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN")
+TRAVELLING = ("HF_TOKEN", "AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SECURITY_TOKEN", "AWS_SESSION_TOKEN")
 """What a training's workers need; MLflow is spoken to by this side alone."""
 LITERAL = re.compile(r"\bhf_[A-Za-z0-9]{20,}|\bdapi[0-9a-f]{24,}|\bAKIA[0-9A-Z]{16}\b|\bgh[pousr]_[A-Za-z0-9]{30,}")
 
@@ -109,7 +109,9 @@ def travel() -> None:
     if not (there := carried()):
         return
     import ray
+    from ray.tune.execution import class_cache
 
+    class_cache.ENV_VARS_TO_PROPAGATE -= set(TRAVELLING)  # Ray Tune would write them into env_vars, which Ray logs
     init = ray.init
 
     def with_secrets(*args, runtime_env=None, **kwargs):

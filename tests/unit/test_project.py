@@ -2,10 +2,15 @@
 
 import json
 import re
+import subprocess
+import sys
 
 import pytest
 
 from helpers.profiles import ROOT
+
+sys.path.insert(0, str(ROOT / "tools"))
+import hygiene  # noqa: E402
 
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("0*.ipynb"))
 
@@ -19,22 +24,40 @@ def outputs(path) -> str:
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
-def test_outputs_come_from_one_run_from_top_to_bottom(path):
-    counts = [cell["execution_count"] for cell in cells(path, "code")]
-    assert counts == list(range(1, len(counts) + 1))
+def test_outputs_are_of_one_run_newer_than_their_code_and_tell_nothing_of_the_machine(path):
+    assert hygiene.findings(path) == []
 
 
-@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
-def test_outputs_hold_no_absolute_path_token_warning_or_error(path):
-    text = re.sub(r'"image/png": "[^"]*"', "", outputs(path))
-    for what in (
-        r"/(?:root|home|work|tmp|mnt/data)/[\w.-]+",
-        r"hf_[A-Za-z0-9]{20,}",
-        r"Warning",
-        r"Traceback",
-        r'"output_type": "error"',
-    ):
-        assert not re.search(what, text), what
+def test_no_file_of_the_project_holds_a_secret():
+    listed = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    files = [ROOT / name for name in listed.split("\0") if name and (ROOT / name).is_file()]
+    assert len(files) > 100
+    assert {path.name: found for path in files if (found := hygiene.in_text(path.read_text(errors="ignore")))} == {}
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        (lambda book: book["cells"][-2]["source"].append("\n1 + 1"), "older than its code"),
+        (lambda book: first_code(book).update(execution_count=7), "one run from top to bottom"),
+        (lambda book: first_code(book)["outputs"].append({"text": ["/" + "home/me/run"]}), "an absolute path"),
+        (lambda book: first_code(book)["outputs"].append({"text": ["FutureWarning: soon"]}), "a warning"),
+        (lambda book: first_code(book)["source"].append("# hf_" + "a" * 34), "a Hugging Face token"),
+    ],
+)
+def test_hygiene_finds_what_may_not_be_committed_and_says_what_to_do(tmp_path, change, says):
+    book = json.loads(NOTEBOOKS[0].read_text())
+    book["cells"] = [cell for cell in book["cells"] if cell["cell_type"] == "code"]
+    book["metadata"]["kto"] = {"outputs_of": hygiene.code_hash(book)}
+    change(book)
+    path = tmp_path / "changed.ipynb"
+    path.write_text(json.dumps(book))
+    done = subprocess.run([sys.executable, ROOT / "tools/hygiene.py", path], capture_output=True, text=True)
+    assert done.returncode == 1 and any(says in line and "to do:" in line for line in done.stdout.splitlines())
+
+
+def first_code(book: dict) -> dict:
+    return book["cells"][0]
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
@@ -82,3 +105,71 @@ def test_the_sanitize_rules_are_each_used():
 
 def test_the_readme_has_no_figure_left_open():
     assert "FIGURE_" not in (ROOT / "README.md").read_text()
+
+
+TEXTS = {path.name: path.read_text() for path in (ROOT / "README.md", ROOT / "CONTRIBUTING.md")} | {
+    path.name: "\n".join("".join(cell["source"]) for cell in cells(path, "markdown")) for path in NOTEBOOKS
+}
+
+
+def spans(text: str) -> list[str]:
+    """What a text sets in code: spans, and the lines of fenced blocks."""
+    blocks = re.findall(r"```(?:bash)?\n(.*?)```", text, flags=re.S)
+    return re.findall(r"`([^`\n]+)`", re.sub(r"```.*?```", "", text, flags=re.S)) + "\n".join(blocks).splitlines()
+
+
+@pytest.mark.parametrize("name", TEXTS)
+def test_every_command_that_is_named_exists_with_its_options_and_parameters(name):
+    import typer
+
+    from helpers import pipeline
+    from helpers.cli import app
+
+    targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), flags=re.M))
+    known, root = pipeline.parameters(), typer.main.get_command(app)
+    for span in spans(TEXTS[name]):
+        if made := re.match(r"(?:\w+=\S+ )*make ([a-z-]+)", span):
+            assert made[1] in targets, span
+        asked = re.search(r"python -m helpers ((?:[a-z]+ )*[a-z]+)?(.*)", span)
+        if not asked or span.startswith("python -m helpers."):
+            continue
+        command = root
+        for word in (asked[1] or "").split():
+            if not hasattr(command, "commands"):
+                break
+            assert word in command.commands, span
+            command = command.commands[word]
+        options = {option for param in command.params for option in param.opts + param.secondary_opts}
+        assert set(re.findall(r"(?<!\S)--[a-z-]+", asked[2])) <= options | {"--help"}, span
+        if command.name in ("run", "sweep"):
+            assert set(re.findall(r"-p '?(\w+)=", asked[2])) <= {*known, "name"}, span
+
+
+@pytest.mark.parametrize("name", TEXTS)
+def test_every_file_that_is_named_exists(name):
+    folders = "helpers|tests|tools|benchmarks|notebooks|train-configs|dataset-configs|job-configs"
+    for path in re.findall(rf"(?<![\w/.>-])((?:{folders})/[\w./-]*\w)", TEXTS[name]):
+        assert list(ROOT.glob(path)), path
+
+
+def minutes(text: str) -> tuple[float, float]:
+    """The least and most that `under 1 min`, `about 2 min` or `2.5 min` admits, within a factor of two."""
+    word, number = re.search(r"(under|about)? ?(\d+(?:\.\d+)?) min", text).groups()
+    return 0 if word == "under" else float(number) / 2, float(number) * (1 if word == "under" else 2)
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_the_minutes_stated_are_within_a_factor_of_two_of_those_of_the_last_run(path):
+    book = json.loads(path.read_text())
+    row = re.search(r"\| you need \|.*\n.*\n(\|.*\|)", "".join(book["cells"][0]["source"]))[1]
+    readme = re.search(rf"^\| \[{path.stem}\].*$", (ROOT / "README.md").read_text(), flags=re.M)[0]
+    for text in (row.split("|")[3], readme.split("|")[3]):
+        least, most = minutes(text)
+        assert least <= book["metadata"]["kto"]["minutes"] <= most, text
+
+
+def test_pictures_have_words_and_headings_go_down_one_step_at_a_time():
+    for name, text in TEXTS.items():
+        assert all(words.strip() for words in re.findall(r"!\[(.*?)\]\(", text, flags=re.S)), name
+        levels = [len(marks) for marks in re.findall(r"^(#+) ", re.sub(r"```.*?```", "", text, flags=re.S), flags=re.M)]
+        assert levels[0] == 1 and all(after - before <= 1 for before, after in zip(levels, levels[1:], strict=False)), name
