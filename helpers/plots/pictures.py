@@ -54,14 +54,21 @@ def alt(figure) -> str:
 
 
 def bundle(figure, words: str = "") -> tuple[dict, dict]:
-    """(data, metadata) of the notebook output that shows `figure`: a PNG, its width on the page, and its alt text."""
+    """(data, metadata) of the notebook output that shows `figure`: a PNG, its width on the page, and its alt text.
+
+    As HTML too, because JupyterLab 4 gives a bare image no alt text; where HTML is not trusted the bare one is shown.
+    """
     from base64 import b64encode
+    from html import escape
     from io import BytesIO
 
     buffer, words = BytesIO(), words or alt(figure)
     figure.savefig(buffer, format="png", dpi=DPI, facecolor="white", metadata={"Software": None})
     image = {"alt": words, "width": int(figure.get_figwidth() * 100)}
-    return {"image/png": b64encode(buffer.getvalue()).decode(), "text/plain": words}, {"image/png": image}
+    png = b64encode(buffer.getvalue()).decode()
+    page = (f'<img alt="{escape(words)}" width="{image["width"]}" style="max-width:100%;height:auto" '
+            f'src="data:image/png;base64,{png}">')
+    return {"image/png": png, "text/html": page, "text/plain": words}, {"image/png": image}
 
 
 @lru_cache

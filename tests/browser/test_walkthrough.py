@@ -107,7 +107,7 @@ def browser():
 def opened(browser, lab, notebook):
     """The notebook's page, all cells run to the end of what it says before; the kernel is shut down afterwards."""
     page = browser.new_page(viewport={"width": 1280, "height": 900})
-    page.goto(lab.replace("/lab?", f"/lab/tree/{notebook}?"))
+    page.goto(lab.replace("/lab?", f"/lab/tree/{notebook}?reset&"))  # no tabs of before
     page.wait_for_selector(".jp-Notebook .jp-CodeCell", timeout=60_000)
     page.get_by_text("Python 3 (ipykernel) | Idle").wait_for(timeout=90_000)
     if page.locator(".jp-mod-left.jp-SidePanel:visible, #jp-left-stack:visible").count():
@@ -125,10 +125,11 @@ def run_all(page) -> None:
 
 
 def wait_for_the_end(page, minutes: float) -> None:
-    """Until the kernel is idle and no cell waits."""
+    """Until the kernel is idle and no cell waits, or a cell has failed."""
     page.wait_for_function(
         """() => document.querySelector('.jp-Notebook-ExecutionIndicator').dataset.status === 'idle'
-             && [...document.querySelectorAll('.jp-CodeCell .jp-InputPrompt')].every(p => /\\[\\d+\\]/.test(p.textContent))""",
+             && (document.querySelector('[data-mime-type="application/vnd.jupyter.error"]')
+                 || [...document.querySelectorAll('.jp-CodeCell .jp-InputPrompt')].every(p => /\\[\\d+\\]/.test(p.textContent)))""",
         timeout=minutes * 60_000, polling=500,
     )  # fmt: skip
 

@@ -274,6 +274,6 @@ def test_a_notebook_keeps_the_full_bar_or_the_picture_and_the_words_and_nothing_
     words = metrics.summary(metrics.table(DEMO))
     (card, said), (picture, said_too) = (ran.outputs for ran in notebook.cells)
     assert 'aria-valuenow="100"' in card.data["text/html"] and "finished" in card.data["text/html"]
-    assert picture.output_type == "display_data" and set(picture.data) == {"image/png", "text/plain"}
+    assert picture.output_type == "display_data" and set(picture.data) == {"image/png", "text/html", "text/plain"}
     assert picture.metadata["image/png"]["alt"].startswith("Loss: loss from")
     assert said.name == said_too.name == "stdout" and said.text == said_too.text == words + "\n"
