@@ -33,11 +33,15 @@ def client(run: Run):
     os.environ.setdefault("GIT_PYTHON_REFRESH", "quiet")
     import logging
 
-    logging.getLogger("alembic").setLevel(logging.WARNING)
     from mlflow import MlflowClient
 
     logging.getLogger("mlflow").setLevel(logging.ERROR)
-    return MlflowClient(uri_for(run))
+    before = logging.root.manager.disable
+    logging.disable(logging.INFO)  # a new store's tables: alembic sets its own level and tells each of them on stderr
+    try:
+        return MlflowClient(uri_for(run))
+    finally:
+        logging.disable(before)
 
 
 def sync(run: Run, table=None) -> dict:
