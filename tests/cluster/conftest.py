@@ -1,4 +1,4 @@
-"""One Ray cluster for all of these tests: a head with a dashboard on loopback, and two worker nodes."""
+"""A Ray cluster for each of these files: a head with a dashboard on loopback; nodes come and go, and a test may wreck it."""
 
 import shutil
 import tempfile
@@ -8,7 +8,7 @@ import pytest
 from nodes import Nodes
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def nodes():
     """The cluster; its sockets' paths must be short, so it lies right under the system's temp folder."""
     scratch = Path(tempfile.mkdtemp(prefix="kto"))
