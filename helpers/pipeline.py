@@ -220,7 +220,7 @@ def summary(run: Run) -> dict:
         "seconds": record.get("seconds", {}),
         "executed notebooks": str(run.notebooks),
         "figures": str(run.figures),
-        "checkpoint": record.get("checkpoint", {}).get("best"),
+        "checkpoint": str(run.folder / best) if (best := record.get("checkpoint", {}).get("best")) else None,
         "adapter": record.get("export", {}).get("adapter"),
         "merged model": record.get("export", {}).get("merged"),
     }
