@@ -61,7 +61,7 @@ def run(
     except KitError as error:
         raise fail(error, 2) from None
     try:
-        name, begin = run_name or f"{Path(profile).stem}-{started:%Y%m%d-%H%M%S}", "01"
+        name, begin = run_name or runs.default_name(profile), "01"
         if resume and (target := runs.locate(profile, storage, name)).trained:
             begin, why = pipeline.prepare_resume(target)
             say(why)

@@ -138,6 +138,11 @@ def locate(profile: str, storage: str, run_name: str) -> Run:
     return Run(loaded, storage_for(loaded, storage), run_name)
 
 
+def default_name(profile: str) -> str:
+    """A run's name where none is given: the profile's and the time."""
+    return f"{Path(profile).stem}-{datetime.now(UTC):%Y%m%d-%H%M%S}"
+
+
 def start(profile: str, storage: str, run_name: str) -> Run:
     """Make the run's folder and run.json, or take up one that was never launched. A trained run is left alone: KitError."""
     run = locate(profile, storage, run_name)

@@ -10,3 +10,25 @@ def run(tmp_path, monkeypatch):
     """A freshly started local run in an empty storage."""
     monkeypatch.delenv("KTO_STORAGE", raising=False)
     return runs.start("local", str(tmp_path / "storage"), "first-run")
+
+
+@pytest.fixture(scope="session")
+def s3_server():
+    """The endpoint of an S3 server of our own on loopback, on a port the system picks."""
+    from moto.server import ThreadedMotoServer
+
+    started = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    started.start()
+    yield "http://{}:{}".format(*started.get_host_and_port())
+    started.stop()
+
+
+@pytest.fixture
+def s3(s3_server, monkeypatch):
+    """pyarrow's file system on that server, and the environment that leads to it."""
+    from pyarrow import fs
+
+    for name, value in {"AWS_ENDPOINT_URL": s3_server, "AWS_ACCESS_KEY_ID": "test", "AWS_SECRET_ACCESS_KEY": "test",
+                        "AWS_REGION": "us-east-1", "AWS_EC2_METADATA_DISABLED": "true"}.items():
+        monkeypatch.setenv(name, value)
+    return fs.S3FileSystem(endpoint_override=s3_server, allow_bucket_creation=True, allow_bucket_deletion=True)

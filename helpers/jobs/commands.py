@@ -2,7 +2,6 @@
 
 import json
 import sys
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated
 
@@ -31,9 +30,10 @@ def submit(
 
     Example: python -m helpers job submit --profile ray --storage /mnt/shared/kto --secret HF_TOKEN -p max_steps=100
     """
+    from .. import runs
     from . import connect, submit
 
-    name = run_name or f"{Path(profile).stem}-{datetime.now(UTC):%Y%m%d-%H%M%S}"
+    name = run_name or runs.default_name(profile)
     try:
         client = connect(address)
         job = submit(client, profile, storage, name, parameter, secret, retries)

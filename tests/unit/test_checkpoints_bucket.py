@@ -14,26 +14,11 @@ FIXTURE = Path(__file__).parents[1] / "fixtures" / "trial"
 TRIAL = "TorchTrainer_8f6d0_00000_0_2026-11-23_00-55-21"
 
 
-@pytest.fixture(scope="module")
-def server():
-    """The endpoint of an S3 server of our own, on a port the system picks."""
-    from moto.server import ThreadedMotoServer
-
-    started = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    started.start()
-    yield "http://{}:{}".format(*started.get_host_and_port())
-    started.stop()
-
-
 @pytest.fixture
-def bucket(server, monkeypatch, tmp_path):
+def bucket(s3):
     """A bucket with a finished run, and the environment that leads to it."""
     from pyarrow import fs
 
-    for name, value in {"AWS_ENDPOINT_URL": server, "AWS_ACCESS_KEY_ID": "test", "AWS_SECRET_ACCESS_KEY": "test",
-                        "AWS_REGION": "us-east-1", "AWS_EC2_METADATA_DISABLED": "true"}.items():
-        monkeypatch.setenv(name, value)
-    s3 = fs.S3FileSystem(endpoint_override=server, allow_bucket_creation=True, allow_bucket_deletion=True)
     s3.create_dir("kto")
     fs.copy_files(str(FIXTURE), "kto/runs/first-run", source_filesystem=fs.LocalFileSystem(), destination_filesystem=s3)
     yield s3

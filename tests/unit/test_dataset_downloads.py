@@ -220,21 +220,10 @@ def test_a_hub_dataset_that_is_not_there_is_an_error(tmp_path, monkeypatch):
 
 
 @pytest.fixture
-def bucket(monkeypatch):
-    """A bucket of a real S3 API on loopback, found through the environment alone."""
-    from moto.server import ThreadedMotoServer
-    from pyarrow import fs
-
-    started = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    started.start()
-    endpoint = "http://{}:{}".format(*started.get_host_and_port())
-    for name, value in {"AWS_ENDPOINT_URL": endpoint, "AWS_ACCESS_KEY_ID": "test", "AWS_SECRET_ACCESS_KEY": "test",
-                        "AWS_REGION": "us-east-1", "AWS_EC2_METADATA_DISABLED": "true"}.items():
-        monkeypatch.setenv(name, value)
-    s3 = fs.S3FileSystem(endpoint_override=endpoint, allow_bucket_creation=True)
+def bucket(s3):
     s3.create_dir("thumbs")
     yield s3
-    started.stop()
+    s3.delete_dir("thumbs")
 
 
 def test_feedback_in_s3_is_read_as_file_folder_and_glob(bucket, tmp_path):
