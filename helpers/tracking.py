@@ -44,10 +44,11 @@ def client(run: Run):
         logging.disable(before)
 
 
-def sync(run: Run, table=None) -> dict:
+def sync(run: Run, table=None, there: dict | None = None) -> dict:
     """Send what MLflow does not have yet; {"run_id", "points", "url"}, `points` being the metric values sent by this call.
 
-    `table`: a metrics table; default: what the run's log says, or its metrics.jsonl if the log is gone. KitError where MLflow
+    `table`: a metrics table; default: what the run's log says, or its metrics.jsonl if the log is gone. `there`: metric -> the
+    steps that MLflow is known to have, which a caller of many syncs keeps; default: MLflow is asked. KitError where MLflow
     cannot be reached: nothing is lost, `python -m helpers track RUN` sends it later.
     """
     from mlflow.exceptions import MlflowException
@@ -61,7 +62,7 @@ def sync(run: Run, table=None) -> dict:
             table = metrics.joined(run.log_file, config_of(run).get("logging_steps"))
         elif table is None and run.metrics_file.exists():
             table = metrics.read_jsonl(run.metrics_file)
-        points = 0 if table is None else _send(mlflow, run_id, table)
+        points = 0 if table is None else _send(mlflow, run_id, table, {} if there is None else there)
         _artifacts(mlflow, run, run_id)
         if (status := run.record().get("training", {}).get("status")) in ("finished", "failed", "stopped"):
             ends = {"finished": "FINISHED", "failed": "FAILED", "stopped": "KILLED"}
@@ -119,8 +120,8 @@ def parameters(run: Run) -> dict:
     return config | {"profile": run.profile.name} | {key: value for key, value in data.items() if value is not None}
 
 
-def _send(mlflow, run_id: str, table) -> int:
-    """log_batch of the points beyond the last step that MLflow has, metric by metric. Returns how many."""
+def _send(mlflow, run_id: str, table, there: dict[str, set[int]]) -> int:
+    """log_batch of the points that MLflow does not have, and note them in `there`. Returns how many."""
     import time
 
     from mlflow.entities import Metric
@@ -130,14 +131,18 @@ def _send(mlflow, run_id: str, table) -> int:
         prefix = "eval/" if split == "eval" else ""
         for column in [name for name in rows.columns if name not in UNITS and rows[name].dtype.kind in "fi"]:
             name = prefix + column
-            there = {point.step for point in mlflow.get_metric_history(run_id, name)}
+            if name not in there:  # a long run's history is 10,000 rows a metric: asked for once
+                there[name] = {point.step for point in mlflow.get_metric_history(run_id, name)}
             points += [
                 Metric(name, float(value), now, int(step))
                 for step, value in zip(rows["step"], rows[column], strict=True)
-                if value == value and int(step) not in there
+                if value == value and int(step) not in there[name]
             ]
     for start in range(0, len(points), 1000):
-        mlflow.log_batch(run_id, metrics=points[start : start + 1000])
+        batch = points[start : start + 1000]
+        mlflow.log_batch(run_id, metrics=batch)
+        for point in batch:
+            there[point.key].add(point.step)
     return len(points)
 
 
@@ -165,6 +170,7 @@ class Tracker:
     def __init__(self, run: Run, every: float = 15.0):
         self.run, self.every = run, every
         self.events: list = []
+        self.there: dict[str, set[int]] = {}
         self.news, self.over = threading.Event(), threading.Event()
         self.thread = threading.Thread(target=self._loop, daemon=True)
         self.thread.start()
@@ -196,7 +202,7 @@ class Tracker:
             if self.over.is_set():
                 return
             try:
-                sync(self.run, metrics.table(list(self.events)))
+                sync(self.run, metrics.table(list(self.events)), self.there)
             except KitError:
                 pass  # said once, at the end
             self.over.wait(self.every)

@@ -1,6 +1,7 @@
 """Whether this machine or cluster can do what is asked of it, before it is asked."""
 
-from .basics import Finding, cluster, disk, gpus_here, packages, ray_cluster, refuse_wrong_packages, workers_fit
+from .basics import Finding, cluster, disk, gpus_here, packages, ray_cluster, refuse_wrong_packages
+from .capacity import placed, there_and_to_come
 from .checks import examine
 
 __all__ = [
@@ -10,7 +11,8 @@ __all__ = [
     "examine",
     "gpus_here",
     "packages",
+    "placed",
     "ray_cluster",
     "refuse_wrong_packages",
-    "workers_fit",
+    "there_and_to_come",
 ]

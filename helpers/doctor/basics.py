@@ -144,21 +144,3 @@ def cluster(profile: Profile) -> dict:
 def gpus_here() -> int:
     """How many NVIDIA GPUs the driver of this machine shows; 0 without a driver."""
     return len(list(Path("/proc/driver/nvidia/gpus").glob("*")))
-
-
-def workers_fit(config: dict, resources: dict) -> None:
-    """KitError if the cluster can never hold the workers that `config` asks for; the stock command would wait for ever.
-
-    Besides the workers, Ray Train's trainer takes one CPU.
-    """
-    workers, each = config.get("ray_num_workers", 1), config.get("resources_per_worker") or {"GPU": 1}
-    for name in ("CPU", "GPU"):
-        asked = workers * float(each.get(name, 0)) + (name == "CPU")
-        there = float(resources.get(name, 0))
-        if asked > there:
-            trainer = " and the trainer's one" if name == "CPU" else ""
-            raise KitError(
-                f"the config asks for {asked:g} {name} ({workers} workers of {each.get(name, 0)}{trainer}), the cluster has {there:g}",
-                "as much as is asked for; Ray would wait for ever",
-                "lower ray_num_workers, or add nodes",
-            )

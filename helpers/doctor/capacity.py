@@ -6,6 +6,28 @@ stand-in calls a node's type node_<id>, an autoscaler by a name of its configura
 """
 
 import json
+import os
+
+from . import basics
+
+
+def there_and_to_come(profile, config: dict) -> tuple[list[dict], dict | None]:
+    """The nodes' resources and what more may come (`to_come`), of the cluster on which `config` would be launched.
+
+    For a Ray of its own nothing is started here: it will have what `machine` says.
+    """
+    if (config.get("ray_init_kwargs") or {}).get("address", profile.ray_address) == "local":
+        return [machine(config)], None
+    with basics.ray_cluster(profile) as ray:
+        return nodes(ray), to_come()
+
+
+def machine(config: dict) -> dict:
+    """The resources of a Ray instance that the training starts on this machine; the kind of GPU is taken to be as pinned."""
+    own = config.get("ray_init_kwargs") or {}
+    counted = {"CPU": own.get("num_cpus", os.cpu_count()), "GPU": own.get("num_gpus", basics.gpus_here())}
+    kinds = [name for name in config.get("resources_per_worker") or {} if name.startswith("accelerator_type:")]
+    return {**dict.fromkeys(kinds, 1), **(own.get("resources") or {}), **counted}
 
 
 def nodes(ray) -> list[dict]:
@@ -44,7 +66,8 @@ def placed(config: dict, there: list[dict], more: dict | None) -> tuple[str, str
         return "OK", f"{says} fit on {len(there)} nodes", ""
     lacking = [name for name in need if not total[name]] or [n for n in need if total[n] < workers * need[n]] or ["CPU"]
     here = ", ".join(f"{name} {amount:g}" for name, amount in total.items())
-    found = f"{says} are asked for, {fit} fit ({len(there)} nodes; {here}); lacking: {', '.join(lacking)}"
+    trainer = " beside Ray Train's trainer, which takes one CPU" if fit == workers else ""
+    found = f"{says} are asked for{trainer}, {fit - bool(trainer)} fit (nodes: {len(there)}; {here}); lacking: {', '.join(lacking)}"
     if more is None:
         return "FAIL", f"{found}; the cluster is fixed, no more will come", _remedy(lacking, there)
     never = [name for name in need if more and more.get(name, 0) < workers * need[name]]

@@ -3,18 +3,21 @@
 import json
 import subprocess
 import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 from .. import profiles, secrets
 from ..errors import KitError
 from . import basics, services
 from .basics import Finding
 
-LIMIT = 25
-"""Seconds until the cluster must have been joined and have answered; usually it takes 5 to 15."""
+LIMIT = 18.0
+"""Seconds until the cluster must have been joined and every node have answered; usually it takes 5."""
 
 
 def examine(profile: str, storage: str = "", values: dict | None = None) -> list[Finding]:
-    """All checks of a profile with these parameters (the notebooks' names); 5 to 20 s, 35 where nothing at all answers."""
+    """All checks of a profile with these parameters (the notebooks' names); usually 6 s, and 20 where nothing at all answers."""
     from .. import config as configs
 
     values = dict(values or {})
@@ -35,27 +38,46 @@ def examine(profile: str, storage: str = "", values: dict | None = None) -> list
         found.append(Finding("OK", f"{basics.disk(folder):.0f} GiB of disk are free where runs are kept"))
     except KitError as error:
         return [*found, _fail(error)]
-    data, said = services.dataset(folder, values.get("dataset") or loaded.dataset)
-    shape, answer = services.base_model(model)
-    found += [*said, *answer, *services.mlflow()]
-    reach = model if answer and answer[0].status == "OK" else ""
-    return found + apart(profile, str(folder), config, data, reach, shape, bool(values.get("accelerated")))
+    with Joining(profile, config) as joining, ThreadPoolExecutor() as side_by_side:
+        tracking = side_by_side.submit(services.mlflow)
+        shape, answer = services.base_model(model)
+        data, said = services.dataset(folder, values.get("dataset") or loaded.dataset)
+        found += [*said, *answer, *tracking.result()]
+        reach = model if answer and answer[0].status == "OK" else ""
+        return found + joining.findings(folder, data, reach, shape, bool(values.get("accelerated")))
 
 
 def _fail(error: KitError) -> Finding:
     return Finding("FAIL", error.found, error.remedy or error.expected)
 
 
-def apart(*asked) -> list[Finding]:
-    """What `join.everywhere` finds, in a process of its own: Ray ends one that joins by a node which is lost but not yet missed."""
-    command = [sys.executable, "-m", "helpers.doctor.join"]
-    try:
-        done = subprocess.run(
-            command, input=json.dumps(asked), capture_output=True, text=True, cwd=profiles.ROOT, timeout=LIMIT
-        )
-        return [Finding(*row) for row in json.loads(done.stdout.splitlines()[-1])]
-    except subprocess.TimeoutExpired:
-        return [Finding("FAIL", f"the cluster was not joined within {LIMIT} s", "look at its head node: ray status")]
-    except (IndexError, ValueError):
-        found = "Ray ended the process that joined the cluster, as it does where a node has just been lost"
-        return [Finding("FAIL", found, "ask again in a minute; then look at the nodes: ray status")]
+class Joining:
+    """What `join.everywhere` finds, in a process of its own: Ray ends one that joins by a node which is lost but not yet missed.
+
+    It joins the cluster while the hub and MLflow are asked, and is told the rest of the question by `findings`.
+    """
+
+    def __init__(self, profile: str, config: dict):
+        self.until = time.monotonic() + LIMIT
+        self.process = subprocess.Popen([sys.executable, "-m", "helpers.doctor.join"], text=True, cwd=profiles.ROOT,
+                                        stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)  # fmt: skip
+        self.process.stdin.write(json.dumps([profile, config]) + "\n")
+        self.process.stdin.flush()
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.process.kill()
+        self.process.communicate()
+
+    def findings(self, storage: Path, *asked) -> list[Finding]:
+        """Its findings, or the one that there is none by the time that it has."""
+        try:
+            said, _ = self.process.communicate(json.dumps([str(storage), *asked]), max(1.0, self.until - time.monotonic()))
+            return [Finding(*row) for row in json.loads(said.splitlines()[-1])]
+        except subprocess.TimeoutExpired:
+            return [Finding("FAIL", f"the cluster was not joined, or did not answer, within {LIMIT:g} s", "look at its head node: ray status")]
+        except (IndexError, ValueError):
+            found = "Ray ended the process that joined the cluster, as it does where a node has just been lost"
+            return [Finding("FAIL", found, "ask again in a minute; then look at the nodes: ray status")]

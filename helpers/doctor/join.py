@@ -1,8 +1,12 @@
-"""The checks that need the cluster. `python -m helpers.doctor.join`: what to look at as JSON on stdin, the findings on stdout."""
+"""The checks that need the cluster.
+
+`python -m helpers.doctor.join`: on stdin a line of JSON with the cluster to join, then the rest of the question; the findings on
+stdout.
+"""
 
 import json
-import os
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 from .. import profiles, secrets
@@ -11,22 +15,23 @@ from . import basics, capacity, nodes
 from .basics import Finding
 
 
-def everywhere(
-    profile, storage: Path, config: dict, data: dict, model: str, shape: dict | None, accelerated: bool
-) -> list[Finding]:
-    """Placement, memory, and every node's own answers."""
+def everywhere(profile, config: dict, question: Callable[[], list]) -> list[Finding]:
+    """Placement, memory, and every node's own answers.
+
+    `question()`, asked for once the cluster is joined: the storage, the data (path -> SHA-256 here), the model that nodes are to
+    get from the hub ("" for none), its shape (its config.json) or None, and whether the launch is the accelerated one.
+    """
     carried = secrets.carried()
     extra = {"runtime_env": {"worker_process_setup_hook": secrets.setter(carried)}} if carried else {}
     own = config.get("ray_init_kwargs") or {}
     with basics.ray_cluster(profile, num_cpus=own.get("num_cpus") or 3, **extra) as ray:
         there = capacity.nodes(ray)
         if profile.ray_address == "local":
-            there = [
-                there[0] | {"CPU": own.get("num_cpus", os.cpu_count()), "GPU": own.get("num_gpus", basics.gpus_here())}
-            ]
+            there = [there[0] | capacity.machine(config)]
         more = None if profile.ray_address == "local" else capacity.to_come()
         found = [Finding(*capacity.placed(config, there, more))]
-        answers, silent = nodes.ask(ray, storage, data, model)
+        storage, data, model, shape, accelerated = question()
+        answers, silent = nodes.ask(ray, Path(storage), data, model)
     for name in silent:
         found.append(
             Finding(
@@ -39,9 +44,9 @@ def everywhere(
 
 
 def main() -> None:
-    profile, storage, *rest = json.load(sys.stdin)
+    profile, config = json.loads(sys.stdin.readline())
     try:
-        found = everywhere(profiles.load(profile), Path(storage), *rest)
+        found = everywhere(profiles.load(profile), config, lambda: json.load(sys.stdin))
     except KitError as error:
         found = [Finding("FAIL", error.found, error.remedy or error.expected)]
     print(json.dumps(found))

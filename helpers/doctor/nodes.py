@@ -10,7 +10,7 @@ from ..errors import KitError
 from . import basics, memory, probe
 from .basics import Finding
 
-PATIENCE = 10.0
+PATIENCE = 8.0
 """Seconds that nodes have to answer; one that does not is a finding, not a wait."""
 
 

@@ -216,14 +216,15 @@ def _launch(run: Run, lock: FileLock, resuming: bool) -> Training:
 
 
 def refuse_impossible(run: Run) -> None:
-    """KitError within seconds where the workers asked for can never be placed; the stock command would wait for ever."""
+    """KitError within seconds where the workers asked for can never be placed; the stock command would wait for ever.
+
+    Nodes that an autoscaler may still bring count as there.
+    """
     config = config_of(run)
-    own = config.get("ray_init_kwargs") or {}
-    if own.get("address", run.profile.ray_address) == "local":
-        there = {"CPU": own.get("num_cpus", os.cpu_count()), "GPU": own.get("num_gpus", doctor.gpus_here())}
-    else:
-        there = doctor.cluster(run.profile)
-    doctor.workers_fit(config, there)
+    there, more = doctor.there_and_to_come(run.profile, config)
+    status, found, remedy = doctor.placed(config, there, more)
+    if status == "FAIL":
+        raise KitError(found, "room for every worker; Ray would wait for ever", remedy)
 
 
 def masked(settings: dict[str, str]) -> dict[str, str]:

@@ -38,18 +38,6 @@ def test_too_little_disk_is_said_before_anything_is_written(tmp_path):
     assert doctor.disk(tmp_path, needed_gib=0) > 0 and not (tmp_path / "not").exists()
 
 
-def test_workers_that_can_never_be_placed_are_refused():
-    config = {"ray_num_workers": 4, "resources_per_worker": {"GPU": 1}}
-    with pytest.raises(KitError, match="asks for 4 GPU .* has 2"):
-        doctor.workers_fit(config, {"CPU": 64, "GPU": 2})
-    doctor.workers_fit(config, {"CPU": 64, "GPU": 4})
-
-
-def test_the_trainers_own_cpu_is_counted():
-    with pytest.raises(KitError, match="asks for 3 CPU .* and the trainer's one"):
-        doctor.workers_fit({"ray_num_workers": 2, "resources_per_worker": {"CPU": 1}}, {"CPU": 2})
-
-
 def test_a_folder_without_a_model_is_refused_and_a_hub_id_is_passed_on(tmp_path):
     with pytest.raises(KitError, match="no config.json there"):
         models.prepare_model(str(tmp_path), tmp_path)

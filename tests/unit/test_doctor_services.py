@@ -92,7 +92,7 @@ PINNED = {"ray_num_workers": 4, "resources_per_worker": {"GPU": 1, "anyscale/acc
     (PINNED, [{"CPU": 8}], {}, "WARN", "does not say"),
     ({"ray_num_workers": 2, "resources_per_worker": {"GPU": 2}}, [{"CPU": 9, "GPU": 3}, {"CPU": 9, "GPU": 1}], None, "FAIL", "1 fit"),
     ({"ray_num_workers": 2, "resources_per_worker": {"GPU": 1, "accelerator_type:L40S": 0.001}}, [L40S], None, "OK", "fit"),
-    ({"ray_num_workers": 2, "resources_per_worker": {"CPU": 1}}, [{"CPU": 2}], None, "FAIL", "2 fit"),
+    ({"ray_num_workers": 2, "resources_per_worker": {"CPU": 1}}, [{"CPU": 2}], None, "FAIL", "trainer, which takes one CPU, 1 fit"),
 ])  # fmt: skip
 def test_workers_are_placed_node_by_node_with_their_pins(config, there, more, status, words):
     found = capacity.placed(config, there, more)

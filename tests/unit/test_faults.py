@@ -130,7 +130,7 @@ def test_mlflow_stopped_and_started_again_ends_no_training_and_loses_nothing(sto
 @pytest.mark.slow
 def test_what_a_running_cluster_cannot_hold_is_refused_in_seconds(story):
     said, seconds = story["refusal"]
-    assert "asks for 4 GPU" in said and "the cluster has 0" in said and seconds < 5
+    assert "4 workers of 1 GPU are asked for, 0 fit" in said and "the cluster is fixed" in said and seconds < 5
 
 
 @pytest.mark.slow

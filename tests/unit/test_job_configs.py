@@ -5,6 +5,7 @@ import shlex
 import subprocess
 import sys
 
+import kubernetes_validate
 import pytest
 import yaml
 from jsonschema import Draft202012Validator
@@ -31,15 +32,7 @@ def each(item: dict) -> dict:
 
 TEXT, NUMBER, YES_NO = {"type": "string"}, {"type": "integer", "minimum": 0}, {"type": "boolean"}
 TEXTS = {"type": "object", "additionalProperties": TEXT}
-POD = only("spec", metadata=only(labels=TEXTS, annotations=TEXTS), spec=only(
-    "containers",
-    containers=each(only(
-        "name image", name=TEXT, image=TEXT, command=each(TEXT), args=each(TEXT),
-        env=each(only("name", name=TEXT, value=TEXT, valueFrom=only(secretKeyRef=only("key name", name=TEXT, key=TEXT)))),
-        resources=only(limits=TEXTS, requests=TEXTS), volumeMounts=each(only("name mountPath", name=TEXT, mountPath=TEXT)))),
-    nodeSelector=TEXTS, tolerations=each({"type": "object"}), imagePullSecrets=each(only("name", name=TEXT)),
-    volumes=each(only("name", name=TEXT, persistentVolumeClaim=only("claimName", claimName=TEXT),
-                      emptyDir=only(medium=TEXT, sizeLimit=TEXT)))))
+POD = only("spec", metadata={"type": "object"}, spec={"type": "object"})  # judged by Kubernetes' own schema
 SCHEMA = only(
     "apiVersion kind metadata spec", apiVersion={"const": "ray.io/v1"}, kind={"const": "RayJob"}, metadata=only("name", name=TEXT),
     spec=only(
@@ -53,7 +46,7 @@ SCHEMA = only(
                                        minReplicas=NUMBER, maxReplicas=NUMBER, numOfHosts=NUMBER, rayStartParams=TEXTS,
                                        template=POD)))))
 """Written from the Go types that KubeRay's RayJob definition is generated from (ray-operator/apis/ray/v1, rayjob_types.go and
-raycluster_types.go), with those keys of a Kubernetes pod that are of use here: stricter than the definition, never laxer."""
+raycluster_types.go), as no package has the definition: stricter than it, never laxer."""
 
 
 def given(entrypoint: str) -> dict:
@@ -78,8 +71,24 @@ def test_anyscales_own_model_takes_the_job_file_and_refuses_a_wrong_one(tmp_path
 
 def test_the_rayjob_has_only_what_kuberay_knows():
     assert [error.message for error in Draft202012Validator(SCHEMA).iter_errors(RAYJOB)] == []
-    wrong = yaml.safe_load((FOLDER / "rayjob.yaml").read_text().replace("backoffLimit", "maxRetries").replace('cpu: "8"', "cpu: 8"))
+    wrong = yaml.safe_load((FOLDER / "rayjob.yaml").read_text().replace("backoffLimit", "maxRetries").replace("replicas: 1", 'replicas: "1"'))
     assert len(list(Draft202012Validator(SCHEMA).iter_errors(wrong))) == 2
+
+
+@pytest.mark.parametrize("number", [0, 1], ids=["head", "gpu"])
+def test_kubernetes_own_schema_takes_the_pods_and_refuses_wrong_ones(number):
+    text = (FOLDER / "rayjob.yaml").read_text()
+
+    def judge(old: str = "", new: str = "") -> None:
+        spec = groups(yaml.safe_load(text.replace(old, new)))[number]["template"]["spec"]
+        pod = {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "ray"}, "spec": spec}
+        kubernetes_validate.validate(pod, "1.33", strict=True)
+
+    judge()
+    for old, new in (("limits:", "limit:"), ("mountPath: /mnt/shared", "mountPath: 1"), ("claimName: kto", "claim: kto"),
+                     ("secretKeyRef: {name: kto, key: HF_TOKEN}", "secretKeyRef: {name: kto}")):  # fmt: skip
+        with pytest.raises(kubernetes_validate.ValidationError):
+            judge(old, new)
 
 
 @pytest.mark.parametrize("entrypoint", [JOB["entrypoint"], RAYJOB["spec"]["entrypoint"]], ids=["anyscale", "kuberay"])
@@ -128,6 +137,6 @@ def test_the_containerfile_copies_what_there_is_and_all_that_a_run_needs():
     assert not {"helpers", "notebooks", "train-configs", "dataset-configs", "requirements.txt"} & set(JOB["excludes"])
 
 
-def groups() -> list[dict]:
-    cluster = RAYJOB["spec"]["rayClusterSpec"]
+def groups(manifest: dict = RAYJOB) -> list[dict]:
+    cluster = manifest["spec"]["rayClusterSpec"]
     return [cluster["headGroupSpec"], *cluster["workerGroupSpecs"]]
