@@ -104,36 +104,9 @@ def refuse(config: dict, where: str) -> None:
         )
 
 
-def travel() -> None:
-    """Make this process's `ray.init` carry the secrets of TRAVELLING; nothing is changed where none is set."""
-    if not (there := carried()):
-        return
-    import ray
-    from ray.tune.execution import class_cache
-
-    class_cache.ENV_VARS_TO_PROPAGATE -= set(TRAVELLING)  # Ray Tune would write them into env_vars, which Ray logs
-    init = ray.init
-
-    def with_secrets(*args, runtime_env=None, **kwargs):
-        return init(*args, runtime_env={**(runtime_env or {}), "worker_process_setup_hook": setter(there)}, **kwargs)
-
-    ray.init = with_secrets
-
-
 def carried() -> dict[str, str]:
     """Those of TRAVELLING that are set."""
     return {name: os.environ[name] for name in TRAVELLING if os.environ.get(name)}
-
-
-def setter(names: dict[str, str]):
-    """A function for a worker's start that puts `names` into its environment; needs nothing of this project there."""
-
-    def set_secrets():
-        import os
-
-        os.environ.update(names)
-
-    return set_secrets
 
 
 def arm() -> None:

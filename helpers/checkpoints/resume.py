@@ -94,7 +94,7 @@ def check(resumed: dict, checkpoint: Checkpoint, base: dict, dataset_sha256: str
 
     Compared are the config with the one that Ray noted when the checkpoint's trial was launched (without such a note
     with `base`, the run's config.yaml), the number of workers with the random states saved, the dataset's bytes with
-    `dataset_sha256` (as run.json has it), and the checkpoint's torch files with what this torch loads.
+    `dataset_sha256` (run.json's train_sha256), and the checkpoint's torch files with what this torch loads.
     """
     findings = differences(launched_config(checkpoint) or base, resumed, meant)
     workers = resumed.get("ray_num_workers")
@@ -203,7 +203,7 @@ def write(run, checkpoint: Checkpoint, **changes) -> Path:
     """
     base, local = run_config(run), fetch(checkpoint, run.folder / "fetched")
     resumed = config(base, local, fresh_output_dir(run), **changes)
-    refuse(check(resumed, local, base, run.record().get("dataset", {}).get("sha256", ""), tuple(changes)))
+    refuse(check(resumed, local, base, run.record().get("dataset", {}).get("train_sha256", ""), tuple(changes)))
     text = yaml.safe_dump(resumed, sort_keys=False, allow_unicode=True, width=120)
     return write_atomically(run.folder / FILE, text)
 

@@ -118,7 +118,8 @@ def register(checked: Checked, heldout: np.ndarray, datasets: Path, seed: int = 
     """Write both parts, each shuffled, into the folder `datasets` and enter them in its dataset_info.json.
 
     Names are `name` (or the source's) and a part of the content's hash, so runs with other splits keep theirs. Returns
-    what run.json is to know: name, heldout_name, source, sha256, rows, heldout_rows, accepted, rejected, refused, …
+    what run.json is to know: name, heldout_name, source, sha256 (the source's), train_sha256 (of the file that is trained
+    on), rows, heldout_rows, accepted, rejected, refused, …
     """
     orders = []
     for side in (~heldout, heldout):
@@ -127,9 +128,12 @@ def register(checked: Checked, heldout: np.ndarray, datasets: Path, seed: int = 
     train, rest = orders
     parts = [("", checked.lines(train))] + ([("_heldout", checked.lines(rest))] if len(rest) else [])
     names = registry.write(datasets, name or checked.source.name, parts)
+    with registry.data_file(datasets, names[0]).open("rb") as file:
+        written = hashlib.file_digest(file, "sha256").hexdigest()
     return {
         "name": names[0], "heldout_name": names[1] if len(rest) else "",
-        "source": checked.source.origin, "sha256": checked.sha256, "shape": checked.shape.name,
+        "source": checked.source.origin, "sha256": checked.sha256, "train_sha256": written,
+        "shape": checked.shape.name,
         "rows_in": checked.ledger.rows_in, "refused": checked.ledger.refused, "noted": checked.ledger.noted,
         **_count(checked, train), **{f"heldout_{key}": value for key, value in _count(checked, rest).items()},
         "neighbours_left": len(clashes(checked.prompts[train])), "seed": seed,

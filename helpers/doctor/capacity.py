@@ -63,7 +63,7 @@ def placed(config: dict, there: list[dict], more: dict | None) -> tuple[str, str
     says = f"{workers} workers of {', '.join(f'{amount:g} {name}' for name, amount in need.items())}"
     cpus = sum(node.get("CPU", 0) for node in there)
     if fit == workers and cpus >= workers * need.get("CPU", 0) + 1:
-        return "OK", f"{says} fit on {len(there)} nodes", ""
+        return "OK", f"{says} fit (nodes: {len(there)})", ""
     lacking = [name for name in need if not total[name]] or [n for n in need if total[n] < workers * need[n]] or ["CPU"]
     here = ", ".join(f"{name} {amount:g}" for name, amount in total.items())
     trainer = " beside Ray Train's trainer, which takes one CPU" if fit == workers else ""

@@ -77,7 +77,8 @@ class Joining:
             said, _ = self.process.communicate(json.dumps([str(storage), *asked]), max(1.0, self.until - time.monotonic()))
             return [Finding(*row) for row in json.loads(said.splitlines()[-1])]
         except subprocess.TimeoutExpired:
-            return [Finding("FAIL", f"the cluster was not joined, or did not answer, within {LIMIT:g} s", "look at its head node: ray status")]
+            found = f"the cluster was not joined, or did not answer, within {LIMIT:g} s"
+            return [Finding("FAIL", found, "look at its head node: ray status")]
         except (IndexError, ValueError):
             found = "Ray ended the process that joined the cluster, as it does where a node has just been lost"
             return [Finding("FAIL", found, "ask again in a minute; then look at the nodes: ray status")]

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from .. import profiles, secrets
 from ..errors import KitError
+from ..process.workers import first_steps
 from . import basics, capacity, nodes
 from .basics import Finding
 
@@ -22,7 +23,7 @@ def everywhere(profile, config: dict, question: Callable[[], list]) -> list[Find
     get from the hub ("" for none), its shape (its config.json) or None, and whether the launch is the accelerated one.
     """
     carried = secrets.carried()
-    extra = {"runtime_env": {"worker_process_setup_hook": secrets.setter(carried)}} if carried else {}
+    extra = {"runtime_env": {"worker_process_setup_hook": first_steps(carried, cluster=False)}} if carried else {}
     own = config.get("ray_init_kwargs") or {}
     with basics.ray_cluster(profile, num_cpus=own.get("num_cpus") or 3, **extra) as ray:
         there = capacity.nodes(ray)

@@ -81,5 +81,7 @@ def mlflow() -> list[Finding]:
                         "start it (make mlflow); without it nothing is lost: `python -m helpers track` sends it later")]  # fmt: skip
     if answer.ok:
         return [Finding("OK", f"MLflow at {shown} answers and lets us in")]
-    remedy = "set MLFLOW_TRACKING_TOKEN, or _USERNAME and _PASSWORD"
-    return [Finding("FAIL", f"MLflow at {shown} refuses ({answer.status_code})", remedy)]
+    if answer.status_code in (401, 403):
+        remedy = "set MLFLOW_TRACKING_TOKEN, or _USERNAME and _PASSWORD"
+        return [Finding("FAIL", f"MLflow at {shown} refuses ({answer.status_code})", remedy)]
+    return [Finding("FAIL", f"{shown} answers otherwise than MLflow does ({answer.status_code})", "correct MLFLOW_TRACKING_URI")]

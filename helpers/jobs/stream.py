@@ -11,7 +11,7 @@ import time
 from ..errors import KitError
 from ..logs import Parser
 
-SAID = re.compile(r"\[\d/\d\] |error: |the training |no complete checkpoint|trying again|  (?:why|expected|to do|log): ")
+SAID = re.compile(r"\[\d/\d\] |error: |the training |no complete checkpoint|trying again|  (?:why|expected|to do|log): |  - ")
 """How a line begins that the pipeline says."""
 SILENCE, PATIENCE = 60.0, 300.0
 """Seconds without a word before the connection is thought dead; seconds without an answer before we give up."""

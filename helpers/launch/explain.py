@@ -74,15 +74,15 @@ CAUSES = [  # of what is found in a log the first counts: what comes later is wh
     ),
     Cause(
         "a node was lost",
-        r"has been marked dead|its node has died|node was terminated unexpectedly|NodeDiedError",
+        r"has been marked dead|its node has died|node was terminated unexpectedly|NodeDiedError|Raylet is terminated",
         "the machine went away or froze: spot capacity taken back, its memory, its network",
         "go on from the last complete checkpoint when there are nodes enough again: the same run_name with --resume auto",
     ),
     Cause(
-        "a worker was killed",
-        r"ActorDiedError|WorkerCrashedError|The actor (?:is dead|died)|worker died|SIGKILL|raylet.*(?:died|terminated)|NodeDiedError|RayActorError",
-        "killed from outside: memory, a lost node, or by hand",
-        "see the node's memory; then go on from the last complete checkpoint: notebook 5, `resume`",
+        "a worker was lost",
+        r"ActorDiedError|ActorUnavailableError|WorkerCrashedError|The actor (?:is dead|died)|worker died|SIGKILL|raylet.*(?:died|terminated)|RayActorError",
+        "ended from outside: with its node, for memory, or by hand",
+        "see whether the node is there, and its memory; then go on from the last complete checkpoint: notebook 5, `resume`",
     ),
     Cause(
         "the workers lost each other",

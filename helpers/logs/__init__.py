@@ -7,6 +7,7 @@ samples) mean nothing here.
 """
 
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 from . import loglines as lines
@@ -14,6 +15,9 @@ from .loglines import Event
 
 LONGEST = 1 << 20
 """Bytes of an unfinished line that are kept; what it has beyond is dropped, so that memory stays flat."""
+
+AS_EVENT = partial(tuple.__new__, Event)
+"""Event._make, four times as fast."""
 
 
 class Parser:
@@ -23,7 +27,7 @@ class Parser:
         self._rest = b""
         self._head = b""  # how the line began that the last piece left unfinished at a carriage return
         self._text, self._place, self._start = b"", 0, 0  # the piece being read, the place in it, where its line starts
-        self._out: list[Event] = []
+        self._out: list[tuple] = []  # events to be
         self._pids: dict[bytes, int | None] = {}  # how a line begins -> its worker
         self._run, self._mark, self._trainer = 0, -1, None
         self._start_run()
@@ -47,7 +51,7 @@ class Parser:
             self._rest = data[end : end + LONGEST]
             if end:
                 self._block(data[:end])
-        events, self._out = self._out, []
+        events, self._out = [*map(AS_EVENT, self._out)], []
         return events
 
     def close(self) -> list[Event]:
@@ -87,8 +91,7 @@ class Parser:
 
     def _emit(self, kind: str, data: dict, said: bytes = b"") -> None:
         repeated = lines.REPEATED.search(said) if b" [repeated " in said else None
-        event = (kind, data, self._pid(), self._run, int(repeated[1]) + 1 if repeated else 1)
-        self._out.append(tuple.__new__(Event, event))  # Event(…), twice as fast
+        self._out.append((kind, data, self._pid(), self._run, int(repeated[1]) + 1 if repeated else 1))
 
     def _enter(self, phase: str) -> None:
         if phase != self._phase:
@@ -157,8 +160,9 @@ class Parser:
                     self._emit("config", {"eval_examples" if aside else name: value})
 
     def _fact(self, said: bytes) -> None:
-        if row := lines.ROW.match(said.decode("utf-8", "replace")):
-            self._emit("config", {row[1]: lines.number(row[2])})
+        if said.startswith(lines.ROW):
+            if row := lines.row(said):
+                self._emit("config", {row[0]: lines.number(row[1])})
         elif rank0 := lines.RANK0.search(said):
             self._emit("config", {"rank0_pid": int(rank0[1])})
         elif world := lines.WORLD.match(said):

@@ -19,7 +19,7 @@ RANK = re.compile(rb"^\[rank\d+\]:\s*")
 HEADING = re.compile(rb"^(?:\[WARNING\|[^>\n]*>> |WARNING \S+ -- )")
 PAIR = re.compile(r"'([^']+)': (?:'([^']*)'|([^,{}']+))")
 BAR = re.compile(rb"%\|[^|\r\n]*\| (\d{1,15})/(\d{1,15}) \[([\d:]{1,20})<([\d:?]{1,20})")
-ROW = re.compile("│ train_loop_config/(?:args/)?(\\S++) ++(\\S.*?) ++│")
+ROW, WALL = "│ train_loop_config/".encode(), " │".encode()
 RANK0 = re.compile(rb"pid=(\d{1,18})\) world_rank=0\b")
 WORLD = re.compile(rb"Process rank: \d+, world size: (\d{1,9})")
 PARAMETERS = re.compile(rb"trainable params: ([\d,]{1,30}) \|\| all params: ([\d,]{1,30})")
@@ -92,15 +92,28 @@ class Event(NamedTuple):
     repeated: int = 1
 
 
+NUMERIC = frozenset("0123456789+-.,nNiI")
+"""How a number can begin, nan and inf among them."""
+
+
 def number(text: str):
     """`text` as int, float (nan and inf too), bool, or itself."""
-    plain = text.replace(",", "")
-    for kind in (int, float):
-        try:
-            return kind(plain)
-        except ValueError:
-            pass
+    if text[:1] in NUMERIC:
+        plain = text.replace(",", "") if "," in text else text
+        for kind in (int, float) if plain.lstrip("+-").isdecimal() else (float,):  # a refusal costs more than a number
+            try:
+                return kind(plain)
+            except ValueError:
+                pass
     return {"True": True, "False": False}.get(text, text)
+
+
+def row(text: bytes) -> tuple[str, str] | None:
+    """(key, value) of a line of the table of settings that Ray Train draws at the start."""
+    key, _, rest = text[len(ROW) :].partition(b" ")
+    value, wall, _ = rest.partition(WALL)
+    key, value = key.removeprefix(b"args/"), value.strip()
+    return (key.decode("utf-8", "replace"), value.decode("utf-8", "replace")) if wall and key and value else None
 
 
 @lru_cache(4096)

@@ -40,12 +40,12 @@ def main() -> None:
     from llamafactory import cli
     from llamafactory.train import trainer_utils, tuner
 
-    from helpers import secrets
+    from helpers.process import workers
     from helpers.process.report import WaitingReportCallback
 
     replace_scaling_config(trainer_utils)
     tuner.RayTrainReportCallback = WaitingReportCallback
-    secrets.travel()
+    workers.prepare()
     sys.argv[0] = "llamafactory-cli"
     cli.main()
 

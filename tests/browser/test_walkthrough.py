@@ -134,8 +134,9 @@ def wait_for_the_end(page, minutes: float) -> None:
     )  # fmt: skip
 
 
-def errors(page) -> list[str]:
-    return page.locator('.jp-OutputArea-output[data-mime-type="application/vnd.jupyter.error"]').all_inner_texts()
+def outputs(page, kind: str) -> list[str]:
+    """What is said in outputs of that kind: error (a traceback) or stderr (a warning of the stack that nobody asked for)."""
+    return page.locator(f'.jp-OutputArea-output[data-mime-type="application/vnd.jupyter.{kind}"]').all_inner_texts()
 
 
 SPILT = """() => [...document.querySelectorAll('.jp-OutputArea-output')].flatMap(output => {
@@ -172,7 +173,7 @@ def test_every_cell_runs_without_error_and_every_picture_is_seen_whole(browser, 
         if notebook.startswith("04"):
             watch(page)
         wait_for_the_end(page, minutes=15)
-        assert errors(page) == []
+        assert outputs(page, "error") == [] and outputs(page, "stderr") == []
         assert pictures_without_words(page) == 0
         look(page, notebook)
         if notebook.startswith("04"):

@@ -1,7 +1,7 @@
 """A Ray cluster of a head and worker nodes on this one machine, every process a child of the test.
 
-As root, each worker node gets a network namespace (an address of its own) and a mount namespace (its own copy of what jobs upload,
-and of other folders where asked for): as near to separate machines as one machine comes. Elsewhere all are on 127.0.0.1 and share
+As root, each worker node gets a network namespace (an address of its own) and a mount namespace (a Ray folder of its own, with its logs
+and what jobs upload, and other folders where asked for): as near to separate machines as one machine comes. Elsewhere all are on 127.0.0.1 and share
 everything, which Ray bears except for uploads: each node unpacks them anew, over those that the others are working in.
 """
 
@@ -60,7 +60,7 @@ class Nodes:
             sh(f"ip netns add {space} && ip link add {near} type veth peer name {far} netns {space} && "
                f"ip link set {near} master {self.bridge} up && ip -n {space} addr add {ip}/24 dev {far} && "
                f"ip -n {space} link set {far} up && ip -n {space} link set lo up")
-            own = [(self.scratch / "session_latest").resolve() / "runtime_resources", *([hides] if hides else [])]
+            own = [self.scratch, *([hides] if hides else [])]
             mounts = " && ".join(f"mkdir -p {folder} && mount -t tmpfs none {folder}" for folder in own)
             before = ["ip", "netns", "exec", space, "unshare", "-m", "sh", "-c", f'{mounts} && exec "$@"', "sh"]
         self._start(name, before, [f"--address={self.address}", f"--node-ip-address={ip}", "--num-cpus=2", '--resources={"worker_place": 1}',

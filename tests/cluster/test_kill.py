@@ -113,7 +113,7 @@ def test_a_training_killed_again_and_again_loses_nothing(tmp_path, monkeypatch):
 
     training = launch.start(broken)
     killed(training, "worker", logged(chance.randint(5, 12), chance.uniform(0, 0.2)))
-    assert "a worker was killed" in explained(training)
+    assert "a worker was lost" in explained(training)
     sent = tracking.sync(broken, metrics.joined(broken.log_file, 1))
 
     training, first = resumed(broken)

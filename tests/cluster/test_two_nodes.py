@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 import time
@@ -59,15 +60,15 @@ def test_six_notebooks_as_a_job_lose_a_node_and_go_on_by_themselves(nodes, profi
     said, _ = watched.communicate(timeout=600)
     assert watched.returncode == 0, said
 
-    assert "a node was lost" in said and "the training goes on from step" in said
+    assert "error: 04_train" in said and "the training goes on from step" in said
+    assert "a node was lost" in said or "a worker was lost" in said  # as Ray says it: by which connection broke first
     assert all(f"[{number}/6]" in said for number in range(1, 7)) and f"step {STEPS}/{STEPS}" in said
     record = run.record()
     assert record["training"]["status"] == "finished" and [was["status"] for was in record["training"]["earlier"]] == ["failed"]
     assert max(item.step for item in checkpoints.find(run)) == STEPS
     steps = metrics.joined(run.log_file)["step"]
     assert steps.is_monotonic_increasing and steps.max() == STEPS
-    places = {line.split("ip=")[1].split(")")[0] for line in run.log_file.read_text(errors="replace").splitlines()
-              if line.startswith("(RayTrainWorker") and "ip=" in line}
+    places = set(re.findall(r"RayTrainWorker pid=\d+, ip=([\d.]+)", run.log_file.read_text(errors="replace")))
     assert len(places) == 3, "two nodes at first, and the one that came for the lost one"
 
     fetched = job(nodes, "fetch", run.name, "--to", tmp_path)

@@ -41,11 +41,13 @@ PRINTED = {
     "a node was lost": [
         "(raylet, ip=10.0.0.2) The node with node id: 8f3a and address: 10.0.0.3 has been marked dead because the detector has missed",
         "The actor died because its node has died. Node Id: 8f3a",
-    ],
-    "a worker was killed": [
-        "ray.exceptions.ActorDiedError: The actor died unexpectedly before finishing this task.",
         "(raylet) Raylet is terminated. Termination is unexpected. Possible reasons include: (1) SIGKILL by the user or "
         "system OOM killer, (2) Invalid memory access from Raylet causing SIGSEGV or SIGBUS",
+    ],
+    "a worker was lost": [
+        "ray.exceptions.ActorUnavailableError: The actor bd4f8357 is unavailable: The actor is temporarily unavailable: RpcError: "
+        "RPC Error message: Socket closed; RPC Error details:  rpc_code: 14.",
+        "ray.exceptions.ActorDiedError: The actor died unexpectedly before finishing this task.",
     ],
     "the disk is full": [
         "OSError: [Errno 28] No space left on device",
@@ -81,10 +83,10 @@ def test_a_failure_is_explained_in_three_lines_with_its_decisive_line(tmp_path, 
 
 def test_the_cause_is_named_and_not_what_it_led_to(tmp_path):
     memory, killed, lost = (
-        PRINTED[name][0] for name in ("a GPU ran out of memory", "a worker was killed", "the workers lost each other")
+        PRINTED[name][0] for name in ("a GPU ran out of memory", "a worker was lost", "the workers lost each other")
     )
     assert explain(log_of(tmp_path, killed, memory, lost)).name == "a GPU ran out of memory"
-    assert explain(log_of(tmp_path, lost, killed)).name == "a worker was killed"
+    assert explain(log_of(tmp_path, lost, killed)).name == "a worker was lost"
 
 
 def test_an_unknown_failure_shows_the_last_errors_own_words(tmp_path):

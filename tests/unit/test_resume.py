@@ -27,7 +27,7 @@ def trained(run):
     run.datasets.mkdir()
     (run.datasets / "dataset_info.json").write_text('{"train": {"file_name": "train.json"}}')
     (run.datasets / "train.json").write_text("[]")
-    run.note(dataset={"name": "train", "sha256": hashlib.sha256(b"[]").hexdigest()})
+    run.note(dataset={"name": "train", "sha256": "of the source", "train_sha256": hashlib.sha256(b"[]").hexdigest()})
     return run
 
 
@@ -100,6 +100,13 @@ def test_another_world_size_is_refused(trained, found):
     findings = resume.check(resume.run_config(trained), found[0], {})
     assert [finding.what for finding in findings] == ["ray_num_workers", "world size"]
     assert all(finding.stops for finding in findings)
+
+
+def test_the_hash_that_notebook_2_records_is_the_one_that_a_resume_compares(tmp_path):
+    from helpers.dataset import prepare
+
+    facts = prepare("short_answers", tmp_path)
+    assert facts["train_sha256"] == resume.dataset_hash({"dataset_dir": str(tmp_path), "dataset": facts["name"]}) != facts["sha256"]
 
 
 def test_a_dataset_with_other_bytes_is_refused(trained, found):

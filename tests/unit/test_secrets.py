@@ -109,8 +109,8 @@ def test_in_a_notebook_a_printed_and_a_raised_secret_are_masked(planted, tmp_pat
 
 LOOK = """
 import json, os, sys, time, urllib.request
-from helpers import secrets
-secrets.travel()
+from helpers.process import workers
+workers.prepare()
 import ray
 ray.init(address="local", num_cpus=1, include_dashboard=True, dashboard_port=int(sys.argv[1]), log_to_driver=False)
 
@@ -138,7 +138,7 @@ def test_a_worker_has_the_token_and_neither_rays_logs_nor_its_dashboard_show_it(
     done = subprocess.run([sys.executable, "-c", LOOK, str(port)], capture_output=True, text=True, env=env, cwd=ROOT, timeout=120)
     assert done.returncode == 0, done.stderr[-3000:]
     answers = json.loads(done.stdout.splitlines()[-1])
-    assert len(answers) == 5 and "set_secrets" in answers["/api/v0/runtime_envs?detail=1"]  # the hook's name is what is shown
+    assert len(answers) == 5 and "prepare_worker" in answers["/api/v0/runtime_envs?detail=1"]  # the hook's name is what is shown
     assert not found_in(done.stdout + done.stderr) and not found_under(short)
     assert list(short.glob("ray/session_*/logs/runtime_env_agent.log"))  # where Ray writes a runtime environment down
 
