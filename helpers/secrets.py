@@ -19,7 +19,16 @@ SHORTEST = 8
 """A shorter value is not masked: hiding every `test` or `1` would ruin every text, and is no secret."""
 TRAVELLING = ("HF_TOKEN", "AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SECURITY_TOKEN", "AWS_SESSION_TOKEN")
 """What a training's workers need; MLflow is spoken to by this side alone."""
-LITERAL = re.compile(r"\bhf_[A-Za-z0-9]{20,}|\bdapi[0-9a-f]{24,}|\bAKIA[0-9A-Z]{16}\b|\bgh[pousr]_[A-Za-z0-9]{30,}")
+ISSUED = {
+    "a Hugging Face token": r"\bhf_[A-Za-z0-9]{30,}",
+    "an AWS key": r"\b(?:AKIA|ASIA)[A-Z0-9]{16}\b",
+    "an Anyscale or OpenAI key": r"\b(?:aph0_|sk-)[A-Za-z0-9_-]{32,}",
+    "a Databricks token": r"\bdapi[0-9a-f]{24,}",
+    "a GitHub token": r"\b(?:gh[pousr]_[A-Za-z0-9]{36,}|github_pat_\w{40,})",
+    "a private key": r"-----BEGIN [A-Z ]*PRIVATE KEY-----",
+}
+"""What is issued as a secret -> what it looks like, wherever it stands."""
+LITERAL = re.compile("|".join(ISSUED.values()))
 
 
 def load() -> list[str]:

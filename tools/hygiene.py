@@ -11,20 +11,14 @@ import re
 import sys
 from pathlib import Path
 
+from helpers.secrets import ISSUED
+
 TELLING = {
     "an absolute path": r"/(?:root|home|work|tmp|Users|mnt/data)/[\w.-]+",
     "a warning": r"\w*Warning\b",
     "an error": r'"output_type": "error"|Traceback',
 }
 """what an output may not hold -> pattern"""
-
-SECRETS = {
-    "a Hugging Face token": r"\bhf_[A-Za-z0-9]{30,}",
-    "an AWS key": r"\b(?:AKIA|ASIA)[A-Z0-9]{16}\b",
-    "an Anyscale or OpenAI key": r"\b(?:aph0_|sk-)[A-Za-z0-9_-]{32,}",
-    "a GitHub token": r"\b(?:gh[pousr]_[A-Za-z0-9]{36,}|github_pat_\w{40,})",
-    "a private key": r"-----BEGIN [A-Z ]*PRIVATE KEY-----",
-}
 
 
 def code_hash(book: dict) -> str:
@@ -53,7 +47,7 @@ def in_text(text: str) -> list[str]:
     """Secrets in a file's text, shown by their first letters."""
     return [
         f"it holds {what}: {found[0][:8]}…; to do: take it out, revoke it where it was issued, and read it from the environment"
-        for what, pattern in SECRETS.items()
+        for what, pattern in ISSUED.items()
         if (found := re.search(pattern, text))
     ]
 
