@@ -51,6 +51,7 @@ def run(
     Example: python -m helpers run --profile local -p max_steps=12 -p learning_rate=5e-4
     """
     from . import pipeline, runs
+    from .jobs import parcel
 
     started = datetime.now(UTC)
     storage = str(Path(storage).expanduser().resolve()) if storage else ""
@@ -61,6 +62,7 @@ def run(
     except KitError as error:
         raise fail(error, 2) from None
     try:
+        parcel.take()
         name, begin = run_name or runs.default_name(profile), "01"
         if resume and (target := runs.locate(profile, storage, name)).trained:
             begin, why = pipeline.prepare_resume(target)

@@ -17,8 +17,9 @@ NAME = re.compile(r"(TOKEN|SECRET|PASSWORD|PASSWD|CREDENTIAL|_KEY|_KEY_ID)$")
 IN_ADDRESS = re.compile(r"://[^/@\s:]*:([^/@\s]+)@")
 SHORTEST = 8
 """A shorter value is not masked: hiding every `test` or `1` would ruin every text, and is no secret."""
-TRAVELLING = ("HF_TOKEN", "AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SECURITY_TOKEN", "AWS_SESSION_TOKEN")
-"""What a training's workers need; MLflow is spoken to by this side alone."""
+TRAVELLING = ("HF_TOKEN", "AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SECURITY_TOKEN", "AWS_SESSION_TOKEN",
+              "WANDB_API_KEY")
+"""What a training's workers need, besides what a job was sent (KTO_SECRETS); MLflow is spoken to by this side alone."""
 ISSUED = {
     "a Hugging Face token": r"\bhf_[A-Za-z0-9]{30,}",
     "an AWS key": r"\b(?:AKIA|ASIA)[A-Z0-9]{16}\b",
@@ -114,8 +115,9 @@ def refuse(config: dict, where: str) -> None:
 
 
 def carried() -> dict[str, str]:
-    """Those of TRAVELLING that are set."""
-    return {name: os.environ[name] for name in TRAVELLING if os.environ.get(name)}
+    """What goes to the workers, of what is set."""
+    names = (*TRAVELLING, *os.environ.get("KTO_SECRETS", "").split())
+    return {name: os.environ[name] for name in names if os.environ.get(name)}
 
 
 def arm() -> None:

@@ -15,6 +15,7 @@ from ..profiles import ROOT, load
 from ..quiet import silence
 from ..runs import NAME
 from ..secrets import mask
+from . import parcel
 
 DASHBOARD = "http://127.0.0.1:8265"
 LEFT_HERE = [".git", ".venv", "storage", "mlruns", "tests", "benchmarks", "**/__pycache__"]
@@ -75,7 +76,7 @@ def submit(client, profile: str, storage: str, run_name: str, parameters: list[s
     try:
         return client.submit_job(
             entrypoint=entrypoint(profile, storage, run_name, parameters, retries),
-            runtime_env={"working_dir": str(ROOT), "excludes": LEFT_HERE, "env_vars": variables},
+            runtime_env={"working_dir": str(ROOT), "excludes": LEFT_HERE, "env_vars": parcel.send(client, variables)},
             metadata={"run": run_name, "storage": storage, "profile": loaded.name})
     except (RuntimeError, ValueError, RuntimeEnvSetupError) as error:
         raise KitError(f"the cluster refused the job: {mask(str(error)).strip().splitlines()[-1]}") from None

@@ -41,8 +41,7 @@ def submit(
         raise fail(error) from None
     say(f"job {job}: run {name}")
     if secret:
-        say(f"{', '.join(secret)} went along. Ray shows a job's variables in its dashboard and writes them to its nodes' own logs: "
-            "where that is too much, keep the value in a file on the nodes and send NAME_FILE, its path")
+        say(f"{', '.join(secret)} went along, through the memory of the cluster's control store; no dashboard and no log shows it")
     if follow:
         watch(client, job)
     typer.echo(job)

@@ -63,7 +63,8 @@ def table(source, logging_steps: float | None = None, micro_batches: float | Non
 def joined(source, logging_steps: float | None = None):
     """The table of a run that was resumed, its launches as one: where two logged the same step, the later one counts.
 
-    A launch that logged nothing, killed while it was starting up, takes nothing away.
+    A launch that logged nothing, killed while it was starting up, takes nothing away. A window that never reached the log, as its
+    driver was killed, is missing; the checkpoint's trainer_state.json has it.
 
     `source`: the log's path, every launch appended to it. As `table` otherwise; `attrs["resumed_from"]` is the first's.
     """
