@@ -4,10 +4,12 @@ The folder is the truth and MLflow a copy: `sync` sends whatever the server does
 and any number of times. A server that goes away costs nothing; what could not be sent goes with the next call.
 """
 
+import contextlib
 import json
 import os
 import re
 import threading
+import time
 
 from . import metrics
 from .errors import KitError
@@ -122,8 +124,6 @@ def parameters(run: Run) -> dict:
 
 def _send(mlflow, run_id: str, table, there: dict[str, set[int]]) -> int:
     """log_batch of the points that MLflow does not have, and note them in `there`. Returns how many."""
-    import time
-
     from mlflow.entities import Metric
 
     now, points = int(time.time() * 1000), []
@@ -201,8 +201,6 @@ class Tracker:
             self.news.clear()
             if self.over.is_set():
                 return
-            try:
+            with contextlib.suppress(KitError):  # said once, at the end
                 sync(self.run, metrics.table(list(self.events)), self.there)
-            except KitError:
-                pass  # said once, at the end
             self.over.wait(self.every)

@@ -7,9 +7,15 @@ from ..errors import KitError
 from ..logs import Event
 from ..metrics import watchdog
 
+QUICK = 0.05
+"""Seconds that a look may take."""
+
 
 class Watch:
-    """The watchdog on a live stream: diagnoses at most every `every` seconds, and says each kind of trouble once.
+    """The watchdog on a live stream: diagnoses every `every` seconds at most, and says each kind of trouble once.
+
+    A long run's table takes longer to look at: where a look took more than QUICK, the next one waits longer in proportion, so that
+    looking takes half a per cent of one core at most.
 
     `patience`: seconds without any event before that is a finding; also at the start, where workers may never come.
     """
@@ -18,7 +24,8 @@ class Watch:
         self.beta, self.patience, self.every = beta, patience, every
         self.events: list[Event] = []
         self.said: set[str] = set()
-        self.moved = self.looked = time.monotonic()
+        self.moved = time.monotonic()
+        self.look = self.moved + every
         self.training = False
 
     def feed(self, events: list[Event]) -> list[watchdog.Finding]:
@@ -28,11 +35,12 @@ class Watch:
         if events:
             self.moved = now
             self.training |= any(event.kind == "metrics" for event in events)
-        if now - self.looked < self.every:
+        if now < self.look:
             return []
-        self.looked = now
         table = metrics.table(list(self.events)) if self.training else metrics.table([], logging_steps=1)
-        return self.new(watchdog.diagnose(table, now - self.moved, False, self.beta, self.patience))
+        found = watchdog.diagnose(table, now - self.moved, False, self.beta, self.patience)
+        self.look = now + self.every * max(1.0, (time.monotonic() - now) / QUICK)
+        return self.new(found)
 
     def new(self, findings: list[watchdog.Finding]) -> list[watchdog.Finding]:
         """Those whose kind was not said before."""

@@ -1,13 +1,15 @@
 """The preflight against a hub and an MLflow of our own on loopback, and its reading of what a cluster has."""
 
 import json
+import socket
 import threading
+import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
 from helpers import doctor, profiles
-from helpers.doctor import basics, capacity, nodes, probe, services
+from helpers.doctor import basics, capacity, checks, nodes, probe, services
 from helpers.errors import KitError
 
 MODEL = "meta-llama/Meta-Llama-3-8B-Instruct"
@@ -68,6 +70,17 @@ def test_an_mlflow_that_refuses_fails_and_one_that_is_away_warns(gate, monkeypat
     assert [f.status for f in services.mlflow()] == ["OK"]
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
     assert [f.status for f in services.mlflow()] == ["WARN"] and "track" in services.mlflow()[0].remedy
+
+
+def test_a_cluster_that_takes_connections_and_never_answers_is_a_finding_in_time(tmp_path, monkeypatch):
+    monkeypatch.setattr(checks, "LIMIT", 5.0)
+    monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        monkeypatch.setenv("RAY_ADDRESS", f"127.0.0.1:{silent.getsockname()[1]}")
+        began = time.monotonic()
+        found = doctor.examine("ray", str(tmp_path))
+        assert time.monotonic() - began < 15
+    assert [f.status for f in found if "did not answer, within 5 s" in f.found] == ["FAIL"]
 
 
 def test_a_dataset_is_registered_or_to_be_registered_or_missing(tmp_path):

@@ -81,3 +81,11 @@ def test_a_training_that_no_longer_moves_is_noticed():
     assert watch.feed([Event("metrics", {"loss": 0.5, "kl": 0.0, "epoch": 0.1, "grad_norm": 1.0})]) == []
     time.sleep(0.1)
     assert [finding.kind for finding in watch.feed([])] == ["no progress"]
+
+
+def test_looking_at_a_long_run_stays_a_small_part_of_the_time(monkeypatch):
+    watch = follow.Watch(every=0.1)
+    monkeypatch.setattr(follow.watchdog, "diagnose", lambda *_: time.sleep(0.2) or [])
+    time.sleep(0.1)
+    watch.feed([])
+    assert 0.35 < watch.look - time.monotonic() + 0.2 < 0.6  # four times as long a look as allowed: four times as long a wait

@@ -72,6 +72,18 @@ def test_the_embedded_store_holds_the_tables_values_and_a_second_sync_sends_noth
     assert (trained.storage / "mlflow.db").exists()
 
 
+def test_many_syncs_ask_for_each_metrics_history_once(trained, monkeypatch):
+    import mlflow
+
+    asked, stock = [], mlflow.MlflowClient.get_metric_history
+    monkeypatch.setattr(mlflow.MlflowClient, "get_metric_history", lambda self, run, name: asked.append(name) or stock(self, run, name))
+    there = {}
+    for rows in range(1, len(TABLE) + 1):
+        told = tracking.sync(trained, TABLE.iloc[:rows], there)
+    assert len(asked) == len(set(asked)) == len(there) > 1
+    assert what_mlflow_has(trained, told["run_id"]) == EXPECTED
+
+
 def test_a_training_that_failed_before_its_table_was_written_is_sent_from_its_log(trained):
     trained.metrics_file.unlink()
     shutil.copy(ROOT / "tests/fixtures/evaluated-two-workers.log", trained.log_file)
