@@ -21,11 +21,11 @@ TRAVELLING = ("HF_TOKEN", "AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SEC
               "WANDB_API_KEY")
 """What a training's workers need, besides what a job was sent (KTO_SECRETS); MLflow is spoken to by this side alone."""
 ISSUED = {
-    "a Hugging Face token": r"\bhf_[A-Za-z0-9]{30,}",
+    "a Hugging Face token": r"\bhf_[A-Za-z0-9]{20,}",
     "an AWS key": r"\b(?:AKIA|ASIA)[A-Z0-9]{16}\b",
     "an Anyscale or OpenAI key": r"\b(?:aph0_|sk-)[A-Za-z0-9_-]{32,}",
     "a Databricks token": r"\bdapi[0-9a-f]{24,}",
-    "a GitHub token": r"\b(?:gh[pousr]_[A-Za-z0-9]{36,}|github_pat_\w{40,})",
+    "a GitHub token": r"\b(?:gh[pousr]_[A-Za-z0-9]{30,}|github_pat_\w{40,})",
     "a private key": r"-----BEGIN [A-Z ]*PRIVATE KEY-----",
 }
 """What is issued as a secret -> what it looks like, wherever it stands."""

@@ -127,12 +127,11 @@ def register(checked: Checked, heldout: np.ndarray, datasets: Path, seed: int = 
         orders.append(indices[shuffled(checked.prompts[indices], seed)])
     train, rest = orders
     parts = [("", checked.lines(train))] + ([("_heldout", checked.lines(rest))] if len(rest) else [])
-    names = registry.write(datasets, name or checked.source.name, parts)
-    with registry.data_file(datasets, names[0]).open("rb") as file:
-        written = hashlib.file_digest(file, "sha256").hexdigest()
+    written = registry.write(datasets, name or checked.source.name, parts)
+    names = list(written)
     return {
         "name": names[0], "heldout_name": names[1] if len(rest) else "",
-        "source": checked.source.origin, "sha256": checked.sha256, "train_sha256": written,
+        "source": checked.source.origin, "sha256": checked.sha256, "train_sha256": written[names[0]],
         "shape": checked.shape.name,
         "rows_in": checked.ledger.rows_in, "refused": checked.ledger.refused, "noted": checked.ledger.noted,
         **_count(checked, train), **{f"heldout_{key}": value for key, value in _count(checked, rest).items()},

@@ -43,19 +43,19 @@ def update(folder: Path, fresh: dict[str, dict]) -> None:
         write_atomically(folder / FILE, text + "\n")
 
 
-def write(folder: Path, name: str, parts: list[tuple[str, object]]) -> list[str]:
-    """Write each part's JSON lines to `<name>_<hash><suffix>.jsonl`, register them, and return the names.
+def write(folder: Path, name: str, parts: list[tuple[str, object]]) -> dict[str, str]:
+    """Write each part's JSON lines to `<name>_<hash><suffix>.jsonl`, register them; name -> its file's sha256, in order.
 
     `parts`: (suffix, iterable of lines as bytes). The hash is of all parts' content: equal content has equal names, and
     nothing is ever overwritten by something else. A file is whole or not there.
     """
     entries(folder)  # a broken registry is better found before than after
     folder.mkdir(parents=True, exist_ok=True)
-    digest, beside = hashlib.sha256(), []
+    digest, beside, own = hashlib.sha256(), [], [hashlib.sha256() for _ in parts]
     try:
-        for suffix, lines in parts:
+        for (suffix, lines), its_own in zip(parts, own, strict=True):
             digest.update(suffix.encode())
-            beside.append(_write_beside(folder, lines, digest))
+            beside.append(_write_beside(folder, lines, digest, its_own))
         names = [f"{name}_{digest.hexdigest()[:8]}{suffix}" for suffix, _ in parts]
         for part, path in zip(names, beside, strict=True):
             os.replace(path, folder / f"{part}.jsonl")
@@ -66,7 +66,7 @@ def write(folder: Path, name: str, parts: list[tuple[str, object]]) -> list[str]
         for path in beside:
             path.unlink(missing_ok=True)
     update(folder, {part: {"file_name": f"{part}.jsonl", **ENTRY} for part in names})
-    return names
+    return {part: its_own.hexdigest() for part, its_own in zip(names, own, strict=True)}
 
 
 def data_file(folder: Path, name: str) -> Path:
@@ -84,13 +84,14 @@ def read(folder: Path, name: str) -> list[dict]:
         return [json.loads(line) for line in file]
 
 
-def _write_beside(folder: Path, lines, digest) -> Path:
+def _write_beside(folder: Path, lines, *digests) -> Path:
     handle, beside = tempfile.mkstemp(dir=folder, prefix=".", suffix=".partial")
     try:
         with os.fdopen(handle, "wb", buffering=1 << 20) as file:
             for line in lines:
                 file.write(line)
-                digest.update(line)
+                for digest in digests:
+                    digest.update(line)
             file.flush()
             os.fsync(file.fileno())
         os.chmod(beside, 0o644)

@@ -14,20 +14,20 @@ from . import basics
 def there_and_to_come(profile, config: dict) -> tuple[list[dict], dict | None]:
     """The nodes' resources and what more may come (`to_come`), of the cluster on which `config` would be launched.
 
-    For a Ray of its own nothing is started here: it will have what `machine` says.
+    For a Ray of its own nothing is started here: it will have what `machine` says, and the kind of GPU is taken to be as pinned.
     """
     if (config.get("ray_init_kwargs") or {}).get("address", profile.ray_address) == "local":
-        return [machine(config)], None
+        kinds = [name for name in config.get("resources_per_worker") or {} if name.startswith("accelerator_type:")]
+        return [dict.fromkeys(kinds, 1) | machine(config)], None
     with basics.ray_cluster(profile) as ray:
         return nodes(ray), to_come()
 
 
 def machine(config: dict) -> dict:
-    """The resources of a Ray instance that the training starts on this machine; the kind of GPU is taken to be as pinned."""
+    """What a Ray instance that the training starts on this machine counts as its own."""
     own = config.get("ray_init_kwargs") or {}
     counted = {"CPU": own.get("num_cpus", os.cpu_count()), "GPU": own.get("num_gpus", basics.gpus_here())}
-    kinds = [name for name in config.get("resources_per_worker") or {} if name.startswith("accelerator_type:")]
-    return {**dict.fromkeys(kinds, 1), **(own.get("resources") or {}), **counted}
+    return (own.get("resources") or {}) | counted
 
 
 def nodes(ray) -> list[dict]:

@@ -160,9 +160,8 @@ class Parser:
                     self._emit("config", {"eval_examples" if aside else name: value})
 
     def _fact(self, said: bytes) -> None:
-        if said.startswith(lines.ROW):
-            if row := lines.row(said):
-                self._emit("config", {row[0]: lines.number(row[1])})
+        if row := lines.ROW.match(said.decode("utf-8", "replace")):
+            self._emit("config", {row[1]: lines.number(row[2])})
         elif rank0 := lines.RANK0.search(said):
             self._emit("config", {"rank0_pid": int(rank0[1])})
         elif world := lines.WORLD.match(said):

@@ -19,7 +19,7 @@ RANK = re.compile(rb"^\[rank\d+\]:\s*")
 HEADING = re.compile(rb"^(?:\[WARNING\|[^>\n]*>> |WARNING \S+ -- )")
 PAIR = re.compile(r"'([^']+)': (?:'([^']*)'|([^,{}']+))")
 BAR = re.compile(rb"%\|[^|\r\n]*\| (\d{1,15})/(\d{1,15}) \[([\d:]{1,20})<([\d:?]{1,20})")
-ROW, WALL = "│ train_loop_config/".encode(), " │".encode()
+ROW = re.compile("│ train_loop_config/(?:args/)?(\\S++) ++(\\S.*?) ++│")
 RANK0 = re.compile(rb"pid=(\d{1,18})\) world_rank=0\b")
 WORLD = re.compile(rb"Process rank: \d+, world size: (\d{1,9})")
 PARAMETERS = re.compile(rb"trainable params: ([\d,]{1,30}) \|\| all params: ([\d,]{1,30})")
@@ -106,14 +106,6 @@ def number(text: str):
             except ValueError:
                 pass
     return {"True": True, "False": False}.get(text, text)
-
-
-def row(text: bytes) -> tuple[str, str] | None:
-    """(key, value) of a line of the table of settings that Ray Train draws at the start."""
-    key, _, rest = text[len(ROW) :].partition(b" ")
-    value, wall, _ = rest.partition(WALL)
-    key, value = key.removeprefix(b"args/"), value.strip()
-    return (key.decode("utf-8", "replace"), value.decode("utf-8", "replace")) if wall and key and value else None
 
 
 @lru_cache(4096)

@@ -223,7 +223,10 @@ def main() -> None:
     """Replace, then run LLaMA-Factory's own command line with this process's arguments."""
     from llamafactory import cli
 
-    from helpers.process import accelerator, workers  # by its real name, not as __main__: Ray's workers import it
+    from helpers.process import (
+        accelerator,  # by its real name, not as __main__: Ray's workers import it
+        workers,
+    )
 
     accelerator.replace_training_function()
     workers.prepare()

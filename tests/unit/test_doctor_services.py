@@ -112,6 +112,15 @@ def test_workers_are_placed_node_by_node_with_their_pins(config, there, more, st
     assert found[0] == status and words in found[1]
 
 
+def test_a_launch_here_takes_the_kind_of_gpu_as_pinned_and_the_doctor_looks_at_what_is_there():
+    config = {"ray_init_kwargs": {"num_cpus": 8, "num_gpus": 1, "resources": {"place": 2}},
+              "resources_per_worker": {"GPU": 1, "accelerator_type:L40S": 0.001}}  # fmt: skip
+    there, more = capacity.there_and_to_come(profiles.load("local"), config)
+    assert capacity.placed(config, there, more)[0] == "OK"
+    assert capacity.machine(config) == {"CPU": 8, "GPU": 1, "place": 2}
+    assert capacity.placed(config, [capacity.machine(config)], None)[0] == "FAIL"
+
+
 def test_a_pin_that_no_node_has_is_told_those_there_are():
     _, _, remedy = capacity.placed(PINNED, [{"CPU": 48, "GPU": 4, "accelerator_type:H100": 1}], None)
     assert "accelerator_type:H100" in remedy

@@ -80,8 +80,7 @@ def test_kubernetes_own_schema_takes_the_pods_and_refuses_wrong_ones(number):
     text = (FOLDER / "rayjob.yaml").read_text()
 
     def judge(old: str = "", new: str = "") -> None:
-        spec = groups(yaml.safe_load(text.replace(old, new)))[number]["template"]["spec"]
-        pod = {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "ray"}, "spec": spec}
+        pod = {"apiVersion": "v1", "kind": "Pod"} | groups(yaml.safe_load(text.replace(old, new)))[number]["template"]
         kubernetes_validate.validate(pod, "1.33", strict=True)
 
     judge()

@@ -63,7 +63,7 @@ def dataset(folder: Path, replies=REPLIES) -> str:
     for prompt, reply, label in replies:
         turns = [{"role": "user", "content": prompt}, {"role": "assistant", "content": reply}]
         lines.append(json.dumps({"messages": turns, "label": label, "tools": ""}).encode() + b"\n")
-    return registry.write(folder, "tiny", [("", lines)])[0]
+    return next(iter(registry.write(folder, "tiny", [("", lines)])))
 
 
 def config(base: Path, datasets: Path) -> dict:
