@@ -10,12 +10,10 @@ from contextlib import suppress
 from functools import cache
 from pathlib import Path
 
-import yaml
-
-from . import secrets
+from . import files, secrets
 from .errors import KitError
 from .profiles import ROOT
-from .runs import Run, refuse_if_trained, write_atomically
+from .runs import Run, refuse_if_trained
 
 TEMPLATES = ROOT / "train-configs"
 
@@ -27,29 +25,12 @@ def template(name: str) -> dict:
         raise KitError(
             f"there is no template {name!r}", f"a path, or one of {', '.join(available())}", "correct `train_config`"
         )
-    return read_yaml(path)
+    return files.read_yaml(path)
 
 
 def available() -> list[str]:
     """The templates' file names."""
     return sorted(path.name for path in TEMPLATES.glob("*.yaml"))
-
-
-def read_yaml(path: Path) -> dict:
-    """A YAML mapping, safely loaded. KitError names the line where it is malformed."""
-    try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        where = f", line {mark.line + 1}, column {mark.column + 1}" if mark else ""
-        raise KitError(
-            f"{path.name} is malformed YAML{where}: {getattr(error, 'problem', error)}",
-            "key: value lines",
-            f"mend {path}",
-        ) from None
-    if not isinstance(content, dict):
-        raise KitError(f"{path.name} holds a {type(content).__name__}", "key: value lines", f"mend {path}")
-    return content
 
 
 def resolve(run: Run, train_config: str = "", **overrides) -> dict:
@@ -78,7 +59,7 @@ def resolve(run: Run, train_config: str = "", **overrides) -> dict:
     config |= template(train_config or run.profile.train_config) | run.profile.overrides
     config |= {key: value for key, value in overrides.items() if value is not None}
     if isinstance(config.get("deepspeed"), str):  # a file beside the templates: its content goes along, every node has it
-        config["deepspeed"] = read_yaml(TEMPLATES / config["deepspeed"])
+        config["deepspeed"] = files.read_yaml(TEMPLATES / config["deepspeed"])
     return evaluated(config, record)
 
 
@@ -106,7 +87,7 @@ def write(run: Run, config: dict) -> Path:
     refuse_if_trained(run)
     secrets.refuse(config, "the config")
     beside = run.folder / ".config.partial.yaml"
-    write_atomically(beside, yaml.safe_dump(config, sort_keys=False, allow_unicode=True, width=120))
+    files.write(beside, files.dump_yaml(config))
     try:
         check(beside)
         os.replace(beside, run.config_file)
@@ -118,7 +99,7 @@ def write(run: Run, config: dict) -> Path:
 
 def check(path: Path) -> None:
     """LLaMA-Factory's own parser as the judge (helpers.process.judge). KitError names every wrong key and the closest valid one."""
-    read_yaml(path)
+    files.read_yaml(path)
     judge = _judge()
     with suppress(BrokenPipeError):
         judge.stdin.write(f"{path.resolve()}\n")

@@ -6,6 +6,7 @@ from pathlib import Path
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from . import files
 from .errors import KitError, closest
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -43,7 +44,7 @@ class Profile(BaseModel):
 
 def known() -> dict[str, dict]:
     """The profiles that come with the project, by name, as plain data."""
-    return yaml.safe_load((Path(__file__).with_name("profiles.yaml")).read_text())
+    return files.read_yaml(Path(__file__).with_name("profiles.yaml"))
 
 
 def load(profile: str) -> Profile:
@@ -59,7 +60,7 @@ def load(profile: str) -> Profile:
         )
     path = ROOT / Path(profile).expanduser()
     try:
-        return Profile(**{"name": profile, **yaml.safe_load(path.read_text())})  # a name that `load` knows again
+        return Profile(**{"name": profile, **files.parse_yaml(path.read_text())})  # a name that `load` knows again
     except OSError as error:
         raise KitError(
             f"cannot read the profile {profile}: {error.strerror}", "a YAML file", "correct `profile`"

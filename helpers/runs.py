@@ -1,16 +1,14 @@
 """One run is one folder: everything a run was given, did and made. The notebooks hand over through it and nothing else."""
 
 import json
-import os
 import re
-import tempfile
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
+from . import files
 from .errors import KitError
 from .profiles import Profile, load, storage_for
-from .secrets import mask
 
 OWN = ("output_dir", "ray_run_name")
 """Keys of a config that differ between any two runs and say nothing."""
@@ -88,12 +86,12 @@ class Run:
 
     def record(self) -> dict:
         """What run.json holds now."""
-        return json.loads(self.record_file.read_text()) if self.record_file.exists() else {}
+        return files.read_json(self.record_file) if self.record_file.exists() else {}
 
     def note(self, **facts) -> dict:
         """Merge `facts` into run.json (atomically) and return the whole record."""
         record = {**self.record(), **facts}
-        write_atomically(self.record_file, json.dumps(record, indent=2, ensure_ascii=False) + "\n")
+        files.write(self.record_file, json.dumps(record, indent=2, ensure_ascii=False) + "\n")
         return record
 
     def show(self, path: Path | str) -> str:
@@ -103,29 +101,6 @@ class Run:
             return str(path.relative_to(self.storage.parent))
         except ValueError:
             return str(path)
-
-
-def write_atomically(path: Path, text: str) -> Path:
-    """Write beside, then rename: `path` holds the old text or the new, never half of one. KitError on a full disk."""
-    beside = None
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, beside = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".partial")
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            file.write(mask(text))
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(beside, 0o644)
-        os.replace(beside, path)
-    except OSError as error:
-        if beside:
-            Path(beside).unlink(missing_ok=True)
-        raise KitError(
-            f"could not write {path}: {error.strerror}",
-            "a writable folder with free space",
-            "free some space or choose another storage",
-        ) from error
-    return path
 
 
 def locate(profile: str, storage: str, run_name: str) -> Run:
@@ -187,7 +162,7 @@ def of_folder(folder: Path) -> Run:
     if not file.is_file():
         raise KitError(f"{folder} is no run's folder: no run.json there", "a folder in a storage", "correct the path")
     folder = Path(folder).resolve()
-    return locate(json.loads(file.read_text())["profile"], str(folder.parent), folder.name)
+    return locate(files.read_json(file)["profile"], str(folder.parent), folder.name)
 
 
 def differences(parameters: dict[str, dict]) -> list[dict]:
@@ -207,7 +182,7 @@ def listing(storage: Path) -> list[dict]:
     """One row a run in `storage`, newest first: name, created, status of its training, held-out figures."""
     rows = []
     for file in storage.glob("*/run.json"):
-        record = json.loads(file.read_text())
+        record = files.read_json(file)
         evaluation = record.get("evaluation", {})
         rows.append(
             {

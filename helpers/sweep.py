@@ -13,9 +13,9 @@ import subprocess
 import sys
 from pathlib import Path
 
-from . import doctor, pipeline, profiles, runs
+from . import doctor, files, pipeline, profiles, runs
 from .errors import KitError
-from .runs import Run, write_atomically
+from .runs import Run
 
 FOR_TASKS = {("OMP_NUM_THREADS", "1"), ("CUDA_VISIBLE_DEVICES", "")}
 """What Ray sets for a task that asks for no CPU and no GPU; a run's own processes may have both."""
@@ -77,7 +77,7 @@ def sweep(profile: str, storage: str, name: str, points: list[dict[str, str]], a
                 failures[run_name] = outcome(ray, ended[0])
                 say(f"{run_name}: {failures[run_name] or 'done'}")
     rows = [row(located[run_name], point, failures.get(run_name, "")) for run_name, point in planned.items()]
-    write_atomically(profiles.storage_for(loaded, storage) / f"{name}.json", json.dumps(rows, indent=2) + "\n")
+    files.write(profiles.storage_for(loaded, storage) / f"{name}.json", json.dumps(rows, indent=2) + "\n")
     return rows
 
 

@@ -4,15 +4,13 @@ Never removed: the only complete checkpoint of a run, one that the run's files n
 and while a training runs whatever is newer than its last complete save.
 """
 
-import json
 import os
 import shutil
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
-import yaml
-
 from .. import checkpoints as room
+from .. import files
 from ..errors import KitError
 from .layouts import LAYOUTS, Checkpoint
 from .stores import bucket_filesystem
@@ -70,10 +68,9 @@ def named_in(run) -> dict[str, str]:
     """Path of each checkpoint that run.json or resume.yaml names, and the file that does."""
     named = {}
     for file in (run.record_file, run.folder / "resume.yaml"):
-        try:
-            content = json.loads(file.read_text()) if file.suffix == ".json" else yaml.safe_load(file.read_text())
-        except FileNotFoundError:
+        if not file.exists():
             continue
+        content = files.read_json(file) if file.suffix == ".json" else files.read_yaml(file)
         for text in _strings(content):
             named[str(run.folder / text)] = file.name  # an absolute path stays what it is
             named.setdefault(text, file.name)

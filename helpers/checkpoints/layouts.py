@@ -4,6 +4,7 @@ Every layout of this stack is known: Ray Train V1 (`TorchTrainer_*/checkpoint_00
 (`checkpoint_<time>/checkpoint`) and LLaMA-Factory's own `output/checkpoint-N`; on disk or in a bucket.
 """
 
+import json
 import math
 import re
 from concurrent.futures import ThreadPoolExecutor
@@ -13,6 +14,7 @@ from pathlib import Path
 
 import yaml
 
+from .. import files
 from . import wholeness
 from .stores import LocalStore
 
@@ -68,9 +70,9 @@ def find_in(store) -> list[Checkpoint]:
     """The checkpoints below the root of a store (see `stores`), in no order."""
     tree = store.tree()
     children: dict[str, dict[str, dict]] = {}
-    for folder, files in tree.items():
+    for folder, names in tree.items():
         parent, _, name = folder.rpartition("/")
-        children.setdefault(parent, {})[name] = files
+        children.setdefault(parent, {})[name] = names
     facts = _Facts(store, tree)
     outers = [(outer, layout) for outer in tree if (layout := _layout(tree, outer, store.root))]
 
@@ -120,16 +122,16 @@ class _Facts:
         if trial not in self.known:
             self.known[trial] = self.config
             if "params.json" in self.tree.get(trial, {}):
-                params = mapping(self.store.read(f"{trial}/params.json").decode())  # JSON is YAML
+                params = mapping(self.store.read(f"{trial}/params.json").decode(), json.loads)
                 self.known[trial] = (params.get("train_loop_config") or {}).get("args") or self.config
         return self.known[trial]
 
 
-def mapping(text: str) -> dict:
-    """A mapping from YAML or JSON; empty where it is none: what a config says is a help here, not a condition."""
+def mapping(text: str, parse=files.parse_yaml) -> dict:
+    """A mapping from YAML, or with `parse` json.loads from JSON; empty where it is none: a help here, not a condition."""
     try:
-        loaded = yaml.safe_load(text)
-    except yaml.YAMLError:
+        loaded = parse(text)
+    except (yaml.YAMLError, ValueError):
         return {}
     return loaded if isinstance(loaded, dict) else {}
 

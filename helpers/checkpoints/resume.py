@@ -11,10 +11,8 @@ import math
 from dataclasses import dataclass
 from pathlib import Path
 
-import yaml
-
+from .. import files
 from ..errors import KitError
-from ..runs import write_atomically
 from . import fetch, latest
 from .layouts import Checkpoint, mapping
 
@@ -130,7 +128,7 @@ def launched_config(checkpoint: Checkpoint) -> dict:
         return {}
     for folder in list(checkpoint.path.parents)[:2]:
         if (folder / "params.json").is_file():
-            return (mapping((folder / "params.json").read_text()).get("train_loop_config") or {}).get("args") or {}
+            return (mapping((folder / "params.json").read_text(), json.loads).get("train_loop_config") or {}).get("args") or {}
     return {}
 
 
@@ -204,8 +202,8 @@ def write(run, checkpoint: Checkpoint, **changes) -> Path:
     base, local = run_config(run), fetch(checkpoint, run.folder / "fetched")
     resumed = config(base, local, fresh_output_dir(run), **changes)
     refuse(check(resumed, local, base, run.record().get("dataset", {}).get("train_sha256", ""), tuple(changes)))
-    text = yaml.safe_dump(resumed, sort_keys=False, allow_unicode=True, width=120)
-    return write_atomically(run.folder / FILE, text)
+    text = files.dump_yaml(resumed)
+    return files.write(run.folder / FILE, text)
 
 
 def write_unattended(run, found: list[Checkpoint]) -> Checkpoint | None:

@@ -102,7 +102,7 @@ class Ledger:
             if kinds and kind not in kinds:
                 continue
             meaning, remedy = ("refused", REFUSED[kind]) if kind in REFUSED else NOTED[kind][:2]
-            lines += ["", f"{kind}: {count:,} ({meaning})", f"  to do: {remedy}"]
+            lines += ["", f"{kind}: {count:,} ({meaning})", f"  fix: {remedy}"]
             lines += [f"  {where}  {reason}" for where, reason in self.first[kind]]
             if count > SHOWN:
                 lines.append(f"  … and {count - SHOWN:,} more, in {self.file.name}")

@@ -6,8 +6,8 @@ import os
 import tempfile
 from pathlib import Path
 
+from .. import files
 from ..errors import KitError
-from ..runs import write_atomically
 
 FILE = "dataset_info.json"
 
@@ -40,7 +40,7 @@ def update(folder: Path, fresh: dict[str, dict]) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     with FileLock(folder / f".{FILE}.lock", timeout=60):
         text = json.dumps({**entries(folder), **fresh}, indent=2, ensure_ascii=False)
-        write_atomically(folder / FILE, text + "\n")
+        files.write(folder / FILE, text + "\n")
 
 
 def write(folder: Path, name: str, parts: list[tuple[str, object]]) -> dict[str, str]:

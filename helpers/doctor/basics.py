@@ -8,26 +8,14 @@ import sys
 from contextlib import contextmanager
 from importlib import metadata
 from pathlib import Path
-from typing import NamedTuple
 
 from ..errors import KitError
 from ..profiles import ROOT, Profile
 from ..quiet import silence
 
 GIB = 2**30
-
-
-class Finding(NamedTuple):
-    """`status`: OK, WARN (look at it) or FAIL (the training cannot go well); `remedy`: what to do."""
-
-    status: str
-    found: str
-    remedy: str = ""
-
-    def __str__(self) -> str:
-        return f"[{self.status}]{' ' * (5 - len(self.status))}{self.found}" + (
-            f"\n       to do: {self.remedy}" if self.remedy else ""
-        )
+LOOPBACK = ("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
+"""Set before ray is imported: Ray 2.57 and later turn 127.0.0.1 into the machine's reachable address without it."""
 
 
 def packages(requirements: Path = ROOT / "requirements.txt") -> list[dict]:
@@ -87,6 +75,8 @@ def ray_cluster(profile: Profile, num_cpus: int = 3, **kwargs):
     """
     import logging
 
+    if profile.ray_address == "local":
+        os.environ.setdefault(*LOOPBACK)
     with silence():
         import ray
 

@@ -8,9 +8,8 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from .. import profiles, secrets
-from ..errors import KitError
+from ..errors import Finding, KitError
 from . import basics, services
-from .basics import Finding
 
 LIMIT = 18.0
 """Seconds until the cluster must have been joined and every node have answered; usually it takes 5."""

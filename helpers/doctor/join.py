@@ -10,10 +10,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 from .. import profiles, secrets
-from ..errors import KitError
+from ..errors import Finding, KitError
 from ..process.workers import first_steps
 from . import basics, capacity, nodes
-from .basics import Finding
 
 
 def everywhere(profile, config: dict, question: Callable[[], list]) -> list[Finding]:

@@ -6,9 +6,8 @@ import sys
 import uuid
 from pathlib import Path
 
-from ..errors import KitError
+from ..errors import Finding, KitError
 from . import basics, memory, probe
-from .basics import Finding
 
 PATIENCE = 8.0
 """Seconds that nodes have to answer; one that does not is a finding, not a wait."""

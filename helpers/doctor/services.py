@@ -6,8 +6,8 @@ import os
 from pathlib import Path
 
 from .. import profiles, secrets
+from ..errors import Finding
 from . import basics, probe
-from .basics import Finding
 
 
 def here(profile) -> list[Finding]:

@@ -4,7 +4,7 @@ import html
 import random
 from pathlib import Path
 
-from ..runs import write_atomically
+from .. import files
 from . import Scorer
 from .encoding import Row
 
@@ -74,7 +74,7 @@ def page(replies, path: Path, title: str) -> str:
              f"<tbody>\n{cells}</tbody></table>")
     title = html.escape(title)
     top = f'<!doctype html>\n<html lang="en">\n<head><meta charset="utf-8"><title>{title}</title></head>\n'
-    write_atomically(path, f"{top}<body>\n<h1>{title}</h1>\n{table}\n</body>\n</html>\n")
+    files.write(path, f"{top}<body>\n<h1>{title}</h1>\n{table}\n</body>\n</html>\n")
     return table
 
 

@@ -14,10 +14,10 @@ from pathlib import Path
 
 import yaml
 
-from .. import checkpoints
+from .. import checkpoints, files
 from ..checkpoints import stores
 from ..errors import KitError
-from ..runs import Run, write_atomically
+from ..runs import Run
 
 ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors")
 
@@ -57,7 +57,7 @@ def fetched(run: Run, address: str) -> Path:
 
 def config_of(run: Run) -> dict:
     """config.yaml of the run, as launched."""
-    return yaml.safe_load(run.config_file.read_text())
+    return files.read_yaml(run.config_file)
 
 
 @contextlib.contextmanager
@@ -118,7 +118,7 @@ def adapter(run: Run, checkpoint: Path) -> Path:
     target = run.export / "adapter" / run.name
     with in_place(target) as folder:
         shutil.copyfile(source / "adapter_model.safetensors", folder / "adapter_model.safetensors")
-        write_atomically(folder / "adapter_config.json", json.dumps(settings, indent=2) + "\n")
+        files.write(folder / "adapter_config.json", json.dumps(settings, indent=2) + "\n")
     return target
 
 
@@ -197,7 +197,7 @@ def merge(run: Run, checkpoint: Path) -> Path:
     if needs["disk"] > needs["disk_free"]:
         raise KitError(needs["warnings"][0], "room for a whole model", "free some space or choose another storage")
     asked, log, target = run.export / "merge.yaml", run.export / "merge.log", run.export / "merged"
-    write_atomically(asked, yaml.safe_dump(merge_config(config_of(run), Path(checkpoint), target), sort_keys=False))
+    files.write(asked, yaml.safe_dump(merge_config(config_of(run), Path(checkpoint), target), sort_keys=False))
     environment = {key: value for key, value in os.environ.items() if key not in ("USE_RAY", "FORCE_TORCHRUN")}
     with in_place(target) as folder, open(log, "wb") as output:
         command = [sys.executable, "-m", "llamafactory.cli", "export", str(asked), f"export_dir={folder}"]

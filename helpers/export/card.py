@@ -6,8 +6,9 @@ from pathlib import Path
 
 import yaml
 
+from .. import files
 from ..errors import KitError
-from ..runs import Run, write_atomically
+from ..runs import Run
 from . import PUBLIC, config_of, public_name
 from .quantise import SCHEMES
 
@@ -158,8 +159,8 @@ def write(run: Run, title: str = "") -> Path:
     card = text(run, title)
     for folder in (*run.export.glob("adapter/*/"), *(run.export / name for name in ("merged", *SCHEMES))):
         if folder.is_dir() and not folder.name.startswith("."):
-            write_atomically(folder / "README.md", card)
-    return write_atomically(run.export / "README.md", card)
+            files.write(folder / "README.md", card)
+    return files.write(run.export / "README.md", card)
 
 
 def upload(folder: Path, repository: str, private: bool = True) -> str:

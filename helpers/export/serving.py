@@ -8,9 +8,10 @@ from pathlib import Path
 
 import yaml
 
+from .. import files
 from ..checkpoints.stores import bucket_filesystem
 from ..errors import KitError
-from ..runs import Run, write_atomically
+from ..runs import Run
 from . import adapter_facts, config_of
 
 RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
@@ -79,7 +80,7 @@ def write(run: Run, adapter: Path, prefix: str = "", **knobs) -> Path:
     content = service(run, adapter, prefix, **knobs)
     base = content["applications"][0]["args"]["llm_configs"][0]["model_loading_config"]["model_id"]
     head = HEAD.format(run=run.name, base=base, adapter=adapter.name)
-    return write_atomically(run.export / "service.yaml", head + yaml.safe_dump(content, sort_keys=False))
+    return files.write(run.export / "service.yaml", head + yaml.safe_dump(content, sort_keys=False))
 
 
 def check(content: dict) -> bool:

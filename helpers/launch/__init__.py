@@ -13,10 +13,9 @@ import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
-import yaml
 from filelock import FileLock, Timeout
 
-from .. import doctor, secrets
+from .. import doctor, files, secrets
 from ..errors import KitError
 from ..logs import Event, Parser
 from ..process import guard
@@ -52,6 +51,7 @@ def environment(run: Run) -> dict[str, str]:
     }
     if run.profile.ray_address == "local":
         settings["RAY_USAGE_STATS_ENABLED"] = "0"
+        settings |= dict([doctor.LOOPBACK])
         if Path(config_of(run)["model_name_or_path"]).is_dir():
             settings["HF_HUB_OFFLINE"] = "1"  # a local model: nothing to ask the hub for
     return settings
@@ -59,7 +59,7 @@ def environment(run: Run) -> dict[str, str]:
 
 def config_of(run: Run) -> dict:
     """The configuration that the next launch takes, as it lies in the run's folder."""
-    return yaml.safe_load(next_config(run).read_text())
+    return files.read_yaml(next_config(run))
 
 
 def asks_for_gpu(run: Run) -> bool:

@@ -108,7 +108,7 @@ class Explanation(NamedTuple):
     line: str
 
     def __str__(self) -> str:
-        return f"{self.name}: {self.line}\n  why:      {self.why}\n  to do:    {self.do}"
+        return f"{self.name}: {self.line}\n  why:      {self.why}\n  fix:      {self.do}"
 
 
 def explain(log: Path) -> Explanation:

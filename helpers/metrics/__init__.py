@@ -9,9 +9,8 @@ import json
 import math
 from pathlib import Path
 
-from .. import logs
+from .. import files, logs
 from ..errors import KitError
-from ..runs import write_atomically
 from . import noise, schedule
 
 LOGGED = ["loss", "grad_norm", "learning_rate", "rewards/chosen", "rewards/rejected", "rewards/margins",
@@ -140,7 +139,7 @@ def write_jsonl(frame, path: Path) -> Path:
         return value
 
     records = ({key: plain(value) for key, value in row.items()} for row in frame.to_dict("records"))
-    return write_atomically(Path(path), "".join(json.dumps(record) + "\n" for record in records))
+    return files.write(Path(path), "".join(json.dumps(record) + "\n" for record in records))
 
 
 def read_jsonl(path: Path):

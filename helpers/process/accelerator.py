@@ -158,7 +158,7 @@ def refuse_unproved(trainer) -> None:
         found.append("neftune_noise_alpha")
     if found:
         raise RuntimeError(f"the accelerator is not proved for {', '.join(found)}\n"
-                           "  expected: LoRA or QLoRA, one process a GPU\n  to do:    train without the accelerator")
+                           "  expected: LoRA or QLoRA, one process a GPU\n  fix:      train without the accelerator")
 
 
 def accelerated(trainer: type) -> type:
@@ -176,7 +176,7 @@ def install() -> None:
 
     if found != VERSION:
         raise RuntimeError(f"the accelerator knows LLaMA-Factory {VERSION}, this is {found}\n"
-                           "  to do:    run `make install`, or train without the accelerator")
+                           "  fix:      run `make install`, or train without the accelerator")
     if not issubclass(workflow.CustomKTOTrainer, Accelerated):
         workflow.CustomKTOTrainer = accelerated(workflow.CustomKTOTrainer)
 

@@ -24,7 +24,7 @@ def replace_scaling_config(trainer_utils) -> None:
         raise RuntimeError(
             f"LLaMA-Factory {found} no longer has what the CPU launch replaces (ScalingConfig with use_gpu=True in "
             f"llamafactory.train.trainer_utils.get_ray_trainer).\n  expected: llamafactory=={VERSION}\n"
-            "  to do:    run `make install`, or train on a GPU"
+            "  fix:      run `make install`, or train on a GPU"
         )
     stock = trainer_utils.ScalingConfig
 

@@ -24,7 +24,7 @@ def install() -> None:
     if loop.count(LAST) != 1 or "steps_skipped = steps_trained_in_current_epoch" not in loop:
         raise RuntimeError(
             "transformers' training loop is not the one whose resuming is corrected here\n  expected: transformers==4.52.4\n"
-            "  to do:    run `make install`"
+            "  fix:      run `make install`"
         )
 
     def skip_first_batches(dataloader, num_batches=0):

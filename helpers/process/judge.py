@@ -9,8 +9,9 @@ import json
 import os
 import sys
 import typing
+from pathlib import Path
 
-import yaml
+from .. import files
 
 
 def findings(config: dict) -> list[dict]:
@@ -95,8 +96,7 @@ def main() -> None:
     real = os.dup(1)
     os.dup2(2, 1)  # whatever the imports print goes to stderr
     for path in sys.stdin:
-        with open(path.rstrip("\n"), encoding="utf-8") as file:
-            result = findings(yaml.safe_load(file))
+        result = findings(files.read_yaml(Path(path.rstrip("\n"))))
         os.write(real, json.dumps(result).encode() + b"\n")
 
 

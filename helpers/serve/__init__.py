@@ -5,11 +5,13 @@ Ray Serve with model multiplexing over transformers and peft, which also runs wi
 """
 
 import json
+import os
 import re
 import socket
 from dataclasses import dataclass
 from pathlib import Path
 
+from .. import doctor
 from ..errors import KitError
 from ..export import ADAPTER_FILES, config_of, public_name
 from ..quiet import silence
@@ -81,6 +83,7 @@ def start(served: Served, host: str = "127.0.0.1", port: int = 8000) -> str:
     port is taken or the model cannot be loaded.
     """
     refuse_taken_port(host, port)
+    os.environ.setdefault(*doctor.LOOPBACK)
     with silence():
         import ray
         from ray import serve

@@ -47,7 +47,7 @@ def test_malformed_yaml_is_named_with_its_line(tmp_path):
     path = tmp_path / "t.yaml"
     path.write_text("stage: kto\nlora_rank 8\nmore: 1\n")
     with pytest.raises(KitError, match="line 3"):
-        config.read_yaml(path)
+        files.read_yaml(path)
 
 
 @pytest.mark.slow

@@ -9,9 +9,10 @@ from pathlib import Path
 import pytest
 import yaml
 
-from helpers import checkpoints
+from helpers import checkpoints, files
 from helpers.checkpoints import resume
 from helpers.errors import KitError
+from helpers.profiles import ROOT
 
 FIXTURE = Path(__file__).parents[1] / "fixtures" / "trial"
 TRIAL = "TorchTrainer_8f6d0_00000_0_2026-11-23_00-55-21"
@@ -212,3 +213,17 @@ def test_a_resume_within_an_epoch_by_the_stock_command_is_pointed_out_but_allowe
     stock = config | {"resources_per_worker": {"GPU": 1}}
     assert [(finding.what, finding.stops) for finding in resume.check(stock, within, {})] == [("place in the data", False)]
     assert resume.check(stock, replace(within, epoch=2.0), {}) == []
+
+
+@pytest.mark.parametrize("template", sorted(path.name for path in (ROOT / "train-configs").glob("*.yaml")))
+def test_a_run_with_a_templates_own_values_is_resumed(trained, template):
+    """Ray's params.json writes 5e-06 where YAML has 5.0e-6: both are one number, and no reason to refuse a resume."""
+    values = files.read_yaml(ROOT / "train-configs" / template)
+    numbers = {key: values[key] for key in ("learning_rate", "adam_epsilon", "weight_decay", "warmup_ratio") if key in values}
+    params = trained.folder / TRIAL / "params.json"
+    noted = json.loads(params.read_text())
+    noted["train_loop_config"]["args"] |= {"adam_epsilon": 1e-8, **numbers}
+    params.write_text(json.dumps(noted))
+    trained.config_file.write_text(files.dump_yaml(files.read_yaml(trained.config_file) | {"adam_epsilon": 1e-8, **numbers}))
+    assert isinstance(numbers["learning_rate"], float)
+    assert resume.write_unattended(trained, checkpoints.find(trained)).step == 20

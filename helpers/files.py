@@ -1,0 +1,105 @@
+"""Files: written whole or not at all, read with one idea of what YAML and JSON say, and hashed."""
+
+import contextlib
+import hashlib
+import json
+import os
+import re
+import shutil
+import tempfile
+from pathlib import Path
+
+import yaml
+
+from .errors import KitError
+from .secrets import mask
+
+
+class Loader(yaml.SafeLoader):
+    """PyYAML's safe loader, for which 5e-06 is a number as it is for JSON and for people (YAML 1.1 wants 5.0e-06)."""
+
+
+class Dumper(yaml.SafeDumper):
+    """The same for writing: the text "5e-06" is quoted, so that it stays a text."""
+
+
+for side in (Loader, Dumper):
+    side.add_implicit_resolver("tag:yaml.org,2002:float", re.compile(r"[-+]?\d[\d_]*(?:\.[\d_]*)?[eE][-+]?\d+$"),
+                               list("-+0123456789"))
+
+
+def parse_yaml(text: str):
+    """What a YAML text says. yaml.YAMLError where it is malformed."""
+    return yaml.load(text, Loader)  # noqa: S506, a SafeLoader
+
+
+def read_yaml(path: Path) -> dict:
+    """A YAML mapping, safely loaded. KitError names the line where it is malformed."""
+    try:
+        content = parse_yaml(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        raise KitError(f"cannot read {path}: {error}", "a YAML file", "correct the path") from None
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f", line {mark.line + 1}, column {mark.column + 1}" if mark else ""
+        raise KitError(f"{path.name} is malformed YAML{where}: {getattr(error, 'problem', error)}",
+                       "key: value lines", f"correct {path}") from None
+    if not isinstance(content, dict):
+        raise KitError(f"{path.name} holds a {type(content).__name__}", "key: value lines", f"correct {path}")
+    return content
+
+
+def dump_yaml(content) -> str:
+    """`content` as YAML, keys in their order."""
+    return yaml.dump(content, Dumper=Dumper, sort_keys=False, allow_unicode=True, width=120)
+
+
+def read_json(path: Path):
+    """What a JSON file says. ValueError where it is malformed, OSError where it cannot be read."""
+    return json.loads(Path(path).read_text(encoding="utf-8"))
+
+
+def write(path: Path, text: str) -> Path:
+    """Write atomically: `path` holds the old text or the new, never half of one. Secrets are masked. KitError on a full disk."""
+    beside = None
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, beside = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".partial")
+        with os.fdopen(handle, "w", encoding="utf-8") as file:
+            file.write(mask(text))
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(beside, 0o644)
+        os.replace(beside, path)
+    except OSError as error:
+        if beside:
+            Path(beside).unlink(missing_ok=True)
+        raise _unwritable(path, error) from error
+    return path
+
+
+@contextlib.contextmanager
+def new_folder(target: Path):
+    """A fresh folder that takes the place of `target` when the `with` block ends well, and is removed when it does not."""
+    beside = target.with_name(f".{target.name}.partial")
+    try:
+        shutil.rmtree(beside, ignore_errors=True)  # of a process that was killed
+        beside.mkdir(parents=True)
+        yield beside
+        shutil.rmtree(target, ignore_errors=True)
+        os.replace(beside, target)
+    except OSError as error:
+        raise _unwritable(target, error) from error
+    finally:
+        shutil.rmtree(beside, ignore_errors=True)
+
+
+def sha256(path: Path) -> str:
+    """SHA-256 of a file's bytes, in hex."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _unwritable(path: Path, error: OSError) -> KitError:
+    return KitError(f"could not write {path}: {error.strerror or error}", "a writable folder with free space",
+                    "free some space or choose another storage")
