@@ -9,7 +9,7 @@ import time
 import pytest
 import yaml
 
-from helpers import config, profiles
+from helpers import config, files, profiles
 from helpers.errors import KitError
 from helpers.profiles import ROOT
 
