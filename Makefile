@@ -10,7 +10,7 @@ help:        ## this list
 	@grep -E '^[a-z-]+: .*##' Makefile | sed 's/:.*##/ -/'
 
 demo: install ## train a real model on two CPU workers: six executed notebooks, plots, checkpoints, a merged model (6 minutes)
-	@$(PY) -m helpers run --profile local
+	@$(PY) -m kto run --profile local
 
 test: install ## unit tests, then the six notebooks for real (nbval)
 	@$(PY) -m pytest tests/unit tests/browser
@@ -45,7 +45,7 @@ mlflow: install ## an MLflow server on this machine only, over the local storage
 	@.venv/bin/mlflow server --host 127.0.0.1 --port $${PORT:-5000} --workers 1 --backend-store-uri sqlite:///$${KTO_STORAGE:-$(CURDIR)/storage}/mlflow.db
 
 serve: install ## an OpenAI-compatible server on this machine only: the newest run's base with every adapter that fits it (PORT=8000)
-	@$(PY) -m helpers serve --port $${PORT:-8000}
+	@$(PY) -m kto serve --port $${PORT:-8000}
 
 notebooks: install ## run the six notebooks for real and keep their outputs in notebooks/
 	@$(PY) tools/regenerate_notebooks.py

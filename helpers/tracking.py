@@ -51,7 +51,7 @@ def sync(run: Run, table=None, there: dict | None = None) -> dict:
 
     `table`: a metrics table; default: what the run's log says, or its metrics.jsonl if the log is gone. `there`: metric -> the
     steps that MLflow is known to have, which a caller of many syncs keeps; default: MLflow is asked. KitError where MLflow
-    cannot be reached: nothing is lost, `python -m helpers track RUN` sends it later.
+    cannot be reached: nothing is lost, `kto track RUN` sends it later.
     """
     from mlflow.exceptions import MlflowException
 
@@ -75,7 +75,7 @@ def sync(run: Run, table=None, there: dict | None = None) -> dict:
         raise KitError(
             f"MLflow at {shown(uri_for(run))} cannot be reached: {reason}",
             "a server that answers (make mlflow)",
-            f"nothing is lost: `python -m helpers track {run.folder}` sends it later",
+            f"nothing is lost: `kto track {run.folder}` sends it later",
         ) from None
 
 

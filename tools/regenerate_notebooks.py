@@ -11,7 +11,8 @@ from pathlib import Path
 import hygiene
 import nbformat
 
-from helpers import pipeline, runs
+from helpers import runs
+from kto import pipeline
 
 
 def clean(executed: Path, target: Path, seconds: float) -> None:

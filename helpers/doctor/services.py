@@ -78,7 +78,7 @@ def mlflow() -> list[Finding]:
                                auth=(user, os.environ.get("MLFLOW_TRACKING_PASSWORD", "")) if user and not token else None)  # fmt: skip
     except requests.RequestException as error:
         return [Finding("WARN", f"MLflow at {shown} does not answer ({type(error).__name__})",
-                        "start it (make mlflow); without it nothing is lost: `python -m helpers track` sends it later")]  # fmt: skip
+                        "start it (make mlflow); without it nothing is lost: `kto track` sends it later")]  # fmt: skip
     if answer.ok:
         return [Finding("OK", f"MLflow at {shown} answers and lets us in")]
     if answer.status_code in (401, 403):

@@ -1,4 +1,4 @@
-"""Every form of export that is asked for, each with its proof or its figures: what `python -m helpers export` does."""
+"""Every form of export that is asked for, each with its proof or its figures: what `kto export` does."""
 
 from ..errors import KitError
 from ..evaluate import Scorer, heldout

@@ -6,11 +6,11 @@ import time
 
 import pytest
 
-from helpers import jobs
 from helpers.errors import KitError
-from helpers.jobs import stream
 from helpers.plots.live import LiveView
 from helpers.profiles import ROOT
+from kto import jobs
+from kto.jobs import stream
 
 pytestmark = pytest.mark.slow
 COUNT = "for i in $(seq 25); do echo \"[1/6] $i\"; sleep 0.2; done"

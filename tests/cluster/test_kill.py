@@ -16,10 +16,11 @@ import pytest
 import yaml
 from unit import tiny
 
-from helpers import checkpoints, launch, metrics, pipeline, runs, tracking
+from helpers import checkpoints, launch, metrics, runs, tracking
 from helpers.errors import KitError
 from helpers.process import guard
 from helpers.profiles import ROOT
+from kto import pipeline
 
 pytestmark = pytest.mark.slow
 STEPS, EVERY = 40, 4

@@ -6,8 +6,9 @@ import time
 
 import pytest
 
-from helpers import runs, sweep
+from helpers import runs
 from helpers.errors import KitError
+from kto import sweep
 
 
 def stand_in(words: list[str], settings: dict[str, str]) -> str:

@@ -42,7 +42,7 @@ def wait(condition, seconds: float):
 
 
 def job(nodes, *words) -> subprocess.Popen:
-    return subprocess.Popen([sys.executable, "-m", "helpers", "job", *map(str, words), "--address", nodes.dashboard], cwd=ROOT,
+    return subprocess.Popen([sys.executable, "-m", "kto", "job", *map(str, words), "--address", nodes.dashboard], cwd=ROOT,
                             stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env={**os.environ, "HF_TOKEN": CANARY})
 
 

@@ -8,9 +8,10 @@ import tiny
 import yaml
 from typer.testing import CliRunner
 
-from helpers import cli_runs, runs
-from helpers.cli import app
+from helpers import runs
 from helpers.profiles import ROOT
+from kto import cli_runs
+from kto.cli import app
 
 LOGS = ROOT / "tests" / "fixtures"
 

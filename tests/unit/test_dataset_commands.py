@@ -1,12 +1,12 @@
-"""`python -m helpers data …`: the dataset room from a terminal."""
+"""`kto data …`: the dataset room from a terminal."""
 
 import json
 
 import pytest
 from typer.testing import CliRunner
 
-from helpers.cli import app
 from helpers.dataset import registry
+from kto.cli import app
 
 THUMBS = [
     {"prompt": "1 + 1?", "response": "2", "rating": "up"},

@@ -12,8 +12,8 @@ from jsonschema import Draft202012Validator
 from typer.main import get_command
 
 from helpers import config, launch, profiles
-from helpers.cli import app
 from helpers.profiles import ROOT
+from kto.cli import app
 
 FOLDER = ROOT / "job-configs"
 JOB = yaml.safe_load((FOLDER / "job.yaml").read_text())
@@ -52,7 +52,7 @@ raycluster_types.go), as no package has the definition: stricter than it, never 
 def given(entrypoint: str) -> dict:
     """What the command line takes from a job's command: an error where it would not."""
     words = shlex.split(entrypoint)
-    assert words[:4] == ["python", "-m", "helpers", "run"]
+    assert words[:4] == ["python", "-m", "kto", "run"]
     return get_command(app).commands["run"].make_context("run", words[4:]).params
 
 
@@ -131,9 +131,9 @@ def test_both_run_on_the_image_that_the_containerfile_makes_with_the_ray_that_is
 def test_the_containerfile_copies_what_there_is_and_all_that_a_run_needs():
     copied = [name for line in re.findall(r"^COPY --chown=ray (.*) \S+$", CONTAINER, re.MULTILINE) for name in line.split()]
     assert all((ROOT / name).exists() for name in copied)
-    assert {"helpers", "notebooks", "train-configs", "dataset-configs", "tools", "requirements.txt", "Makefile"} <= set(copied)
+    assert {"helpers", "kto", "serving", "notebooks", "train-configs", "dataset-configs", "tools", "requirements.txt", "Makefile"} <= set(copied)
     assert "RUN make install-cluster PYTHON=python" in CONTAINER
-    assert not {"helpers", "notebooks", "train-configs", "dataset-configs", "requirements.txt"} & set(JOB["excludes"])
+    assert not {"helpers", "kto", "serving", "notebooks", "train-configs", "dataset-configs", "requirements.txt"} & set(JOB["excludes"])
 
 
 def groups(manifest: dict = RAYJOB) -> list[dict]:

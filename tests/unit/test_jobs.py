@@ -12,15 +12,16 @@ import pytest
 from nbformat.v4 import new_code_cell, new_notebook
 from typer.main import get_command
 
-from helpers import jobs, runs
-from helpers.cli import app
+from helpers import runs
 from helpers.errors import KitError
+from kto import jobs
+from kto.cli import app
 
 RUNNING = """
 import sys
 from pathlib import Path
-from helpers import pipeline
-from helpers.cli import app
+from kto import pipeline
+from kto.cli import app
 pipeline.NOTEBOOKS = Path(sys.argv.pop(1))
 app(sys.argv[1:])
 """
@@ -62,7 +63,7 @@ def test_without_a_dashboard_it_is_said_in_seconds_where_it_was_looked_for(monke
 
 def test_the_jobs_command_is_one_that_the_command_line_takes_and_that_resumes():
     words = shlex.split(jobs.entrypoint("ray", "/mnt/a b", "first", ["dataset=a b.json", "max_steps=3"]))
-    assert words[:3] == ["python", "-m", "helpers"]
+    assert words[:3] == ["python", "-m", "kto"]
     given = get_command(app).commands["run"].make_context("run", words[4:]).params
     assert (given["storage"], given["run_name"], given["resume"], given["log"]) == ("/mnt/a b", "first", "auto", True)
     assert given["parameter"] == ["dataset=a b.json", "max_steps=3"]

@@ -9,8 +9,8 @@ from typer.testing import CliRunner
 
 from helpers import checkpoints
 from helpers.checkpoints import keep
-from helpers.cli import app
 from helpers.errors import KitError
+from kto.cli import app
 
 FIXTURE = Path(__file__).parents[1] / "fixtures" / "trial"
 TRIAL = "TorchTrainer_8f6d0_00000_0_2026-11-23_00-55-21"

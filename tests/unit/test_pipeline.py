@@ -10,9 +10,10 @@ import nbformat
 import pytest
 from nbformat.v4 import new_code_cell, new_notebook
 
-from helpers import pipeline, runs
+from helpers import runs
 from helpers.errors import KitError
 from helpers.profiles import ROOT
+from kto import pipeline
 
 PARAMETERS = (
     'profile: str = "local"  # p\nstorage: str = ""  # s\nrun_name: str = "x"  # r\nmax_steps: int = None  # steps'
@@ -104,7 +105,7 @@ def test_a_failing_cell_ends_the_pipeline_with_its_error_and_the_notebooks_name(
 
 def command(*arguments, **settings) -> subprocess.CompletedProcess:
     return subprocess.run(
-        [sys.executable, "-m", "helpers", *arguments], capture_output=True, text=True, cwd=ROOT, **settings
+        [sys.executable, "-m", "kto", *arguments], capture_output=True, text=True, cwd=ROOT, **settings
     )
 
 

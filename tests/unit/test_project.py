@@ -122,16 +122,16 @@ def spans(text: str) -> list[str]:
 def test_every_command_that_is_named_exists_with_its_options_and_parameters(name):
     import typer
 
-    from helpers import pipeline
-    from helpers.cli import app
+    from kto import pipeline
+    from kto.cli import app
 
     targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), flags=re.M))
     known, root = pipeline.parameters(), typer.main.get_command(app)
     for span in spans(TEXTS[name]):
         if made := re.match(r"(?:\w+=\S+ )*make ([a-z-]+)", span):
             assert made[1] in targets, span
-        asked = re.search(r"python -m helpers ((?:[a-z]+ )*[a-z]+)?(.*)", span)
-        if not asked or span.startswith("python -m helpers."):
+        asked = re.search(r"(?:^|python -m |bin/)kto ((?:[a-z]+ )*[a-z]+)?(.*)", span)
+        if not asked:
             continue
         command = root
         for word in (asked[1] or "").split():
@@ -147,7 +147,7 @@ def test_every_command_that_is_named_exists_with_its_options_and_parameters(name
 
 @pytest.mark.parametrize("name", TEXTS)
 def test_every_file_that_is_named_exists(name):
-    folders = "helpers|tests|tools|benchmarks|notebooks|train-configs|dataset-configs|job-configs"
+    folders = "helpers|feedback|kto|kto_accelerator|serving|tests|tools|benchmarks|notebooks|train-configs|dataset-configs|job-configs"
     for path in re.findall(rf"(?<![\w/.>-])((?:{folders})/[\w./-]*\w)", TEXTS[name]):
         assert list(ROOT.glob(path)), path
 

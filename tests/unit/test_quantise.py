@@ -10,10 +10,11 @@ import tiny
 import yaml
 from typer.testing import CliRunner
 
-from helpers import cli, evaluate, models
+from helpers import evaluate, models
 from helpers.errors import KitError
 from helpers.evaluate.encoding import Row
 from helpers.export import card, quantise
+from kto import cli
 
 
 @pytest.fixture

@@ -11,9 +11,10 @@ from pathlib import Path
 import pytest
 import tiny
 
-from helpers import config, pipeline, runs, secrets, tracking
+from helpers import config, runs, secrets, tracking
 from helpers.errors import KitError
 from helpers.profiles import ROOT
+from kto import pipeline
 
 CANARY = {"HF_TOKEN": "canary-hf-7f3a91c2e5", "MLFLOW_TRACKING_PASSWORD": 'canary "mlflow" 0b6d', "AWS_SECRET_ACCESS_KEY": "canary/aws+82d1ff"}
 
@@ -160,7 +161,7 @@ def test_of_planted_canaries_nothing_is_left_by_the_whole_pipeline(tmp_path, sho
            "OMP_WAIT_POLICY": "PASSIVE", "KTO_STORAGE": str(storage)}  # fmt: skip
     words = ["run", "--run-name", "canary", "-p", "max_steps=2", "-p", "save_steps=2", "-p", f"model_name_or_path={model}", "-p", "template=smollm2"]
     started = time.monotonic()
-    done = subprocess.run([sys.executable, "-m", "helpers", *words], capture_output=True, text=True, env=env, cwd=ROOT, timeout=400)
+    done = subprocess.run([sys.executable, "-m", "kto", *words], capture_output=True, text=True, env=env, cwd=ROOT, timeout=400)
     assert done.returncode == 0, done.stderr[-3000:]
     log = (storage / "canary" / "train.log").read_text()
     assert "a library that tells: ***HF_TOKEN***" in log

@@ -1,4 +1,4 @@
-"""What helpers.serve promises, asked with the official OpenAI client of a server that the real command started."""
+"""What serving promises, asked with the official OpenAI client of a server that the real command started."""
 
 import asyncio
 import signal
@@ -13,9 +13,11 @@ import tiny
 import yaml
 from typer.testing import CliRunner
 
-from helpers import cli, runs, serve
+from helpers import runs
 from helpers.errors import KitError
 from helpers.profiles import ROOT
+from kto import cli
+from serving import server as serve
 
 ADAPTERS = [f"run.{i}" for i in range(20)]
 BIG = {"r": 8192, "lora_alpha": 400}  # 13.6 MB each
@@ -44,9 +46,9 @@ def storage(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def server(storage):
-    """(process, address) of `python -m helpers serve`."""
+    """(process, address) of `kto serve`."""
     port = free_port()
-    process = subprocess.Popen([sys.executable, "-m", "helpers", "serve", str(storage / "run.0"), "--port", str(port)],
+    process = subprocess.Popen([sys.executable, "-m", "kto", "serve", str(storage / "run.0"), "--port", str(port)],
                                cwd=ROOT, stdout=subprocess.PIPE, text=True)
     url = process.stdout.readline().strip()
     assert url == f"http://127.0.0.1:{port}/v1"
@@ -216,8 +218,8 @@ def test_everything_listens_on_loopback_only(client, server):
 # without a server
 
 def test_a_reader_who_goes_away_ends_the_generation(storage):
-    from helpers.serve.multiplex import Model
-    from helpers.serve.protocol import ChatRequest
+    from serving.multiplex import Model
+    from serving.protocol import ChatRequest
 
     model = Model.func_or_class(serve.Served(str(storage / "models" / "tiny"), "tiny", storage))
     steps = []

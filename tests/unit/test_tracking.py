@@ -127,5 +127,5 @@ def test_the_tracker_never_raises_and_says_what_to_do(trained, monkeypatch):
     tracker.feed([])
     said = tracker.close(TABLE)
     assert (
-        "python -m helpers track" in said and "secret" not in said and trained.record()["tracking"] == {"sent": False}
+        "kto track" in said and "secret" not in said and trained.record()["tracking"] == {"sent": False}
     )

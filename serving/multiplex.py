@@ -14,8 +14,8 @@ from ray.exceptions import RayTaskError
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 
-from . import ROOM, Served
 from .protocol import SSE_END, Answer, ApiError, ChatRequest, models, parsed
+from .server import ROOM, Served
 
 
 class Adapter:

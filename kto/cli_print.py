@@ -1,11 +1,11 @@
-"""How the commands of `python -m helpers` speak: results on stdout, progress and errors on stderr."""
+"""How the commands of `kto` speak: results on stdout, progress and errors on stderr."""
 
 import sys
 from typing import Annotated
 
 import typer
 
-from .errors import KitError
+from helpers.errors import KitError
 
 Profile = Annotated[str, typer.Option(help="Where it runs: local, anyscale, ray, or the path of a profile's YAML.")]
 Storage = Annotated[str, typer.Option(help="Where runs are kept. Default: $KTO_STORAGE, else the profile's own.")]

@@ -1,4 +1,4 @@
-"""`python -m helpers COMMAND`: what a notebook does, a terminal can.
+"""`kto COMMAND`: what a notebook does, a terminal can.
 
 Results go to stdout, progress to stderr; exit status 0: done, 1: the thing asked about is not well, 2: wrong usage.
 """
@@ -12,9 +12,10 @@ from typing import Annotated
 
 import typer
 
+from helpers.errors import KitError
+
 from . import cli_export, cli_runs
 from .cli_print import AsJson, Profile, Storage, Values, fail, say, table, through, two_columns
-from .errors import KitError
 from .jobs.commands import app as jobs_app
 from .jobs.commands import sweep
 
@@ -48,9 +49,11 @@ def run(
 ) -> None:
     """The six notebooks in order, executed into <run>/notebooks/.
 
-    Example: python -m helpers run --profile local -p max_steps=12 -p learning_rate=5e-4
+    Example: kto run --profile local -p max_steps=12 -p learning_rate=5e-4
     """
-    from . import pipeline, runs
+    from helpers import runs
+
+    from . import pipeline
     from .jobs import parcel
 
     started = datetime.now(UTC)
@@ -95,8 +98,8 @@ def parameters(as_json: AsJson = False) -> None:
 @app.command()
 def runs(profile: Profile = "local", storage: Storage = "", as_json: AsJson = False) -> None:
     """The runs in a storage: when, how they ended, held-out figures."""
-    from . import profiles
-    from .runs import listing
+    from helpers import profiles
+    from helpers.runs import listing
 
     try:
         rows = listing(profiles.storage_for(profiles.load(profile), storage))
@@ -109,10 +112,10 @@ def runs(profile: Profile = "local", storage: Storage = "", as_json: AsJson = Fa
 def track(folder: Annotated[Path, typer.Argument(help="A run's folder.")]) -> None:
     """Send to MLflow what it does not have of a run yet ($MLFLOW_TRACKING_URI, else the storage's own store).
 
-    Example: python -m helpers track storage/first-run
+    Example: kto track storage/first-run
     """
-    from . import tracking
-    from .runs import of_folder
+    from helpers import tracking
+    from helpers.runs import of_folder
 
     try:
         told = tracking.sync(of_folder(folder))
@@ -128,9 +131,9 @@ def checkpoints(
 ) -> None:
     """The checkpoints there: step, size, figures, complete or why not.
 
-    Example: python -m helpers checkpoints storage/first-run
+    Example: kto checkpoints storage/first-run
     """
-    from . import checkpoints as room
+    from helpers import checkpoints as room
 
     try:
         found = room.table(room.find(where))
@@ -147,9 +150,10 @@ def checkpoints(
 def doctor(profile: Profile = "local", storage: Storage = "", parameter: Values = [], as_json: AsJson = False) -> None:  # noqa: B006
     """Whether a training can go well, asked of this machine, every node, the hub and MLflow in under 20 s.
 
-    Example: python -m helpers doctor --profile anyscale -p train_config=kto_lora_48gb.yaml -p ray_num_workers=8
+    Example: kto doctor --profile anyscale -p train_config=kto_lora_48gb.yaml -p ray_num_workers=8
     """
-    from . import doctor as room
+    from helpers import doctor as room
+
     from . import pipeline
 
     try:
@@ -182,11 +186,11 @@ def check_data(
 ) -> None:
     """Every row accounted for: what would be trained on, what is refused and why. Nothing else is written.
 
-    Example: python -m helpers data check thumbs.csv --report problems.jsonl
+    Example: kto data check thumbs.csv --report problems.jsonl
     """
     import tempfile
 
-    from . import dataset
+    from helpers import dataset
 
     try:
         with tempfile.TemporaryDirectory(prefix="kto-") as scratch:
@@ -220,9 +224,9 @@ def prepare_data(
 ) -> None:
     """Feedback checked, split, written and registered in <storage>/datasets/; prints what was made of it.
 
-    Example: python -m helpers data prepare thumbs.csv --name thumbs
+    Example: kto data prepare thumbs.csv --name thumbs
     """
-    from . import dataset, profiles
+    from helpers import dataset, profiles
 
     try:
         loaded = profiles.load(profile)
@@ -245,11 +249,11 @@ def show(
 ) -> None:
     """The resolved YAML of a run with these overrides; nothing is written.
 
-    Example: python -m helpers config show --run-name first-run -p learning_rate=5.0e-4
+    Example: kto config show --run-name first-run -p learning_rate=5.0e-4
     """
     import yaml
 
-    from . import config, runs
+    from helpers import config, runs
 
     try:
         overrides = yaml.safe_load("\n".join(p.replace("=", ": ", 1) for p in parameter)) or {}
@@ -258,3 +262,8 @@ def show(
         )
     except KitError as error:
         raise fail(error) from None
+
+
+def main() -> None:
+    """The script `kto`, and `python -m kto`."""
+    app(prog_name="kto")

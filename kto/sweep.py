@@ -1,6 +1,6 @@
 """The pipeline over a grid of parameters: a run for each point, at most so many at a time, as tasks on the Ray cluster.
 
-Each run is `python -m helpers run --resume auto` in a process of its own, so one that fails ends no other, and a sweep that was
+Each run is `kto run --resume auto` in a process of its own, so one that fails ends no other, and a sweep that was
 interrupted goes on. A run's name follows from its parameters: what is done already is found again and skipped.
 """
 
@@ -13,9 +13,11 @@ import subprocess
 import sys
 from pathlib import Path
 
-from . import doctor, files, pipeline, profiles, runs
-from .errors import KitError
-from .runs import Run
+from helpers import doctor, files, profiles, runs
+from helpers.errors import KitError
+from helpers.runs import Run
+
+from . import pipeline
 
 FOR_TASKS = {("OMP_NUM_THREADS", "1"), ("CUDA_VISIBLE_DEVICES", "")}
 """What Ray sets for a task that asks for no CPU and no GPU; a run's own processes may have both."""
@@ -82,7 +84,7 @@ def sweep(profile: str, storage: str, name: str, points: list[dict[str, str]], a
 
 
 def arguments(profile: str, storage: str, run_name: str, point: dict[str, str]) -> list[str]:
-    """What `python -m helpers` is given for a point."""
+    """What `kto` is given for a point."""
     words = ["run", "--profile", profile, "--storage", storage, "--run-name", run_name, "--resume", "auto"]
     return words + [word for key, value in point.items() for word in ("-p", f"{key}={value}")]
 
@@ -90,7 +92,7 @@ def arguments(profile: str, storage: str, run_name: str, point: dict[str, str]) 
 def one(words: list[str], settings: dict[str, str]) -> str:
     """A run, in a process of its own on whichever node this task is; empty, or what it said of its failure."""
     bare = {key: value for key, value in os.environ.items() if (key, value) not in FOR_TASKS}
-    ran = subprocess.run([sys.executable, "-m", "helpers", *words], capture_output=True, text=True, errors="replace",
+    ran = subprocess.run([sys.executable, "-m", "kto", *words], capture_output=True, text=True, errors="replace",
                          cwd=profiles.ROOT, env=bare | settings)
     said = ran.stderr.strip().splitlines() or [f"exit status {ran.returncode}"]
     return "" if ran.returncode == 0 else next((line for line in reversed(said) if line.startswith("error: ")), said[-1])

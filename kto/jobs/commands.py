@@ -1,4 +1,4 @@
-"""`python -m helpers job …`: the pipeline as a job on a Ray cluster; `python -m helpers sweep`: over a grid."""
+"""`kto job …`: the pipeline as a job on a Ray cluster; `kto sweep`: over a grid."""
 
 import json
 import sys
@@ -7,8 +7,9 @@ from typing import Annotated
 
 import typer
 
+from helpers.errors import KitError
+
 from ..cli_print import AsJson, Profile, Storage, Values, fail, say, table
-from ..errors import KitError
 
 app = typer.Typer(no_args_is_help=True, help="The pipeline as a job on a Ray cluster, through its dashboard.")
 Address = Annotated[str, typer.Option(help="The dashboard. Default: $RAY_ADDRESS if http, else http://127.0.0.1:8265.")]
@@ -28,9 +29,10 @@ def submit(
 ) -> None:
     """Submit the six notebooks as a job and watch it; Ctrl-C leaves it running.
 
-    Example: python -m helpers job submit --profile ray --storage /mnt/shared/kto --secret HF_TOKEN -p max_steps=100
+    Example: kto job submit --profile ray --storage /mnt/shared/kto --secret HF_TOKEN -p max_steps=100
     """
-    from .. import runs
+    from helpers import runs
+
     from . import connect, submit
 
     name = run_name or runs.default_name(profile)
@@ -114,7 +116,7 @@ def sweep(
 ) -> None:
     """The six notebooks for every combination of the values given with commas; what is done is skipped.
 
-    Example: python -m helpers sweep -p learning_rate=1e-4,1e-3 -p pref_beta=0.1,0.3
+    Example: kto sweep -p learning_rate=1e-4,1e-3 -p pref_beta=0.1,0.3
     """
     from .. import sweep as room
 
@@ -136,7 +138,8 @@ def watch(client, job: str) -> None:
     """Follow to the end; exit status 1 unless the job succeeded."""
     from tqdm import tqdm
 
-    from ..plots.live import LiveView
+    from helpers.plots.live import LiveView
+
     from .stream import follow
 
     try:

@@ -9,8 +9,8 @@ import json
 import os
 import uuid
 
-from .. import secrets
-from ..errors import KitError
+from helpers import secrets
+from helpers.errors import KitError
 
 NAME = "KTO_PARCEL"
 """The variable that tells a job the name of what was sent along."""

@@ -7,8 +7,9 @@ from typing import Annotated
 
 import typer
 
+from helpers.errors import KitError
+
 from .cli_print import AsJson, Storage, fail, say, table
-from .errors import KitError
 
 app = typer.Typer(rich_markup_mode=None)
 
@@ -22,10 +23,10 @@ def export(
 ) -> None:
     """Adapter, merged model with its proof, quantised models with what they cost in quality: into <run>/export/.
 
-    Example: python -m helpers export storage/first-run --as adapter,merged,fp8
+    Example: kto export storage/first-run --as adapter,merged,fp8
     """
-    from .export import forms as room
-    from .runs import of_folder
+    from helpers.export import forms as room
+    from helpers.runs import of_folder
 
     try:
         rows = room.make(of_folder(folder), forms.split(","), checkpoint, say)
@@ -43,11 +44,11 @@ def serve(
 ) -> None:
     """An OpenAI-compatible server on this machine: the run's base model and every adapter of its storage that fits it.
 
-    Example: python -m helpers serve storage/first-run
+    Example: kto serve storage/first-run
     """
-    from . import profiles
-    from . import serve as room
-    from .runs import of_folder
+    from helpers import profiles
+    from helpers.runs import of_folder
+    from serving import server as room
 
     started = False
     try:

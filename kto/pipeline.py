@@ -7,10 +7,10 @@ import time
 from contextlib import nullcontext
 from pathlib import Path
 
-from . import runs, secrets
-from .errors import KitError, closest
-from .profiles import ROOT
-from .runs import Run
+from helpers import runs, secrets
+from helpers.errors import KitError, closest
+from helpers.profiles import ROOT
+from helpers.runs import Run
 
 NOTEBOOKS = ROOT / "notebooks"
 COMMON = ("profile", "storage", "run_name")
@@ -81,8 +81,8 @@ def prepare_resume(run: Run) -> tuple[str, str]:
     From its last complete checkpoint that leaves a step to train (resume.yaml is written), or, if it has none, from the
     beginning, the old log and output kept under other names. A finished run is left as it is. KitError if it is being trained.
     """
-    from . import checkpoints, launch
-    from .checkpoints import resume
+    from helpers import checkpoints, launch
+    from helpers.checkpoints import resume
 
     until = time.monotonic() + ENDING
     while launch.is_alive(run):
@@ -183,8 +183,8 @@ class _Watch:
             self.run.note(training={**training, "status": "stopped", "ended": runs.now()})
 
     def _follow(self) -> None:
-        from .logs import Parser
-        from .plots.live import duration
+        from helpers.logs import Parser
+        from helpers.plots.live import duration
 
         parser, said, last = Parser(), -1, False
         while not last:

@@ -11,11 +11,11 @@ import socket
 from dataclasses import dataclass
 from pathlib import Path
 
-from .. import doctor
-from ..errors import KitError
-from ..export import ADAPTER_FILES, config_of, public_name
-from ..quiet import silence
-from ..runs import Run
+from helpers import doctor
+from helpers.errors import KitError
+from helpers.export import ADAPTER_FILES, config_of, public_name
+from helpers.quiet import silence
+from helpers.runs import Run
 
 ROOM = 4
 """Adapters in memory at once; the least recently used makes room for another."""
@@ -43,12 +43,12 @@ class Served:
 
 def newest(storage: Path) -> Path:
     """The folder of the run in `storage` that was made last and has an export. KitError if none has one."""
-    from ..runs import listing
+    from helpers.runs import listing
 
     for row in listing(storage):
         if served_parts(storage / row["run"] / "export"):
             return storage / row["run"]
-    raise KitError(f"no run in {storage} has an export", "what 06_export leaves", "make demo, or: python -m helpers run")
+    raise KitError(f"no run in {storage} has an export", "what 06_export leaves", "make demo, or: kto run")
 
 
 def served_parts(export: Path) -> list[Path]:

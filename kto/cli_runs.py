@@ -6,8 +6,9 @@ from typing import Annotated
 
 import typer
 
+from helpers.errors import KitError
+
 from .cli_print import AsJson, fail, say, table
-from .errors import KitError
 
 app = typer.Typer(rich_markup_mode=None)
 
@@ -21,7 +22,7 @@ def metrics(
 ) -> None:
     """The table of a training log in KTO's units; also of a log that this project did not make.
 
-    Example: python -m helpers metrics storage/first-run
+    Example: kto metrics storage/first-run
     """
     try:
         found = metrics_of(log)
@@ -36,9 +37,9 @@ def plot(
 ) -> None:
     """The curves of one training, or of several in one figure; what it shows is said in words.
 
-    Example: python -m helpers plot storage/first-run -o curves.png
+    Example: kto plot storage/first-run -o curves.png
     """
-    from . import checkpoints, metrics, plots
+    from helpers import checkpoints, metrics, plots
 
     try:
         tables = {name: metrics_of(log) for name, log in zip(labels(logs), logs, strict=True)}
@@ -58,12 +59,12 @@ def compare(runs: Folders, as_json: AsJson = False) -> None:
 
     The figures are means over the last fifth of a training's windows; auc and margin held out are notebook 6's.
 
-    Example: python -m helpers compare storage/first-run storage/second-run
+    Example: kto compare storage/first-run storage/second-run
     """
     import orjson
 
-    from . import tracking
-    from .runs import differences, of_folder
+    from helpers import tracking
+    from helpers.runs import differences, of_folder
 
     if len(runs) < 2:
         raise fail(KitError("one run is nothing to compare", "two runs' folders or more", "name another"), 2)
@@ -87,11 +88,11 @@ def evaluate(
 ) -> None:
     """Implied rewards on the held-out rows, before and after training: area under ROC and margin, with 95 % intervals.
 
-    Example: python -m helpers evaluate storage/first-run --checkpoint latest
+    Example: kto evaluate storage/first-run --checkpoint latest
     """
-    from . import evaluate as room
-    from . import export
-    from .runs import of_folder
+    from helpers import evaluate as room
+    from helpers import export
+    from helpers.runs import of_folder
 
     try:
         run = of_folder(folder)
@@ -122,11 +123,11 @@ def clean(
 ) -> None:
     """Remove checkpoints that are neither the last nor the best: shown first, then asked. In use or the only one: never.
 
-    Example: python -m helpers clean storage/first-run --keep-last 1
+    Example: kto clean storage/first-run --keep-last 1
     """
-    from . import checkpoints
-    from .checkpoints import keep
-    from .runs import of_folder
+    from helpers import checkpoints
+    from helpers.checkpoints import keep
+    from helpers.runs import of_folder
 
     try:
         run = of_folder(folder)
@@ -141,7 +142,7 @@ def clean(
 
 def metrics_of(log: Path):
     """The table (helpers.metrics) of a log or of a run's folder. KitError where there is none, or it logged nothing."""
-    from . import metrics
+    from helpers import metrics
 
     path = log / "train.log" if log.is_dir() else log
     if not path.is_file():
@@ -162,8 +163,8 @@ def names(paths: list[Path]) -> list[str]:
 
 def labels(logs: list[Path]) -> list[str]:
     """What to call each in a picture: of runs that differ in three keys at most those and their values, else its name."""
-    from . import tracking
-    from .runs import differences, of_folder
+    from helpers import tracking
+    from helpers.runs import differences, of_folder
 
     called = names(logs)
     if not all((log / "config.yaml").is_file() for log in logs):

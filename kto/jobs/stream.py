@@ -8,8 +8,8 @@ import asyncio
 import re
 import time
 
-from ..errors import KitError
-from ..logs import Parser
+from helpers.errors import KitError
+from helpers.logs import Parser
 
 SAID = re.compile(r"\[\d/\d\] |error: |the training |no complete checkpoint|trying again|  (?:why|expected|to do|log): |  - ")
 """How a line begins that the pipeline says."""

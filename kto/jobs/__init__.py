@@ -10,11 +10,12 @@ import shutil
 from contextlib import contextmanager
 from pathlib import Path
 
-from ..errors import KitError, closest
-from ..profiles import ROOT, load
-from ..quiet import silence
-from ..runs import NAME
-from ..secrets import mask
+from helpers.errors import KitError, closest
+from helpers.profiles import ROOT, load
+from helpers.quiet import silence
+from helpers.runs import NAME
+from helpers.secrets import mask
+
 from . import parcel
 
 DASHBOARD = "http://127.0.0.1:8265"
@@ -45,7 +46,7 @@ def connect(address: str = ""):
 
 def entrypoint(profile: str, storage: str, run_name: str, parameters: list[str] = (), retries: int = 2) -> str:
     """The command that the job runs. Submitted again, it goes on where the run was interrupted."""
-    words = ["python", "-m", "helpers", "run", "--profile", profile, "--storage", storage, "--run-name", run_name,
+    words = ["python", "-m", "kto", "run", "--profile", profile, "--storage", storage, "--run-name", run_name,
              "--resume", "auto", "--retries", str(retries), "--log"]
     return shlex.join(words + [word for assignment in parameters for word in ("-p", assignment)])
 
@@ -62,7 +63,7 @@ def submit(client, profile: str, storage: str, run_name: str, parameters: list[s
     storage = storage or os.environ.get("KTO_STORAGE", "") or loaded.storage
     if loaded.ray_address == "local":
         raise KitError(f"the profile {loaded.name!r} starts a Ray instance of its own", "a profile that joins the job's cluster",
-                       "--profile ray, anyscale, or one of your own; on this machine `python -m helpers run` does without a job")
+                       "--profile ray, anyscale, or one of your own; on this machine `kto run` does without a job")
     if not Path(storage).is_absolute():
         raise KitError(f"the storage {storage!r} is not an absolute path", "a folder that every node of the cluster sees",
                        "set --storage")

@@ -1,0 +1,1 @@
+"""One base model with several LoRA adapters behind an OpenAI-compatible API, on one machine."""
