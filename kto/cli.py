@@ -152,8 +152,7 @@ def doctor(profile: Profile = "local", storage: Storage = "", parameter: Values 
 
     Example: kto doctor --profile anyscale -p train_config=kto_lora_48gb.yaml -p ray_num_workers=8
     """
-    from helpers import doctor as room
-
+    from . import doctor as room
     from . import pipeline
 
     try:

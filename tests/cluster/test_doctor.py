@@ -12,7 +12,9 @@ import pytest
 import yaml
 from nodes import BIN, free_port
 
-from helpers import doctor
+from helpers.doctor import capacity, ray_cluster
+from helpers.profiles import load
+from kto import doctor
 
 
 def profile(folder: Path, address: str, **overrides) -> str:
@@ -80,11 +82,8 @@ def scaling():
 
 
 def test_where_nodes_will_come_workers_that_do_not_fit_are_a_warning_and_not_a_failure(scaling, tmp_path):
-    from helpers import profiles
-    from helpers.doctor import capacity
-
     asks = profile(tmp_path, scaling, ray_num_workers=4, resources_per_worker={"GPU": 1})
-    with doctor.ray_cluster(profiles.load(asks)):
+    with ray_cluster(load(asks)):
         until = time.monotonic() + 20  # the autoscaler's first report
         while capacity.to_come() is None and time.monotonic() < until:
             time.sleep(0.5)

@@ -5,8 +5,8 @@ import json
 import pytest
 
 from helpers import config
-from helpers.doctor import memory
 from helpers.profiles import ROOT
+from kto import memory
 
 LLAMA3_8B = {"hidden_size": 4096, "intermediate_size": 14336, "num_hidden_layers": 32, "num_attention_heads": 32,
              "num_key_value_heads": 8, "vocab_size": 128256, "tie_word_embeddings": False}  # fmt: skip
@@ -41,3 +41,13 @@ def test_with_full_parameters_the_reference_model_counts_and_zero_3_divides_it()
     assert parts["reference"] == parts["weights"] == pytest.approx(2 * 8.03e9 / 8 / 2**30, rel=0.01)
     assert memory.estimate(alone | {"deepspeed": None}, LLAMA3_8B)["reference"] == pytest.approx(8 * parts["reference"])
     assert memory.estimate(config.template("kto_lora.yaml"), LLAMA3_8B)["reference"] == 0
+
+
+def test_memory_is_compared_with_the_smallest_gpu_or_with_the_pinned_kind():
+    config = {"resources_per_worker": {"GPU": 1}, "per_device_train_batch_size": 8, "cutoff_len": 1024}
+    (fails,) = memory.fits(config, LLAMA3_8B, [("A10G", 22.5), ("L40S", 45.0)], False)
+    assert fails.status == "FAIL" and "weights 15.0" in fails.found and "the smallest has 22" in fails.found and "kto_qlora" in fails.remedy
+    pinned = config | {"per_device_train_batch_size": 1, "resources_per_worker": {"GPU": 1, "anyscale/accelerator_shape:4xL40S": 0.001}}
+    (fits,) = memory.fits(pinned, LLAMA3_8B, [], False)
+    assert fits.status == "OK" and "the smallest has 45 (L40S)" in fits.found
+    assert memory.fits({"resources_per_worker": {"CPU": 1}}, None, [], False) == []

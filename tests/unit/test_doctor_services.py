@@ -8,9 +8,10 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
-from helpers import doctor, profiles
-from helpers.doctor import basics, capacity, checks, nodes, probe, services
+from helpers import profiles
+from helpers.doctor import basics, capacity
 from helpers.errors import KitError
+from kto import doctor, environment, nodes
 
 MODEL = "meta-llama/Meta-Llama-3-8B-Instruct"
 TOKEN = "canary-hub-token-51c0"
@@ -51,29 +52,29 @@ def gate(monkeypatch):
 
 
 def test_a_gated_model_is_refused_without_the_token_and_given_with_it(gate, monkeypatch):
-    shape, (refused,) = services.base_model(MODEL)
+    shape, (refused,) = doctor.base_model(MODEL)
     assert shape is None and refused.status == "FAIL" and "no token (HF_TOKEN is not set)" in refused.found and "licence" in refused.remedy
     monkeypatch.setenv("HF_TOKEN", TOKEN)
-    shape, (given,) = services.base_model(MODEL)
+    shape, (given,) = doctor.base_model(MODEL)
     assert shape == {"hidden_size": 4096} and given.status == "OK" and TOKEN not in str(given)
 
 
 def test_an_unknown_model_and_a_hub_that_is_away_are_told_apart(gate, monkeypatch):
-    assert "knows no model" in services.base_model("meta-llama/Meta-Lama")[1][0].found
+    assert "knows no model" in doctor.base_model("meta-llama/Meta-Lama")[1][0].found
     monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
-    assert "did not answer" in services.base_model(MODEL)[1][0].found
+    assert "did not answer" in doctor.base_model(MODEL)[1][0].found
 
 
 def test_an_mlflow_that_refuses_fails_and_one_that_is_away_warns(gate, monkeypatch):
-    assert [f.status for f in services.mlflow()] == ["FAIL"]
+    assert doctor.mlflow().status == "FAIL"
     monkeypatch.setenv("MLFLOW_TRACKING_TOKEN", TOKEN)
-    assert [f.status for f in services.mlflow()] == ["OK"]
+    assert doctor.mlflow().status == "OK"
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
-    assert [f.status for f in services.mlflow()] == ["WARN"] and "track" in services.mlflow()[0].remedy
+    assert doctor.mlflow().status == "WARN" and "kto track" in doctor.mlflow().remedy
 
 
 def test_a_cluster_that_takes_connections_and_never_answers_is_a_finding_in_time(tmp_path, monkeypatch):
-    monkeypatch.setattr(checks, "LIMIT", 5.0)
+    monkeypatch.setattr(doctor, "LIMIT", 5.0)
     monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
     with socket.create_server(("127.0.0.1", 0)) as silent:
         monkeypatch.setenv("RAY_ADDRESS", f"127.0.0.1:{silent.getsockname()[1]}")
@@ -87,10 +88,10 @@ def test_a_dataset_is_registered_or_to_be_registered_or_missing(tmp_path):
     import tiny
 
     name = tiny.dataset(tmp_path / "datasets")
-    data, (there,) = services.dataset(tmp_path, name)
+    data, there = doctor.dataset(tmp_path, name)
     assert there.status == "OK" and len(data) == 1 and "registered" in there.found
-    assert services.dataset(tmp_path, "short_answers")[1][0].status == "OK"
-    assert services.dataset(tmp_path, "no_such_data")[1][0].status == "FAIL"
+    assert doctor.dataset(tmp_path, "short_answers")[1].status == "OK"
+    assert doctor.dataset(tmp_path, "no_such_data")[1].status == "FAIL"
 
 
 L40S = {"CPU": 48, "GPU": 4, "accelerator_type:L40S": 1, "anyscale/accelerator_shape:4xL40S": 1}
@@ -127,7 +128,7 @@ def test_a_pin_that_no_node_has_is_told_those_there_are():
 
 
 def answer(**changed) -> dict:
-    mine = {row["package"]: row["installed"] for row in doctor.packages()}
+    mine = {row["package"]: row["installed"] for row in basics.packages()}
     return {"name": "10.0.0.2", "python": "3.11", "versions": mine, "storage": "", "free": 99.0, "data": {}, "meeting": "", "hub": None,
             "gpus": [("NVIDIA L40S", 45.0)]} | changed  # fmt: skip
 
@@ -139,17 +140,6 @@ def test_what_a_node_has_otherwise_is_named_with_the_node():
     wrong = answer(storage="does not see what was written there from here", free=1.0, data={"/s/d.jsonl": "cannot be read: No such file"})
     failed = " ".join(f.found for f in nodes.compare([wrong], {"/s/d.jsonl": "abc"}) if f.status == "FAIL")
     assert "10.0.0.2 does not see" in failed and "1.0 GiB free" in failed and "d.jsonl cannot be read" in failed
-
-
-def test_memory_is_compared_with_the_smallest_gpu_or_with_the_pinned_kind():
-    from test_doctor_memory import LLAMA3_8B
-
-    config = {"resources_per_worker": {"GPU": 1}, "per_device_train_batch_size": 8, "cutoff_len": 1024}
-    (fails,) = nodes.room(config, LLAMA3_8B, [answer(gpus=[("A10G", 22.5), ("L40S", 45.0)])], [], False)
-    assert fails.status == "FAIL" and "weights 15.0" in fails.found and "the smallest has 22" in fails.found and "kto_qlora" in fails.remedy
-    pinned = config | {"per_device_train_batch_size": 1, "resources_per_worker": {"GPU": 1, "anyscale/accelerator_shape:4xL40S": 0.001}}
-    (fits,) = nodes.room(pinned, LLAMA3_8B, [answer(gpus=[])], [], False)
-    assert fits.status == "OK" and "the smallest has 45 (L40S)" in fits.found
 
 
 def test_a_cluster_that_does_not_answer_is_said_within_seconds(tmp_path):
@@ -176,8 +166,35 @@ def test_a_job_does_not_take_the_workspaces_own_storage(monkeypatch):
         profiles.storage_for(anyscale, "/mnt/cluster_storage/kto")
 
 
+def looked(mark, **asked) -> dict:
+    return nodes.look("node", str(mark), asked.get("names", []), asked.get("data", {}), asked.get("meeting", ()), "")
+
+
 def test_a_node_that_does_not_see_the_storage_writes_nothing_there(tmp_path):
-    assert "does not see" in probe.shared(str(tmp_path / "elsewhere"), ".mark", "node") and not (tmp_path / "elsewhere").exists()
+    assert "does not see" in looked(tmp_path / "elsewhere")["storage"] and not (tmp_path / "elsewhere").exists()
+
+
+def test_a_node_says_what_it_has_and_what_it_does_not_reach(tmp_path):
+    (tmp_path / "data.jsonl").write_text("{}")
+    answer = looked(tmp_path, names=["ray", "nothing-of-this-name"], data={str(tmp_path / "data.jsonl"): "", "/none": ""}, meeting=("127.0.0.1", 9))
+    assert answer["storage"] == "" and (tmp_path / "node").exists() and "refused" in answer["meeting"]
+    assert answer["versions"]["nothing-of-this-name"] == "missing" and answer["versions"]["ray"][0] == "2"
+    assert answer["data"]["/none"].startswith("cannot be read") and len(answer["data"][str(tmp_path / "data.jsonl")]) == 64
+
+
+def test_a_home_that_cannot_be_written_sends_caches_to_the_storage_and_a_long_temp_folder_rays_files_to_tmp(tmp_path, monkeypatch):
+    for name in ("HF_HOME", "XDG_CACHE_HOME", "MPLCONFIGDIR", "RAY_TMPDIR", "TRITON_CACHE_DIR", "TORCHINDUCTOR_CACHE_DIR", "IPYTHONDIR",
+                 "JUPYTER_RUNTIME_DIR"):
+        monkeypatch.setenv(name, "x")
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("TMPDIR", "/tmp")
+    assert environment.settle(tmp_path) == [] and "HF_HOME" not in environment.os.environ
+    monkeypatch.setenv("HOME", str(tmp_path / "none"))
+    monkeypatch.setenv("TMPDIR", "/tmp/" + "x" * 40)
+    home, temp = environment.settle(tmp_path)
+    assert "does not exist" in home and environment.os.environ["HF_HOME"] == str(tmp_path / ".cache" / "huggingface")
+    assert "too long for Ray's sockets" in temp and environment.os.environ["RAY_TMPDIR"] == "/tmp"
 
 
 @pytest.mark.slow

@@ -16,6 +16,8 @@ the accelerator, which packs the real rows: tests/unit/test_doctor_memory.py say
 Besides, the driver and NCCL take about a GiB of every GPU. Full parameters and ZeRO-3 were not measured.
 """
 
+from helpers.errors import Finding
+
 GIB = 2**30
 KNOWN = {"T4": 16, "V100": 16, "A10G": 24, "L4": 24, "A6000": 48, "L40S": 48, "A100": 40, "A100-40G": 40, "A100-80G": 80, "H100": 80,
          "H200": 141}  # fmt: skip
@@ -59,3 +61,26 @@ def _stage(deepspeed) -> int:
     if isinstance(deepspeed, dict):
         return deepspeed.get("zero_optimization", {}).get("stage", 0)
     return 3 if deepspeed and "z3" in str(deepspeed) else 0
+
+
+def fits(config: dict, shape: dict | None, gpus: list[tuple], accelerated: bool) -> list[Finding]:
+    """The memory that the config takes of a GPU, against the smallest of `gpus` ((kind, GiB)) or that of a pinned kind."""
+    needed = config.get("resources_per_worker") or {"GPU": 1}
+    if not needed.get("GPU"):
+        return []
+    if not shape or "intermediate_size" not in shape:
+        return [Finding("WARN", "how much memory is needed is not known: the model's config.json could not be read")]
+    parts = estimate(config, shape, accelerated)
+    needs = sum(parts.values()) + 1.0
+    listed = ", ".join(f"{name} {gib:.1f}" for name, gib in parts.items() if gib >= 0.05)
+    says = f"{needs:.0f} GiB of a GPU are needed at most ({listed}, driver 1)"
+    pins = [name.rpartition(":")[2].rpartition("x")[2] for name in needed if ":" in name]
+    sizes = [gib for _, gib in gpus] or [KNOWN[kind] * 0.93 for kind in pins if kind in KNOWN]
+    if not sizes:
+        return [Finding("WARN", f"{says}; no GPU is there yet to compare with")]
+    kinds = ", ".join(sorted({kind for kind, _ in gpus}) or pins)
+    says += f"; the smallest has {min(sizes):.0f} ({kinds})"
+    if needs > min(sizes):
+        return [Finding("FAIL", says, "per_device_train_batch_size or cutoff_len down, or -p train_config=kto_qlora.yaml or "
+                                      "kto_lora_deepspeed.yaml")]
+    return [Finding("WARN" if needs > 0.9 * min(sizes) else "OK", says)]

@@ -1,0 +1,142 @@
+"""The preflight: what can be known to go wrong before a training run is launched, found in seconds, each with its fix.
+
+This machine, the registry, the hub and MLflow are asked here; the cluster and its nodes in a process of their own (kto.nodes),
+because Ray ends one that joins by a node which has just been lost.
+"""
+
+import contextlib
+import json
+import os
+import subprocess
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from helpers import config as configs
+from helpers import doctor as cluster
+from helpers import files, profiles, secrets
+from helpers.errors import Finding, KitError
+
+from . import environment, nodes
+
+LIMIT = 18.0
+"""Seconds for everything; usually it takes 6."""
+
+
+def examine(profile: str, storage: str = "", values: dict | None = None) -> list[Finding]:
+    """All checks of a profile with these parameters (the notebooks' names)."""
+    until, loaded = time.monotonic() + LIMIT, profiles.load(profile)
+    values = {key: value for key, value in (values or {}).items() if value is not None}
+    found = [Finding("FAIL", f"{name} names a file that cannot be read", "correct it, or mount the secret")
+             for name in secrets.load()]
+    config = configs.template(values.get("train_config") or loaded.train_config) | loaded.overrides
+    config |= {key: value for key, value in values.items() if key not in ("train_config", "dataset", "overrides")}
+    config |= values.get("overrides", {})
+    found.append(packages(loaded))
+    try:
+        folder = profiles.storage_for(loaded, storage)
+        found.append(Finding("OK", f"{cluster.disk(folder):.0f} GiB of disk are free where runs are kept"))
+    except KitError as error:
+        return [*found, failed(error)]
+    found += [Finding("WARN", text) for text in environment.settle(folder)]
+    with ThreadPoolExecutor() as at_once:
+        tracking = at_once.submit(mlflow)
+        model = values.get("model_name_or_path") or loaded.model_name_or_path
+        shape, of_hub = base_model(model)
+        data, registered = dataset(folder, values.get("dataset") or loaded.dataset)
+        found += [registered, *of_hub, tracking.result()]
+    question = {"profile": profile, "storage": str(folder), "config": config, "data": data, "shape": shape,
+                "model": model if of_hub and of_hub[0].status == "OK" else "", "accelerated": bool(values.get("accelerated"))}
+    return found + on_the_cluster(question, until - time.monotonic())
+
+
+def failed(error: KitError) -> Finding:
+    return Finding("FAIL", error.found, error.remedy or error.expected)
+
+
+def packages(profile) -> Finding:
+    """The packages of this machine against the pins; on a cluster's image, torch and ray may differ."""
+    rows = cluster.packages()
+    if not (wrong := [row for row in rows if not row["ok"]]):
+        return Finding("OK", f"{len(rows)} packages here are as pinned")
+    excused = profile.ray_address != "local" and all(
+        row["package"] in ("torch", "ray") and row["installed"] != "missing" for row in wrong)
+    says = ", ".join(f"{row['package']} {row['installed']} (pinned: {row['required']})" for row in wrong)
+    return Finding("WARN" if excused else "FAIL", f"here: {says}",
+                   "" if excused else "make install (on a cluster image: make install-cluster)")
+
+
+def dataset(storage: Path, name: str) -> tuple[dict, Finding]:
+    """{file of a registered dataset: its hash here}; one that is not registered yet is looked for where 02_data takes it from."""
+    from helpers.dataset import registry
+
+    known = registry.entries(storage / "datasets")
+    if name in known:
+        path = registry.data_file(storage / "datasets", name)
+        return {str(path): files.sha256(path)}, Finding("OK", f"the dataset {name!r} is registered")
+    if Path(name).is_file() or (profiles.ROOT / "dataset-configs" / f"{name}.json").is_file():
+        return {}, Finding("OK", f"the dataset {name!r} is there; 02_data checks and registers it")
+    if "://" in name or name.count("/") == 1:
+        return {}, Finding("OK", f"the dataset {name!r} is fetched and registered by 02_data; not looked at here")
+    return {}, Finding("FAIL", f"there is no dataset {name!r}",
+                       f"give a file, an address, or one of: {', '.join(known) or 'none registered yet'}")
+
+
+def base_model(model: str) -> tuple[dict | None, list[Finding]]:
+    """The model's config.json, from its folder or the hub, with what the hub says to the token of the environment."""
+    local = Path(model).expanduser() / "config.json"
+    if local.is_file():
+        return files.read_json(local), []
+    if "/" not in model or model.startswith((".", "/", "~")):
+        return None, []
+    code, text = nodes.hub(model)
+    token = "the token in HF_TOKEN" if os.environ.get("HF_TOKEN") else "no token (HF_TOKEN is not set)"
+    if code == 200:
+        with contextlib.suppress(ValueError):
+            return json.loads(text), [Finding("OK", f"the hub gives {model} to {token}")]
+    if code in (401, 403):
+        return None, [Finding("FAIL", f"the hub refuses {model} to {token} ({code})",
+                              "accept the licence on the model's page, and set HF_TOKEN or HF_TOKEN_FILE")]
+    if code == 404:
+        return None, [Finding("FAIL", f"the hub knows no model {model}", "correct model_name_or_path")]
+    return None, [Finding("FAIL", f"the hub did not answer for {model} ({code or text})",
+                          "look at HF_ENDPOINT and the network, or give a folder that every node sees")]
+
+
+def mlflow() -> Finding:
+    """Whether the MLflow server of the environment answers and lets us in."""
+    uri = os.environ.get("MLFLOW_TRACKING_URI", "")
+    if not uri.startswith("http"):
+        return Finding("OK", "MLflow: no server of its own is asked for")
+    import requests
+
+    token, user = os.environ.get("MLFLOW_TRACKING_TOKEN"), os.environ.get("MLFLOW_TRACKING_USERNAME")
+    shown, headers = secrets.mask(uri), {"Authorization": f"Bearer {token}"} if token else {}
+    login = (user, os.environ.get("MLFLOW_TRACKING_PASSWORD", "")) if user and not token else None
+    try:
+        answer = requests.post(f"{uri.rstrip('/')}/api/2.0/mlflow/experiments/search", json={"max_results": 1}, timeout=5,
+                               headers=headers, auth=login)
+    except requests.RequestException as error:
+        return Finding("WARN", f"MLflow at {shown} does not answer ({type(error).__name__})",
+                       "start it (make mlflow); without it nothing is lost: `kto track RUN` sends it later")
+    if answer.ok:
+        return Finding("OK", f"MLflow at {shown} answers and lets us in")
+    if answer.status_code in (401, 403):
+        return Finding("FAIL", f"MLflow at {shown} refuses ({answer.status_code})",
+                       "set MLFLOW_TRACKING_TOKEN, or _USERNAME and _PASSWORD")
+    return Finding("FAIL", f"{shown} answers otherwise than MLflow does ({answer.status_code})", "correct MLFLOW_TRACKING_URI")
+
+
+def on_the_cluster(question: dict, seconds: float) -> list[Finding]:
+    """What kto.nodes finds, from a process of its own; a finding too where it has not answered in time."""
+    try:
+        done = subprocess.run([sys.executable, "-m", "kto.nodes"], input=json.dumps(question), text=True, cwd=profiles.ROOT,
+                              stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, timeout=max(1.0, seconds))
+        return [Finding(*row) for row in json.loads(done.stdout.splitlines()[-1])]
+    except subprocess.TimeoutExpired:
+        return [Finding("FAIL", f"the cluster was not joined, or did not answer, within {LIMIT:g} s",
+                        "look at its head node: ray status")]
+    except (IndexError, ValueError):
+        return [Finding("FAIL", "Ray ended the process that joined the cluster, as it does where a node has just been lost",
+                        "ask again in a minute; then look at the nodes: ray status")]
