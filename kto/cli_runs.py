@@ -1,6 +1,7 @@
-"""The commands that look at what was trained: metrics, plot, compare, evaluate, clean."""
+"""The commands about one run: metrics, explain, plot, compare, checkpoints, evaluate, clean, export, serve."""
 
 import json
+import signal
 from pathlib import Path
 from typing import Annotated
 
@@ -8,106 +9,122 @@ import typer
 
 from helpers.errors import KitError
 
-from .cli_print import AsJson, fail, say, table
+from .terminal import AsJson, Storage, Usage, records, say, show, table
 
 app = typer.Typer(rich_markup_mode=None)
 
-Folders = Annotated[list[Path], typer.Argument(help="Runs' folders.")]
-Logs = Annotated[list[Path], typer.Argument(help="LLaMA-Factory logs, or runs' folders.")]
+Folder = Annotated[Path, typer.Argument(metavar="RUN", help="A run's folder.")]
+Log = Annotated[Path, typer.Argument(help="A LLaMA-Factory log, or a run's folder.")]
+Chosen = Annotated[str, typer.Option(help="best, latest, a step's number, or a checkpoint's folder.")]
 
 
 @app.command()
-def metrics(
-    log: Annotated[Path, typer.Argument(help="A LLaMA-Factory log, or a run's folder.")], as_json: AsJson = False
-) -> None:
+def metrics(log: Log, as_json: AsJson = False) -> None:
     """The table of a training log in KTO's units; also of a log that this project did not make.
 
     Example: kto metrics storage/first-run
     """
+    from . import compare
+
     try:
-        found = metrics_of(log)
+        show(records(compare.metrics_of(log)), as_json)
     except KitError as error:
-        raise fail(error, 2) from None
-    typer.echo(found.to_json(orient="records", indent=2) if as_json else found.to_string(index=False))
+        raise Usage(error.found, error.expected, error.remedy) from None
+
+
+@app.command()
+def explain(log: Log) -> None:
+    """Why a training failed, or how it ended, from its log; of any LLaMA-Factory or Ray log.
+
+    Example: kto explain storage/first-run
+    """
+    from . import compare
+
+    typer.echo(compare.explanation(compare.log_of(log)))
 
 
 @app.command()
 def plot(
-    logs: Logs, output: Annotated[Path, typer.Option("-o", "--output", help="Where to: a .png, .svg or .pdf.")]
+    logs: Annotated[list[Path], typer.Argument(help="LLaMA-Factory logs, or runs' folders.")],
+    output: Annotated[Path, typer.Option("-o", "--output", help="Where to: a .png, .svg or .pdf.")],
 ) -> None:
     """The curves of one training, or of several in one figure; what it shows is said in words.
 
     Example: kto plot storage/first-run -o curves.png
     """
-    from helpers import checkpoints, metrics, plots
+    from helpers.metrics import summary
 
-    try:
-        tables = {name: metrics_of(log) for name, log in zip(labels(logs), logs, strict=True)}
-        (name, first), *others = tables.items()
-        saved = checkpoints.find(logs[0]) if logs[0].is_dir() and not others else []
-        steps = {item.step for item in saved if item.step is not None}
-        figure = plots.compare(tables) if others else plots.training(first, steps, name)
-        typer.echo(plots.save(figure, output))
-    except KitError as error:
-        raise fail(error) from None
-    say("\n".join(f"{name}: {metrics.summary(table)}" for name, table in tables.items()))
+    from . import compare
+
+    path, tables = compare.figure(logs, output)
+    typer.echo(path)
+    say("\n".join(f"{name}: {summary(found)}" for name, found in tables.items()))
 
 
 @app.command()
-def compare(runs: Folders, as_json: AsJson = False) -> None:
+def compare(runs: Annotated[list[Path], typer.Argument(help="Runs' folders.")], as_json: AsJson = False) -> None:
     """What differs in the runs' configs and data, and where each of them ended.
 
     The figures are means over the last fifth of a training's windows; auc and margin held out are notebook 6's.
 
     Example: kto compare storage/first-run storage/second-run
     """
-    import orjson
+    from helpers.runs import of_folder
 
-    from helpers import tracking
-    from helpers.runs import differences, of_folder
+    from . import compare as side_by_side
 
     if len(runs) < 2:
-        raise fail(KitError("one run is nothing to compare", "two runs' folders or more", "name another"), 2)
-    try:
-        opened = dict(zip(names(runs), map(of_folder, runs), strict=True))
-        differ = differences({name: tracking.parameters(run) for name, run in opened.items()})
-        ended = [{"run": name, **outcome(run)} for name, run in opened.items()]
-    except KitError as error:
-        raise fail(error) from None
+        raise Usage("one run is nothing to compare", "two runs' folders or more", "name another")
+    opened = dict(zip(side_by_side.names(runs), map(of_folder, runs), strict=True))
+    differ = side_by_side.differences(opened)
+    ended = [{"run": name, **side_by_side.outcome(run)} for name, run in opened.items()]
     if as_json:
+        import orjson
+
         typer.echo(orjson.dumps({"differences": differ, "outcomes": ended}, option=orjson.OPT_INDENT_2))
     else:
         typer.echo(f"{table(differ) if differ else 'The configs are the same.'}\n\n{table(ended)}")
 
 
 @app.command()
-def evaluate(
-    folder: Annotated[Path, typer.Argument(metavar="RUN", help="A run's folder.")],
-    checkpoint: Annotated[str, typer.Option(help="best, latest, a step's number, or a checkpoint's folder.")] = "best",
+def checkpoints(
+    where: Annotated[str, typer.Argument(help="A run's folder, any folder with checkpoints, or s3://, gs://.")],
     as_json: AsJson = False,
 ) -> None:
+    """The checkpoints there: step, size, figures, complete or why not.
+
+    Example: kto checkpoints storage/first-run
+    """
+    from helpers import checkpoints as saves
+
+    found = saves.table(saves.find(where))
+    if found.empty:
+        say(f"there is no checkpoint in {where}: none was saved yet (save_steps), or they lie elsewhere")
+    if len(found) or as_json:
+        show(records(found), as_json)
+    if found.empty or not found["complete"].any():
+        raise typer.Exit(1)
+
+
+@app.command()
+def evaluate(folder: Folder, checkpoint: Chosen = "best", as_json: AsJson = False) -> None:
     """Implied rewards on the held-out rows, before and after training: area under ROC and margin, with 95 % intervals.
 
     Example: kto evaluate storage/first-run --checkpoint latest
     """
-    from helpers import evaluate as room
+    from helpers import evaluate as heldout
     from helpers import export
     from helpers.runs import of_folder
 
-    try:
-        run = of_folder(folder)
-        chosen, step, why = export.choose(run, checkpoint)
-        say(f"checkpoint of step {step}: {why}")
-        config = export.config_of(run)
-        scorer = room.Scorer(config, chosen)
-        rows = scorer.rows(room.heldout(run))
-        reference, policy = scorer.logps(rows, tuned=False), scorer.logps(rows)
-        measured = {
-            "before": room.accuracy(room.rewards(rows, reference, reference, config)),
-            "after": room.accuracy(room.rewards(rows, policy, reference, config)),
-        }
-    except KitError as error:
-        raise fail(error) from None
+    run = of_folder(folder)
+    chosen, step, why = export.choose(run, checkpoint)
+    say(f"checkpoint of step {step}: {why}")
+    config = export.config_of(run)
+    scorer = heldout.Scorer(config, chosen)
+    rows = scorer.rows(heldout.heldout(run))
+    reference, policy = scorer.logps(rows, tuned=False), scorer.logps(rows)
+    measured = {"before": heldout.accuracy(heldout.rewards(rows, reference, reference, config)),
+                "after": heldout.accuracy(heldout.rewards(rows, policy, reference, config))}
     if as_json:
         typer.echo(json.dumps({"checkpoint": str(chosen), "step": step, **measured}, indent=2))
     else:
@@ -116,7 +133,7 @@ def evaluate(
 
 @app.command()
 def clean(
-    folder: Annotated[Path, typer.Argument(metavar="RUN", help="A run's folder.")],
+    folder: Folder,
     keep_last: Annotated[int, typer.Option(help="Complete checkpoints to keep, besides the best.")] = 2,
     metric: Annotated[str, typer.Option(help="What the best one is best at.")] = "rewards/margins",
     lower_is_better: Annotated[bool, typer.Option("--lower-is-better", help="As for a loss.")] = False,
@@ -125,67 +142,66 @@ def clean(
 
     Example: kto clean storage/first-run --keep-last 1
     """
-    from helpers import checkpoints
-    from helpers.checkpoints import keep
     from helpers.runs import of_folder
 
+    from . import clean as cleaning
+
+    run = of_folder(folder)
+    verdicts = cleaning.plan(run, keep_last, metric, not lower_is_better)
+    typer.echo(cleaning.shown(run, verdicts))
+    going = [verdict.checkpoint for verdict in verdicts if not verdict.keep]
     try:
-        run = of_folder(folder)
-        verdicts = keep.plan(run, checkpoints.find(run), keep_last, metric, not lower_is_better)
-        freed = keep.remove(run, verdicts)
-    except KitError as error:
-        raise fail(error) from None
+        answer = input(f"remove {len(going)} checkpoints? [yes/no] ") if going else "no"
     except EOFError:  # nobody is there to answer
-        freed = 0
+        answer = "no"
+    freed = cleaning.remove(run, going) if answer.strip() == "yes" else 0
     say(f"freed {freed / 1e6:,.1f} MB")
 
 
-def metrics_of(log: Path):
-    """The table (helpers.metrics) of a log or of a run's folder. KitError where there is none, or it logged nothing."""
-    from helpers import metrics
+@app.command()
+def export(
+    folder: Folder,
+    forms: Annotated[str, typer.Option("--as", help="What to make: adapter, merged, fp8, w8a8, w4a16, gguf.")] = "adapter,merged",
+    checkpoint: Chosen = "best",
+    as_json: AsJson = False,
+) -> None:
+    """Adapter, merged model with its proof, quantised models with what they cost in quality: into <run>/export/.
 
-    path = log / "train.log" if log.is_dir() else log
-    if not path.is_file():
-        raise KitError(f"there is no log {path}", "a LLaMA-Factory log or a run's folder", "correct the path")
-    found = metrics.joined(path)
-    if found.empty:
-        raise KitError(f"{path} holds no logged window", "lines like {'loss': …, 'learning_rate': …}",
-                       "read it; a training of fewer steps than logging_steps logs none")
-    return found
+    Example: kto export storage/first-run --as adapter,merged,fp8
+    """
+    from helpers.export import forms as room
+    from helpers.runs import of_folder
 
-
-def names(paths: list[Path]) -> list[str]:
-    """What to call each: the folder's or the log's own name, the whole path where two share one."""
-    whole = [path.resolve() for path in paths]
-    short = [path.parent.name if path.name == "train.log" else path.name.removesuffix(".log") for path in whole]
-    return short if len(set(short)) == len(short) else [str(path) for path in paths]
+    show(room.make(of_folder(folder), forms.split(","), checkpoint, say), as_json)
 
 
-def labels(logs: list[Path]) -> list[str]:
-    """What to call each in a picture: of runs that differ in three keys at most those and their values, else its name."""
-    from helpers import tracking
-    from helpers.runs import differences, of_folder
+@app.command()
+def serve(
+    folder: Annotated[Path, typer.Argument(metavar="RUN", help="A run's folder. Default: the newest run with an export.")] = None,
+    storage: Storage = "",
+    host: Annotated[str, typer.Option(help="Where to listen; 0.0.0.0: on every interface, for whoever reaches it.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=1, max=65535, help="The port.")] = 8000,
+) -> None:
+    """An OpenAI-compatible server on this machine: the run's base model and every adapter of its storage that fits it.
 
-    called = names(logs)
-    if not all((log / "config.yaml").is_file() for log in logs):
-        return called
-    differ = differences({name: tracking.parameters(of_folder(log)) for name, log in zip(called, logs, strict=True)})
-    said = [", ".join(f"{row['key']} {row[name]}" for row in differ) for name in called]
-    return said if len(differ) <= 3 and len(set(said)) == len(said) > 1 else called
+    Example: kto serve storage/first-run
+    """
+    from helpers import profiles
+    from helpers.runs import of_folder
+    from serving import server
 
-
-def outcome(run) -> dict:
-    """Where a run ended: status, last step, means of the last fifth of its windows, what notebook 6 found."""
-    record, figures = run.record(), {}
-    if run.trained:
-        train = metrics_of(run.folder).query("split == 'train'")
-        last = train.tail(max(len(train) // 5, 1))
-        named = {"loss": "loss_mean", "margin": "rewards/margins", "KL": "kl_mean"}
-        figures = {"step": int(train["step"].max()), **{name: float(last[key].mean()) for name, key in named.items()}}
-    evaluation = record.get("evaluation", {})
-    return {
-        "status": record.get("training", {}).get("status", "not launched"),
-        **figures,
-        "auc held out": evaluation.get("auc"),
-        "margin held out": evaluation.get("margin"),
-    }
+    run = of_folder(folder or server.newest(profiles.storage_for(profiles.load("local"), storage)))
+    served, started = server.of_run(run), False
+    try:
+        say(f"loading {served.name} ...")
+        url = server.start(served, host, port)
+        started = True
+        signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C; ray has put its own in its place
+        names = [served.name, *(f"{served.name}:{name}" for name in served.adapters())]
+        typer.echo(f"{url}\nmodels: {', '.join(names)}\nCtrl-C ends it")
+        signal.pause()
+    except KeyboardInterrupt:
+        say("stopping ...")
+    finally:
+        if started:
+            server.stop()

@@ -1,95 +1,113 @@
-"""The six notebooks in their order through papermill, into <run>/notebooks/: the same files a reader walks through."""
+"""The six notebooks in their order through papermill, into <run>/notebooks/: the same files that you walk through by hand."""
 
-import json
+import base64
 import os
-import threading
+import re
+import subprocess
+import sys
 import time
-from contextlib import nullcontext
+from contextlib import contextmanager
 from pathlib import Path
 
-from helpers import runs, secrets
+from filelock import FileLock, Timeout
+
+from helpers import files, runs
 from helpers.errors import KitError, closest
-from helpers.profiles import ROOT
 from helpers.runs import Run
 
-NOTEBOOKS = ROOT / "notebooks"
-COMMON = ("profile", "storage", "run_name")
+from . import compare, environment, parameters
+from .terminal import Usage
+
 PAUSE = 10.0
-"""Seconds before a failed training goes on by itself, doubled each time: a lost node may be replaced meanwhile."""
+"""Seconds before a failed training run is resumed by itself, doubled each time: a lost node may be replaced meanwhile."""
 ENDING = 30.0
-"""Seconds that a training whose notebook died is given to end: its guard needs up to 15."""
+"""Grace period for a training process whose notebook died."""
 
 
-def notebooks() -> list[Path]:
-    """The numbered notebooks, in order."""
-    return sorted(NOTEBOOKS.glob("0[1-9]_*.ipynb"))
+def run(profile: str, storage: str, name: str | None, values: dict, resume: str, retries: int, say, log: bool) -> Run:
+    """Everything that `kto run` does. A training run that fails is resumed from its last checkpoint, `retries` times at most."""
+    begin, target = "01", runs.locate(profile, storage, runs.default_name(profile) if name is None else name)
+    if resume == "auto" and (name is None or not target.record_file.exists()):
+        names = [row["run"] for row in compare.listing(target.storage)]
+        raise Usage("--resume auto needs --run-name" if name is None else f"there is no run {name!r} to resume{closest(name, names)}",
+                    f"one of the runs in {target.storage}: {', '.join(names) or 'there is none'}",
+                    "correct --run-name; --resume if-any starts a run that is not there yet, as a job's first attempt does")
+    if target.trained and not resume:  # before anything is touched
+        refuse_working(target)
+        runs.refuse_if_trained(target)
+    with working(target):
+        if resume and target.trained:
+            begin, why = prepare_resume(target)
+            say(why)
+        else:
+            runs.start(profile, storage, target.name)
+        if values.get("start_from"):
+            note_earlier(target, Path(values["start_from"]))
+        for attempt in range(retries + 1):
+            try:
+                return execute(target, values, say, begin, log)
+            except KeyboardInterrupt:
+                say(f"to go on: kto run --storage {target.storage} --run-name {target.name} --resume auto")
+                raise
+            except KitError as error:
+                if attempt == retries or target.record().get("training", {}).get("status") != "failed":
+                    raise
+                say(f"error: {error}")
+            time.sleep(PAUSE * 2**attempt)
+            begin, why = prepare_resume(target)
+            say(why)
 
 
-def parameters() -> dict[str, dict]:
-    """name -> {"notebooks", "type", "default", "help"} of every knob in the notebooks' parameters cells."""
-    import papermill
-
-    known: dict[str, dict] = {}
-    for path in notebooks():
-        for name, found in papermill.inspect_notebook(str(path)).items():
-            entry = {"type": found["inferred_type_name"], "default": found["default"], "help": found["help"]}
-            known.setdefault(name, {"notebooks": [], **entry})["notebooks"].append(path.stem)
-    return known
-
-
-def typed(assignments: list[str]) -> dict:
-    """`["max_steps=12"]` -> `{"max_steps": 12}`, by the types in the parameters cells. KitError lists the valid names."""
-    known = parameters()
-    values = {}
-    for assignment in assignments:
-        name, equals, text = assignment.partition("=")
-        if not equals or name not in known or name in COMMON:
-            hint = " (has an option of its own)" if name in COMMON else closest(name, known)
-            listed = ", ".join(sorted(set(known) - set(COMMON)))
-            raise KitError(
-                f"there is no parameter {name!r}{hint}",
-                f"name=value with one of: {listed}",
-                "correct -p; any other LLaMA-Factory key goes into -p 'overrides={\"key\": value}'",
-            )
-        values[name] = _typed(name, text, known[name]["type"])
-    secrets.refuse(values, "the parameters")
-    return values
-
-
-def _typed(name: str, text: str, kind: str):
+@contextmanager
+def working(run: Run):
+    """Of two commands at work on one run, one gets it; KitError for the other."""
+    lock = FileLock(run.folder / ".run.lock")
     try:
-        if kind == "bool":
-            return {"true": True, "false": False}[text.lower()]
-        if kind == "dict":
-            return dict(json.loads(text))
-        return {"int": int, "float": float}.get(kind, str)(text)
-    except (ValueError, KeyError, TypeError):
-        raise KitError(f"{name}={text}: {text!r} is not a value of type {kind}", f"a {kind}", "correct -p") from None
+        run.folder.mkdir(parents=True, exist_ok=True)
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise in_use(run) from None
+    except OSError as error:
+        raise KitError(f"cannot make the folder {run.folder}: {error.strerror}", "a writable storage", "correct --storage") from None
+    try:
+        yield
+    finally:
+        lock.release()
 
 
-def absolute_paths(values: dict, names=("dataset", "model_name_or_path", "train_config")) -> dict:
-    """Values that name an existing file or folder, made absolute: the notebooks run in a folder of their own."""
-    return {
-        name: str(Path(value).resolve()) if name in names and value and Path(value).exists() else value
-        for name, value in values.items()
-    }
+def in_use(run: Run) -> KitError:
+    return KitError(f"the run {run.name!r} is being worked on at this moment", "one command at a time on a run",
+                    "wait for its end (`kto runs` shows it), stop it, or take another --run-name")
+
+
+def refuse_working(run: Run, patience: float = 0.0) -> None:
+    """KitError while the run is being trained, from wherever, still after `patience` seconds."""
+    from helpers import launch
+
+    until = time.monotonic() + patience
+    while launch.is_alive(run):
+        if time.monotonic() > until:
+            raise in_use(run)
+        time.sleep(0.5)
+
+
+def note_earlier(run: Run, start_from: Path) -> None:
+    """For a second round: the rows that the first one held out, so that both are measured on them too."""
+    record = next((folder / "run.json" for folder in (start_from, *start_from.parents) if (folder / "run.json").is_file()), None)
+    if record and (name := files.read_json(record).get("dataset", {}).get("heldout_name")):
+        run.note(earlier_heldout=name)
 
 
 def prepare_resume(run: Run) -> tuple[str, str]:
-    """Make a run that was launched ready to go on by itself; the number of the notebook to begin with, and why, in words.
+    """Make a run that was launched ready to be resumed; the number of the notebook to begin with, and why, in words.
 
     From its last complete checkpoint that leaves a step to train (resume.yaml is written), or, if it has none, from the
     beginning, the old log and output kept under other names. A finished run is left as it is. KitError if it is being trained.
     """
-    from helpers import checkpoints, launch
+    from helpers import checkpoints
     from helpers.checkpoints import resume
 
-    until = time.monotonic() + ENDING
-    while launch.is_alive(run):
-        if time.monotonic() > until:
-            raise KitError(f"the run {run.name!r} is being trained at this moment", "a run whose training has ended",
-                           "wait for its end, or stop it")  # fmt: skip
-        time.sleep(0.5)
+    refuse_working(run, ENDING)
     if run.record().get("training", {}).get("status") == "finished":
         return "05", "the training is finished: evaluation and export are made again"
     if checkpoint := resume.write_unattended(run, checkpoints.find(run)):
@@ -101,109 +119,100 @@ def prepare_resume(run: Run) -> tuple[str, str]:
     return "04", "no complete checkpoint to go on from: the training starts again"
 
 
-def persist(run: Run, values: dict, say=print, begin: str = "01", retries: int = 0, echo=None) -> Run:
-    """`execute`; a training that fails goes on from its last checkpoint by itself, `retries` times at most."""
-    for attempt in range(retries + 1):
-        try:
-            return execute(run, values, say, begin, echo)
-        except KitError as error:
-            if attempt == retries or run.record().get("training", {}).get("status") != "failed":
-                raise
-            say(f"error: {error}")
-            time.sleep(PAUSE * 2**attempt)
-            begin, why = prepare_resume(run)
-            say(why)
-
-
-def execute(run: Run, values: dict, say=print, begin: str = "01", echo=None) -> Run:
+def execute(run: Run, values: dict, say=print, begin: str = "01", log: bool = False) -> Run:
     """Run the notebooks on `run`, from number `begin` on. A failing cell ends it: KitError with notebook, cell and error.
 
-    `say(line)` gets a line when a notebook starts or ends and as the training moves on; `echo(bytes)` the training's log.
+    `say(line)` gets a line when a notebook starts or ends and as the training moves on; with `log` stdout gets the training's log.
     """
     import papermill
     from papermill.exceptions import PapermillExecutionError
 
     if begin < "04":
         runs.refuse_if_trained(run)
-    known, chosen = (
-        parameters(),
-        {"profile": run.profile.name, "storage": str(run.storage), "run_name": run.name, **values},
-    )
+    for warning in environment.settle(run.storage):
+        say(warning)
+    books, known = parameters.notebooks(), parameters.known()
+    chosen = {"profile": run.profile.name, "storage": str(run.storage), "run_name": run.name, **values}
     run.notebooks.mkdir(parents=True, exist_ok=True)
     os.environ["KTO_LIVE"] = "off"  # no front end watches: lines instead of a live picture
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # on busy cores, torch's waiting threads would take the others' time
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     seconds = {}
-    for number, path in enumerate(notebooks(), 1):
+    for number, path in enumerate(books, 1):
         if path.stem < begin:
             continue
-        started = time.monotonic()
-        say(f"[{number}/{len(notebooks())}] {path.stem}")
+        began, made = time.monotonic(), run.notebooks / path.name
+        say(f"[{number}/{len(books)}] {path.stem}")
         own = {name: value for name, value in chosen.items() if path.stem in known[name]["notebooks"]}
-        with _Watch(run, say, echo) if path.stem == "04_train" else nullcontext():
-            try:
-                papermill.execute_notebook(
-                    str(path),
-                    str(run.notebooks / path.name),
-                    parameters=own,
-                    cwd=str(NOTEBOOKS),
-                    kernel_name="python3",
-                    progress_bar=False,
-                    extra_arguments=["--log-level=50"],
-                )  # the kernel: silent
-            except PapermillExecutionError as error:
-                raise KitError(
-                    f"{path.stem}, cell [{error.exec_count}]: {error.ename}: {error.evalue}",
-                    "",
-                    f"see the executed notebook: {run.notebooks / path.name}",
-                ) from None
-        seconds[path.stem] = round(time.monotonic() - started, 1)
-        say(f"[{number}/{len(notebooks())}] {path.stem} done in {seconds[path.stem]:.0f} s")
-    run.note(seconds=seconds)
+        training = path.stem == "04_train"
+        try:
+            with printed(run.log_file if training and log else None):
+                papermill.execute_notebook(str(path), str(made), parameters=own, cwd=str(path.parent), kernel_name="python3",
+                                           progress_bar=False, extra_arguments=["--log-level=50"],  # the kernel: silent
+                                           stdout_file=Steps(say) if training else None)
+        except PapermillExecutionError as error:
+            run.note(failed=path.stem)
+            if error.ename == "KeyboardInterrupt":  # Ctrl-C reached the kernel first
+                raise KeyboardInterrupt from None
+            raise KitError(f"{path.stem}, cell [{error.exec_count}]: {error.ename}: {error.evalue}", "",
+                           f"see the executed notebook: {made}") from None
+        except (KeyboardInterrupt, SystemExit):
+            run.note(failed=path.stem)
+            raise
+        finally:
+            status = run.record().get("training", {})
+            if training and status.get("status") == "running":  # however it ended, nothing trains any more
+                run.note(training={**status, "status": "stopped", "ended": runs.now()})
+        embed_pictures(made)
+        seconds[path.stem] = round(time.monotonic() - began, 1)
+        say(f"[{number}/{len(books)}] {path.stem} done in {seconds[path.stem]:.0f} s")
+    run.note(seconds=seconds, failed=None)
     return run
 
 
-class _Watch:
-    """While the training notebook runs: reads train.log along, echoes it, and says every tenth of the steps where it stands."""
+class Steps:
+    """A file for what notebook 4 prints: its lines about the training's progress are passed to `say`."""
 
-    def __init__(self, run: Run, say, echo=None):
-        self.run, self.say, self.echo, self.over = run, say, echo, threading.Event()
-        self.position = run.log_file.stat().st_size if run.log_file.exists() else 0  # what an earlier launch wrote is known
-        self.thread = threading.Thread(target=self._follow, daemon=True)
+    def __init__(self, say):
+        self.say = say
 
-    def __enter__(self):
-        self.thread.start()
+    def write(self, text: str) -> None:
+        for line in text.splitlines():
+            if re.match(r"(?:[\w ]+, )?step \d|\[(?:WARN|FAIL)\]", line):
+                self.say(f"      {line}")
 
-    def __exit__(self, *_):
-        """However it ended, nothing trains any more: a record that says otherwise is put right."""
-        self.over.set()
-        self.thread.join(timeout=5)
-        training = self.run.record().get("training", {})
-        if training.get("status") == "running":
-            self.run.note(training={**training, "status": "stopped", "ended": runs.now()})
+    def flush(self) -> None:
+        pass
 
-    def _follow(self) -> None:
-        from helpers.logs import Parser
-        from helpers.plots.live import duration
 
-        parser, said, last = Parser(), -1, False
-        while not last:
-            last = self.over.wait(1.0)  # and once more, for what was written last
-            if not self.run.log_file.exists():
-                continue
-            with open(self.run.log_file, "rb") as log:
-                log.seek(self.position)
-                new = log.read()
-            if not last:  # whole lines only: what is said between must not cut one
-                new = new[: max(new.rfind(b"\n"), new.rfind(b"\r")) + 1]
-            self.position += len(new)
-            if self.echo:
-                self.echo(new)
-            events = parser.feed(new)
-            bars = [event.data for event in events if event.kind == "progress" and event.data["task"] == "training"]
-            if bars and (tenth := 10 * bars[-1]["done"] // max(bars[-1]["total"], 1)) > said:
-                said, left = tenth, duration(bars[-1]["remaining"]) or "some time"
-                self.say(f"      step {bars[-1]['done']} of {bars[-1]['total']}, {left} left")
+@contextmanager
+def printed(log: Path | None):
+    """What is added to the training's log goes to stdout too, by tail(1)."""
+    if log is None:
+        yield
+        return
+    begins = log.stat().st_size + 1 if log.exists() else 1
+    sys.stdout.flush()
+    tail = subprocess.Popen(["tail", f"--pid={os.getpid()}", "-c", f"+{begins}", "-F", str(log)], stderr=subprocess.DEVNULL)
+    try:
+        yield
+    finally:
+        time.sleep(1.5)  # it may look once a second only
+        tail.terminate()
+        tail.wait()
+
+
+def embed_pictures(notebook: Path) -> None:
+    """The pictures that an executed notebook's texts show are put into it: it is whole wherever it is copied."""
+    import nbformat
+
+    book = nbformat.read(notebook, 4)
+    for cell in book.cells:
+        for name in re.findall(r"\]\((pictures/[^)]+)\)", cell.source) if cell.cell_type == "markdown" else ():
+            data = base64.b64encode((parameters.NOTEBOOKS / name).read_bytes()).decode()
+            cell.setdefault("attachments", {})[Path(name).name] = {"image/png": data}
+            cell.source = cell.source.replace(f"]({name})", f"](attachment:{Path(name).name})")
+    nbformat.write(book, notebook)
 
 
 def summary(run: Run) -> dict:

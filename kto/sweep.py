@@ -1,42 +1,39 @@
-"""The pipeline over a grid of parameters: a run for each point, at most so many at a time, as tasks on the Ray cluster.
+"""The pipeline over a grid of parameters: a run for each point, at most so many at a time.
 
-Each run is `kto run --resume auto` in a process of its own, so one that fails ends no other, and a sweep that was
-interrupted goes on. A run's name follows from its parameters: what is done already is found again and skipped.
+Each run is `kto run` in a process of its own that joins the cluster by itself: one that fails ends no other. A run's name follows from
+its parameters, so a second call finds what is done, skips it, and resumes what was interrupted.
 """
 
 import hashlib
 import itertools
 import json
-import os
 import re
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from helpers import doctor, files, profiles, runs
-from helpers.errors import KitError
+from helpers import files, profiles, runs
 from helpers.runs import Run
 
-from . import pipeline
-
-FOR_TASKS = {("OMP_NUM_THREADS", "1"), ("CUDA_VISIBLE_DEVICES", "")}
-"""What Ray sets for a task that asks for no CPU and no GPU; a run's own processes may have both."""
+from . import parameters
+from .terminal import Usage
 
 
 def grid(assignments: list[str]) -> list[dict[str, str]]:
-    """`["a=1,2", "b=3"]` -> `[{"a": "1", "b": "3"}, {"a": "2", "b": "3"}]`. KitError for a value that a notebook would refuse.
+    """`["a=1,2", "b=3"]` -> `[{"a": "1", "b": "3"}, {"a": "2", "b": "3"}]`. Usage for a value that a notebook would refuse.
 
     A value with a comma of its own (`overrides={...}`) is one value.
     """
     axes = []
     for assignment in assignments:
         name, _, text = assignment.partition("=")
-        values = [text] if text.startswith("{") else text.split(",")
-        pipeline.typed([f"{name}={value}" for value in values])
-        axes.append([(name, pipeline.absolute_paths({name: value})[name]) for value in dict.fromkeys(values)])
+        given = [text] if text.startswith("{") else text.split(",")
+        values = {value: parameters.typed([f"{name}={value}"])[name] for value in given}
+        axes.append([(name, value if name not in parameters.PATHS else made) for value, made in values.items()])
     names = [axis[0][0] for axis in axes]
     if twice := {name for name in names if names.count(name) > 1}:
-        raise KitError(f"given twice: {', '.join(sorted(twice))}", "each parameter once, its values with commas", "-p name=1,2,3")
+        raise Usage(f"given twice: {', '.join(sorted(twice))}", "each parameter once, its values with commas", "-p name=1,2,3")
     return [dict(point) for point in itertools.product(*axes)]
 
 
@@ -53,61 +50,33 @@ def done(run: Run) -> bool:
 
 
 def sweep(profile: str, storage: str, name: str, points: list[dict[str, str]], at_most: int = 1, say=print) -> list[dict]:
-    """Run what is not done yet, `at_most` at a time; the table, a row a point. It is kept in <storage>/<name>.json as well.
+    """Run what is not done yet, `at_most` at a time; the table, a row a point. It is kept in <storage>/<name>.json as well."""
+    located = {name_of(name, point): runs.locate(profile, storage, name_of(name, point)) for point in points}
+    waiting = [(run, point) for run, point in zip(located.values(), points, strict=True) if not done(run)]
+    say(f"{len(points)} runs, {len(points) - len(waiting)} done before; {at_most} at a time")
 
-    On the profile `local` every run starts its own Ray instance, and the tasks' own is a small one beside it.
-    """
-    loaded = profiles.load(profile)
-    planned = {name_of(name, point): point for point in points}
-    located = {run_name: runs.locate(profile, storage, run_name) for run_name in planned}
-    waiting = [run_name for run_name, run in located.items() if not done(run)]
-    say(f"{len(planned)} runs, {len(planned) - len(waiting)} done before; {at_most} at a time")
-    failures: dict[str, str] = {}
-    if waiting:
-        with doctor.ray_cluster(loaded, num_cpus=1) as ray:
-            task = ray.remote(num_cpus=0, max_retries=0)(one)
-            here = {} if loaded.ray_address == "local" else {"RAY_ADDRESS": ray.get_runtime_context().gcs_address}
-            working = {}
-            while waiting or working:
-                while waiting and len(working) < at_most:
-                    run_name = waiting.pop(0)
-                    words = arguments(profile, str(located[run_name].storage), run_name, planned[run_name])
-                    working[task.remote(words, here)] = run_name
-                    say(f"{run_name}: started")
-                ended, _ = ray.wait(list(working))
-                run_name = working.pop(ended[0])
-                failures[run_name] = outcome(ray, ended[0])
-                say(f"{run_name}: {failures[run_name] or 'done'}")
-    rows = [row(located[run_name], point, failures.get(run_name, "")) for run_name, point in planned.items()]
-    files.write(profiles.storage_for(loaded, storage) / f"{name}.json", json.dumps(rows, indent=2) + "\n")
+    def one(run: Run, point: dict[str, str]) -> str:
+        say(f"{run.name}: started")
+        why = start(profile, run, point)
+        say(f"{run.name}: {why or 'done'}")
+        return why
+
+    with ThreadPoolExecutor(at_most) as pool:
+        failures = dict(zip([run.name for run, _ in waiting], pool.map(lambda job: one(*job), waiting), strict=True))
+    rows = []
+    for run, point in zip(located.values(), points, strict=True):
+        evaluation = run.record().get("evaluation", {})
+        rows.append({"run": run.name, **point, "status": "done" if done(run) else "failed", "auc": evaluation.get("auc"),
+                     "margin": evaluation.get("margin"), "why": failures.get(run.name, "").removeprefix("error: ")[:120]})
+    files.write(profiles.storage_for(profiles.load(profile), storage) / f"{name}.json", json.dumps(rows, indent=2) + "\n")
     return rows
 
 
-def arguments(profile: str, storage: str, run_name: str, point: dict[str, str]) -> list[str]:
-    """What `kto` is given for a point."""
-    words = ["run", "--profile", profile, "--storage", storage, "--run-name", run_name, "--resume", "auto"]
-    return words + [word for key, value in point.items() for word in ("-p", f"{key}={value}")]
-
-
-def one(words: list[str], settings: dict[str, str]) -> str:
-    """A run, in a process of its own on whichever node this task is; empty, or what it said of its failure."""
-    bare = {key: value for key, value in os.environ.items() if (key, value) not in FOR_TASKS}
-    ran = subprocess.run([sys.executable, "-m", "kto", *words], capture_output=True, text=True, errors="replace",
-                         cwd=profiles.ROOT, env=bare | settings)
+def start(profile: str, run: Run, point: dict[str, str]) -> str:
+    """A run, in a process of its own; empty, or its error."""
+    words = ["run", "--profile", profile, "--storage", str(run.storage), "--run-name", run.name, "--resume", "if-any"]
+    words += [word for key, value in point.items() for word in ("-p", f"{key}={value}")]
+    ran = subprocess.run([sys.executable, "-m", "kto", *words], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
+                         errors="replace", cwd=profiles.ROOT)
     said = ran.stderr.strip().splitlines() or [f"exit status {ran.returncode}"]
     return "" if ran.returncode == 0 else next((line for line in reversed(said) if line.startswith("error: ")), said[-1])
-
-
-def outcome(ray, task) -> str:
-    try:
-        return ray.get(task)
-    except ray.exceptions.RayError as error:  # the node that the run was started on was lost
-        return f"error: {str(error).strip().splitlines()[-1]}"
-
-
-def row(run: Run, point: dict[str, str], failure: str) -> dict:
-    """A line of the table."""
-    evaluation = run.record().get("evaluation", {})
-    figures = {"auc": evaluation.get("auc"), "margin": evaluation.get("margin")}
-    return {"run": run.name, **point, "status": "done" if done(run) else "failed", **figures,
-            "why": failure.removeprefix("error: ")[:120]}

@@ -12,7 +12,7 @@ import hygiene
 import nbformat
 
 from helpers import runs
-from kto import pipeline
+from kto import parameters, pipeline
 
 
 def clean(executed: Path, target: Path, seconds: float) -> None:
@@ -43,7 +43,7 @@ def main() -> None:
         os.environ["KTO_STORAGE"] = str(Path(folder) / "storage")
         run = runs.start("local", "", "first-run")
         pipeline.execute(run, {}, lambda line: print(line, file=sys.stderr))
-        for path in pipeline.notebooks():
+        for path in parameters.notebooks():
             clean(run.notebooks / path.name, path, run.record()["seconds"][path.stem])
 
 

@@ -10,7 +10,7 @@ from typer.testing import CliRunner
 
 from helpers import runs
 from helpers.profiles import ROOT
-from kto import cli_runs
+from kto import compare
 from kto.cli import app
 
 LOGS = ROOT / "tests" / "fixtures"
@@ -47,8 +47,8 @@ def test_several_runs_are_plotted_in_one_figure(two, tmp_path):
     picture = tmp_path / "both.svg"
     call("plot", *(run.folder for run in two), "-o", picture)
     assert picture.read_text().startswith("<?xml")
-    assert cli_runs.labels([run.folder for run in two]) == ["learning_rate 0.001", "learning_rate 0.0005"]
-    assert cli_runs.labels([two[0].folder, LOGS / "reference.log"]) == ["first-run", "reference"]
+    assert compare.labels([run.folder for run in two]) == ["learning_rate 0.001", "learning_rate 0.0005"]
+    assert compare.labels([two[0].folder, LOGS / "reference.log"]) == ["first-run", "reference"]
 
 
 def test_a_log_without_windows_is_an_error_and_leaves_no_picture(tmp_path):

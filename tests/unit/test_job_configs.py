@@ -93,7 +93,7 @@ def test_kubernetes_own_schema_takes_the_pods_and_refuses_wrong_ones(number):
 @pytest.mark.parametrize("entrypoint", [JOB["entrypoint"], RAYJOB["spec"]["entrypoint"]], ids=["anyscale", "kuberay"])
 def test_a_retry_means_the_same_run_and_goes_on_where_it_stopped(entrypoint):
     words = given(entrypoint)
-    assert words["run_name"] == "llama3-8b" and words["resume"] == "auto"
+    assert words["run_name"] == "llama3-8b" and words["resume"] == "if-any"
     assert words["storage"].startswith("/mnt/") and not words["storage"].startswith("/mnt/cluster_storage")
     assert profiles.load(words["profile"]).gpu
     assert JOB["max_retries"] == RAYJOB["spec"]["backoffLimit"] == 3

@@ -14,15 +14,15 @@ from typer.main import get_command
 
 from helpers import runs
 from helpers.errors import KitError
-from kto import jobs
+from kto import job as jobs
 from kto.cli import app
 
 RUNNING = """
 import sys
 from pathlib import Path
-from kto import pipeline
+from kto import parameters
 from kto.cli import app
-pipeline.NOTEBOOKS = Path(sys.argv.pop(1))
+parameters.NOTEBOOKS = Path(sys.argv.pop(1))
 app(sys.argv[1:])
 """
 
@@ -35,17 +35,17 @@ class Quiet:
 
 
 def submit(**changes):
-    given = {"profile": "ray", "storage": "/mnt/shared/kto", "run_name": "first", "parameters": [], "secrets": []} | changes
+    given = {"profile": "ray", "storage": "/mnt/shared/kto", "run_name": "first", "values": [], "names": []} | changes
     return jobs.submit(Quiet(), **given)
 
 
 @pytest.mark.parametrize("changes, says", [
-    ({"parameters": ["max_stps=3"]}, "did you mean 'max_steps'"),
+    ({"values": ["max_stps=3"]}, "did you mean 'max_steps'"),
     ({"profile": "lokal"}, "did you mean 'local'"),
     ({"profile": "local"}, "starts a Ray instance of its own"),
     ({"storage": "storage"}, "not an absolute path"),
     ({"run_name": "a/b"}, "no name for a run"),
-    ({"secrets": ["HF_TOKEN"]}, "not set in this environment: HF_TOKEN")])
+    ({"names": ["HF_TOKEN"]}, "not set in this environment: HF_TOKEN")])
 def test_a_job_that_could_not_work_is_refused_before_it_is_sent(monkeypatch, changes, says):
     monkeypatch.delenv("HF_TOKEN", raising=False)
     monkeypatch.delenv("KTO_STORAGE", raising=False)
@@ -65,7 +65,7 @@ def test_the_jobs_command_is_one_that_the_command_line_takes_and_that_resumes():
     words = shlex.split(jobs.entrypoint("ray", "/mnt/a b", "first", ["dataset=a b.json", "max_steps=3"]))
     assert words[:3] == ["python", "-m", "kto"]
     given = get_command(app).commands["run"].make_context("run", words[4:]).params
-    assert (given["storage"], given["run_name"], given["resume"], given["log"]) == ("/mnt/a b", "first", "auto", True)
+    assert (given["storage"], given["run_name"], given["resume"], given["log"]) == ("/mnt/a b", "first", "if-any", True)
     assert given["parameter"] == ["dataset=a b.json", "max_steps=3"]
 
 

@@ -2,18 +2,22 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
 
 import nbformat
 import pytest
+import yaml
 from nbformat.v4 import new_code_cell, new_notebook
+from typer.testing import CliRunner
 
 from helpers import runs
 from helpers.errors import KitError
 from helpers.profiles import ROOT
-from kto import pipeline
+from kto import compare, parameters, pipeline, terminal
+from kto.cli import app
 
 PARAMETERS = (
     'profile: str = "local"  # p\nstorage: str = ""  # s\nrun_name: str = "x"  # r\nmax_steps: int = None  # steps'
@@ -32,22 +36,22 @@ def two_notebooks(tmp_path, monkeypatch):
             cells = [new_code_cell(PARAMETERS, metadata={"tags": ["parameters"]}), new_code_cell(code)]
             metadata = {"kernelspec": {"name": "python3", "display_name": "p", "language": "python"}}
             nbformat.write(new_notebook(cells=cells, metadata=metadata), folder / f"{name}.ipynb")
-        monkeypatch.setattr(pipeline, "NOTEBOOKS", folder)
+        monkeypatch.setattr(parameters, "NOTEBOOKS", folder)
 
     return make
 
 
 def test_there_are_six_notebooks_in_order():
-    assert [path.stem[:2] for path in pipeline.notebooks()] == ["01", "02", "03", "04", "05", "06"]
+    assert [path.stem[:2] for path in parameters.notebooks()] == ["01", "02", "03", "04", "05", "06"]
 
 
 def test_every_notebook_begins_its_parameters_with_the_common_three_alike():
     import papermill
 
-    for path in pipeline.notebooks():
+    for path in parameters.notebooks():
         found = papermill.inspect_notebook(str(path))
-        assert list(found)[:3] == list(pipeline.COMMON), path.name
-        assert [found[name]["default"] for name in pipeline.COMMON] == ['"local"', '""', '"first-run"'], path.name
+        assert list(found)[:3] == list(parameters.COMMON), path.name
+        assert [found[name]["default"] for name in parameters.COMMON] == ['"local"', '""', '"first-run"'], path.name
         assert all(entry["help"] and entry["inferred_type_name"] != "None" for entry in found.values()), path.name
 
 
@@ -55,7 +59,7 @@ def test_a_parameter_of_one_name_has_one_default_and_type_everywhere():
     import papermill
 
     seen = {}
-    for path in pipeline.notebooks():
+    for path in parameters.notebooks():
         for name, entry in papermill.inspect_notebook(str(path)).items():
             facts = (entry["inferred_type_name"], entry["default"])
             assert seen.setdefault(name, facts) == facts, f"{name} in {path.name}"
@@ -63,25 +67,25 @@ def test_a_parameter_of_one_name_has_one_default_and_type_everywhere():
 
 def test_an_unknown_parameter_lists_the_valid_ones_and_the_closest():
     with pytest.raises(KitError) as error:
-        pipeline.typed(["max_stps=3"])
+        parameters.typed(["max_stps=3"])
     assert "did you mean 'max_steps'" in str(error.value) and "learning_rate" in str(error.value)
 
 
 def test_values_get_the_types_of_the_parameters_cells():
-    values = pipeline.typed(["max_steps=12", "learning_rate=5e-6", 'overrides={"lora_alpha": 32}', "dataset=a=b"])
+    values = parameters.typed(["max_steps=12", "learning_rate=5e-6", 'overrides={"lora_alpha": 32}', "dataset=a=b"])
     assert values == {"max_steps": 12, "learning_rate": 5e-6, "overrides": {"lora_alpha": 32}, "dataset": "a=b"}
 
 
 @pytest.mark.parametrize("text", ["max_steps=many", "overrides=[1]", "max_steps=1.5", "profile=ray"])
 def test_a_value_of_the_wrong_type_or_an_option_given_as_parameter_is_refused(text):
     with pytest.raises(KitError):
-        pipeline.typed([text])
+        parameters.typed([text])
 
 
 def test_a_path_given_on_the_command_line_is_made_absolute_and_a_name_is_not(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "data.json").write_text("[]")
-    values = pipeline.absolute_paths({"dataset": "data.json", "model_name_or_path": "org/name"})
+    values = parameters.typed(["dataset=data.json", "model_name_or_path=org/name"])
     assert values == {"dataset": str(tmp_path / "data.json"), "model_name_or_path": "org/name"}
 
 
@@ -156,9 +160,114 @@ def test_a_run_that_is_being_trained_is_not_made_ready_to_go_on(run, monkeypatch
     before = sorted(run.folder.iterdir())
     monkeypatch.setattr(pipeline, "ENDING", 0.5)
     training = subprocess.Popen(["sleep", "60"], env={"KTO_TRAINING": "first-run-0123", "PATH": os.environ["PATH"]})
-    with pytest.raises(KitError, match="being trained"):
+    with pytest.raises(KitError, match="worked on"):
         pipeline.prepare_resume(run)
     assert sorted(run.folder.iterdir()) == before
     training.kill()
     training.wait()
     assert pipeline.prepare_resume(run)[1].endswith("starts again") and (run.folder / "train.failed-1.log").exists()
+
+
+# a newcomer's slips
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (["--resume", "auto"], "--resume auto needs --run-name"),
+        (["--resume", "auto", "--run-name", "frist-run"], "there is no run 'frist-run' to resume (did you mean 'first-run'?)"),
+        (["-p", "max_steps"], "-p max_steps has no value"),
+        (["--resume", "yes"], "--resume yes"),
+    ],
+)
+def test_a_slip_in_run_is_wrong_usage_and_starts_nothing(run, words, says):
+    before = sorted(run.storage.rglob("*"))
+    done = CliRunner().invoke(app, ["run", "--storage", str(run.storage), *words])
+    assert done.exit_code == 2 and says in done.stderr and sorted(run.storage.rglob("*")) == before
+    assert "--resume auto" not in words or "first-run" in done.stderr.split("expected:")[1]
+
+
+def test_an_empty_run_name_is_no_name():
+    done = CliRunner().invoke(app, ["run", "--run-name", ""])
+    assert done.exit_code == 1 and "'' is no name for a run" in done.stderr
+
+
+def test_of_two_commands_on_one_run_the_second_is_refused_and_nothing_of_the_first_is_overwritten_or_to_be_deleted(run):
+    with pipeline.working(run):
+        before = {path: path.stat().st_mtime_ns for path in run.folder.rglob("*")}
+        done = command("run", "--storage", str(run.storage), "--run-name", run.name)
+        assert done.returncode == 1 and "is being worked on" in done.stderr and "rm -r" not in done.stderr
+        assert {path: path.stat().st_mtime_ns for path in run.folder.rglob("*")} == before
+    with pipeline.working(run):
+        pass
+
+
+def test_a_key_that_no_template_has_is_put_to_llamafactory(run):
+    run.note(model={"name": "m", "path": "/m", "template": "smollm2"}, dataset={"name": "d", "rows": 3})
+    words = ["config", "show", "--storage", str(run.storage), "--run-name", run.name, "-p"]
+    shown = CliRunner().invoke(app, [*words, "learning_rate=5e-6"])
+    assert shown.exit_code == 0 and yaml.safe_load(shown.stdout)["learning_rate"] == 5e-6
+    assert "-p nosuch has no value" in CliRunner().invoke(app, [*words, "nosuch"]).stderr
+    wrong = CliRunner().invoke(app, [*words, "learning_rte=1"])
+    assert wrong.exit_code == 2 and "did you mean 'learning_rate'" in wrong.stderr and wrong.stdout == ""
+
+
+def test_a_port_that_does_not_exist_is_wrong_usage():
+    assert CliRunner().invoke(app, ["serve", "--port", "99999"]).exit_code == 2
+
+
+def test_a_table_fits_the_terminal_and_json_has_everything(run, monkeypatch):
+    rows = [{"name": "x" * 90, **{f"column{i}": 0.123456789 for i in range(9)}}]
+    monkeypatch.setenv("COLUMNS", "80")
+    lines = terminal.table(rows).splitlines()
+    assert max(map(len, lines[:-1])) <= 80 and lines[-1] == "(column7, column8: with --json)"
+    monkeypatch.delenv("COLUMNS")
+    assert "x" * 90 in terminal.table(rows) and "column8" in terminal.table(rows)
+
+
+def test_a_run_whose_export_failed_is_not_called_finished(run):
+    run.note(training={"status": "finished"})
+    assert compare.listing(run.storage)[0]["status"] == "finished"
+    run.note(failed="06_export")
+    assert compare.listing(run.storage)[0]["status"] == "06_export failed"
+
+
+def test_a_run_without_checkpoints_and_a_folder_that_is_not_there_are_said_in_a_sentence(run):
+    none = CliRunner().invoke(app, ["checkpoints", str(run.folder)])
+    assert none.exit_code == 1 and "there is no checkpoint in" in none.stderr and none.stdout == ""
+    away = CliRunner().invoke(app, ["checkpoints", str(run.folder / "away")])
+    assert away.exit_code == 1 and "there is no folder" in away.stderr
+
+
+@pytest.mark.slow
+def test_ctrl_c_in_a_notebook_is_one_sentence_with_the_way_on_and_leaves_no_kernel(run, two_notebooks, tmp_path):
+    import psutil
+
+    two_notebooks("import time\nprint('here')\ntime.sleep(60)")
+    code = "import sys; from pathlib import Path; from kto import cli, parameters; parameters.NOTEBOOKS = Path(sys.argv.pop(1)); cli.main()"
+    words = [sys.executable, "-c", code, str(tmp_path / "nbs"), "run", "--storage", str(run.storage), "--run-name", run.name]
+    process = subprocess.Popen(words, stderr=subprocess.PIPE, text=True, cwd=ROOT, start_new_session=True)
+    made, until = run.notebooks / "02_second.ipynb", time.monotonic() + 40
+    while not (made.exists() and "here" in made.read_text()) and time.monotonic() < until:
+        time.sleep(0.2)
+    family = psutil.Process(process.pid).children(recursive=True)
+    os.killpg(process.pid, signal.SIGINT)
+    said = process.communicate(timeout=30)[1]
+    assert process.returncode == 130 and "Traceback" not in said, said
+    assert "interrupted" in said and f"--run-name {run.name} --resume auto" in said
+    assert not psutil.wait_procs(family, timeout=10)[1] and run.record()["failed"] == "02_second"
+
+
+@pytest.mark.slow
+def test_an_executed_notebook_is_whole_wherever_it_is_copied_and_so_is_its_html(run, two_notebooks, tmp_path):
+    from nbconvert import HTMLExporter
+
+    two_notebooks("print(max_steps)")
+    (tmp_path / "nbs" / "pictures").mkdir()
+    (tmp_path / "nbs" / "pictures" / "two.png").write_bytes(b"\x89PNG pixels")
+    book = nbformat.read(tmp_path / "nbs" / "01_first.ipynb", 4)
+    book.cells.append(nbformat.v4.new_markdown_cell("![Words](pictures/two.png)"))
+    nbformat.write(book, tmp_path / "nbs" / "01_first.ipynb")
+    pipeline.execute(run, {}, lambda line: None)
+    page, _ = HTMLExporter().from_filename(str(run.notebooks / "01_first.ipynb"))
+    assert "data:image/png;base64,iVBORyBwaXhlbHM" in page and "pictures/two.png" not in page

@@ -122,11 +122,11 @@ def spans(text: str) -> list[str]:
 def test_every_command_that_is_named_exists_with_its_options_and_parameters(name):
     import typer
 
-    from kto import pipeline
+    from kto import parameters
     from kto.cli import app
 
     targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), flags=re.M))
-    known, root = pipeline.parameters(), typer.main.get_command(app)
+    known, root = parameters.known(), typer.main.get_command(app)
     for span in spans(TEXTS[name]):
         if made := re.match(r"(?:\w+=\S+ )*make ([a-z-]+)", span):
             assert made[1] in targets, span

@@ -14,7 +14,7 @@ import tiny
 from helpers import config, runs, secrets, tracking
 from helpers.errors import KitError
 from helpers.profiles import ROOT
-from kto import pipeline
+from kto import parameters
 
 CANARY = {"HF_TOKEN": "canary-hf-7f3a91c2e5", "MLFLOW_TRACKING_PASSWORD": 'canary "mlflow" 0b6d', "AWS_SECRET_ACCESS_KEY": "canary/aws+82d1ff"}
 
@@ -82,7 +82,7 @@ def test_a_config_and_parameters_that_hold_a_secret_are_refused_before_anything_
     with pytest.raises(KitError, match=r"a secret: ray_init_kwargs\.runtime_env\.env_vars\.HF_TOKEN"):
         config.write(run, config.resolve(run, ray_init_kwargs=kwargs))
     with pytest.raises(KitError, match="the parameters hold a secret"):
-        pipeline.typed(["overrides=" + json.dumps({"ray_init_kwargs": kwargs})])
+        parameters.typed(["overrides=" + json.dumps({"ray_init_kwargs": kwargs})])
     assert not run.config_file.exists()
     assert secrets.literal({"HF_TOKEN": "<your token>", "learning_rate": 1e-5, "env": {"MLFLOW_TRACKING_TOKEN": "${MLFLOW_TRACKING_TOKEN}"}}) == []
 

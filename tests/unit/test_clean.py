@@ -8,8 +8,8 @@ import pytest
 from typer.testing import CliRunner
 
 from helpers import checkpoints
-from helpers.checkpoints import keep
 from helpers.errors import KitError
+from kto import clean
 from kto.cli import app
 
 FIXTURE = Path(__file__).parents[1] / "fixtures" / "trial"
@@ -27,7 +27,7 @@ def trained(run):
 
 
 def kept(run, **options):
-    return [room_name(one) for one in keep.plan(run, checkpoints.find(run), **options) if one.keep]
+    return [room_name(one) for one in clean.plan(run, **options) if one.keep]
 
 
 def room_name(verdict):
@@ -43,21 +43,19 @@ def test_the_last_and_the_best_stay_once_each(trained):
 
 def test_a_plan_removes_nothing(trained):
     before = sorted(trained.folder.rglob("*"))
-    keep.plan(trained, checkpoints.find(trained), last=1)
+    clean.plan(trained, last=1)
     assert sorted(trained.folder.rglob("*")) == before
 
 
-def test_only_yes_removes_and_the_plan_is_shown_first(trained, capsys):
-    verdicts = keep.plan(trained, checkpoints.find(trained), last=1)
-    for answer in ("", "no", "y", "yep"):
-        assert keep.remove(trained, verdicts, ask=lambda _, answer=answer: answer) == 0
-    assert len(checkpoints.find(trained)) == 6
-    asked = []
-    freed = keep.remove(trained, verdicts, ask=lambda question: asked.append(capsys.readouterr().out) or "yes")
-    assert "remove output/checkpoint-10" in asked[0] and "keep   " + TRIAL in asked[0]
+def going(verdicts):
+    return [one.checkpoint for one in verdicts if not one.keep]
+
+
+def test_what_is_removed_is_gone_whole_and_its_bytes_are_told(trained):
+    gone = going(clean.plan(trained, last=1))
+    assert clean.remove(trained, gone) == sum(item.bytes for item in gone) > 0
     left = checkpoints.find(trained)
     assert [checkpoints.named(item) for item in left] == ["checkpoint_000002"] and left[0].complete
-    assert freed == sum(one.checkpoint.bytes for one in verdicts if not one.keep)
     assert not list(trained.folder.rglob(".removing*"))
 
 
@@ -68,10 +66,10 @@ def test_a_checkpoint_that_the_runs_files_name_stays(trained):
 
 
 def test_one_that_came_into_use_after_the_plan_stays(trained):
-    verdicts = keep.plan(trained, checkpoints.find(trained), last=1)
+    verdicts = clean.plan(trained, last=1)
     trained.note(export={"from": f"{TRIAL}/checkpoint_000000/checkpoint"})
     with pytest.raises(KitError, match="in use"):
-        keep.remove(trained, verdicts, ask=lambda _: "yes")
+        clean.remove(trained, going(verdicts))
     assert len(checkpoints.find(trained)) == 6
 
 
@@ -84,10 +82,10 @@ def test_the_only_complete_one_stays_however_old(trained):
 
 def test_the_only_complete_one_stays_if_the_planned_one_broke_meanwhile(trained):
     shutil.rmtree(trained.output_dir)
-    verdicts = keep.plan(trained, checkpoints.find(trained), last=1)
+    verdicts = clean.plan(trained, last=1)
     (trained.folder / TRIAL / "checkpoint_000002" / "checkpoint" / "optimizer.pt").unlink()
     with pytest.raises(KitError, match="no complete one would be left"):
-        keep.remove(trained, verdicts, ask=lambda _: "yes")
+        clean.remove(trained, going(verdicts))
 
 
 def test_nothing_is_given_up_while_no_checkpoint_is_complete(trained):
@@ -106,32 +104,31 @@ def test_a_running_trainings_newest_saves_stay(trained):
 
 def test_keeping_none_is_refused(trained):
     with pytest.raises(KitError, match="1 or more"):
-        keep.plan(trained, checkpoints.find(trained), last=0)
+        clean.plan(trained, last=0)
 
 
 def test_a_folder_renamed_by_hand_stays(trained):
     shutil.move(trained.output_dir / "checkpoint-10", trained.output_dir / "precious")
-    verdicts = keep.plan(trained, checkpoints.find(trained), last=1)
+    verdicts = clean.plan(trained, last=1)
     assert "precious" in [room_name(one) for one in verdicts if one.keep]
-    removed = [keep.Verdict(one.checkpoint, False, "") for one in verdicts if one.checkpoint.layout == "renamed"]
     with pytest.raises(KitError, match="not removed"):
-        keep.remove(trained, removed, ask=lambda _: "yes")
+        clean.remove(trained, [one.checkpoint for one in verdicts if one.checkpoint.layout == "renamed"])
     assert (trained.output_dir / "precious").exists()
 
 
 def test_the_plan_says_what_it_frees(trained):
-    text = keep.shown(keep.plan(trained, checkpoints.find(trained), last=1), trained)
+    text = clean.shown(trained, clean.plan(trained, last=1))
     assert text.splitlines()[-1].startswith("frees 0.2 MB")
     assert "step 30 is kept in " + TRIAL in text and str(trained.folder) not in text
 
 
 def test_run_json_without_checkpoints_names_none(trained):
     assert json.loads(trained.record_file.read_text())
-    assert not keep.named_in(trained).keys() & {str(item.path) for item in checkpoints.find(trained)}
+    assert not clean.named_in(trained).keys() & {str(item.path) for item in checkpoints.find(trained)}
 
 
-@pytest.mark.parametrize(("answer", "left"), [("yes", 1), ("no", 6), (None, 6)])
+@pytest.mark.parametrize(("answer", "left"), [("yes", 1), ("no", 6), ("", 6), ("y", 6), ("yep", 6), (None, 6)])
 def test_the_terminal_shows_asks_and_removes_on_yes_only(trained, answer, left):
-    done = CliRunner().invoke(app, ["clean", str(trained.folder), "--keep-last", "1"], input=f"{answer}\n" if answer else "")
-    assert done.exit_code == 0 and "remove output/checkpoint-10" in done.output
+    done = CliRunner().invoke(app, ["clean", str(trained.folder), "--keep-last", "1"], input="" if answer is None else f"{answer}\n")
+    assert done.exit_code == 0 and "remove output/checkpoint-10" in done.output and "keep   " + TRIAL in done.output
     assert len(checkpoints.find(trained)) == left

@@ -1,0 +1,99 @@
+"""Runs side by side: what there is in a storage, how configs and data differ, and where each run ended."""
+
+from pathlib import Path
+
+from helpers import checkpoints, files, metrics, plots, tracking
+from helpers.errors import KitError
+from helpers.runs import OWN, Run, of_folder
+
+
+def listing(storage: Path) -> list[dict]:
+    """One row a run in `storage`, newest first: name, created, how far it came, held-out figures."""
+    rows = []
+    for file in storage.glob("*/run.json"):
+        record = files.read_json(file)
+        evaluation = record.get("evaluation", {})
+        rows.append({"run": record.get("run_name", file.parent.name), "created": record.get("created", ""),
+                     "status": status(record), "dataset": record.get("dataset", {}).get("name", ""),
+                     "auc": evaluation.get("auc"), "margin": evaluation.get("margin")})
+    return sorted(rows, key=lambda row: row["created"], reverse=True)
+
+
+def status(record: dict) -> str:
+    """How far a run came, from its run.json: its training's status, or the notebook that failed before or after it."""
+    trained = record.get("training", {}).get("status", "not launched")
+    return f"{record['failed']} failed" if trained in ("finished", "not launched") and record.get("failed") else trained
+
+
+def differences(opened: dict[str, Run]) -> list[dict]:
+    """One row a key whose value is not the same in all runs: {"key", a run's name: its value (None: not set), …}."""
+    parameters = {name: tracking.parameters(run) for name, run in opened.items()}
+    rows = []
+    for key in dict.fromkeys(key for values in parameters.values() for key in values if key not in OWN):
+        found = {name: values.get(key) for name, values in parameters.items()}
+        if any(value != next(iter(found.values())) for value in found.values()):
+            rows.append({"key": key, **found})
+    return rows
+
+
+def names(paths: list[Path]) -> list[str]:
+    """What to call each: the folder's or the log's own name, the whole path where two share one."""
+    whole = [path.resolve() for path in paths]
+    short = [path.parent.name if path.name == "train.log" else path.name.removesuffix(".log") for path in whole]
+    return short if len(set(short)) == len(short) else [str(path) for path in paths]
+
+
+def labels(logs: list[Path]) -> list[str]:
+    """What to call each in a picture: of runs that differ in three keys at most those and their values, else its name."""
+    called = names(logs)
+    if not all((log / "config.yaml").is_file() for log in logs):
+        return called
+    differ = differences({name: of_folder(log) for name, log in zip(called, logs, strict=True)})
+    said = [", ".join(f"{row['key']} {row[name]}" for row in differ) for name in called]
+    return said if len(differ) <= 3 and len(set(said)) == len(said) > 1 else called
+
+
+def outcome(run: Run) -> dict:
+    """Where a run ended: status, last step, means of the last fifth of its windows, what notebook 6 found."""
+    record, figures = run.record(), {}
+    if run.trained:
+        train = metrics_of(run.folder).query("split == 'train'")
+        last = train.tail(max(len(train) // 5, 1))
+        named = {"loss": "loss_mean", "margin": "rewards/margins", "KL": "kl_mean"}
+        figures = {"step": int(train["step"].max()), **{name: float(last[key].mean()) for name, key in named.items()}}
+    evaluation = record.get("evaluation", {})
+    return {"status": status(record), **figures, "auc held out": evaluation.get("auc"),
+            "margin held out": evaluation.get("margin")}
+
+
+def log_of(path: Path) -> Path:
+    """The log that is meant: the file itself, or a run's train.log. KitError where there is none."""
+    log = path / "train.log" if path.is_dir() else path
+    if not log.is_file():
+        raise KitError(f"there is no log {log}", "a LLaMA-Factory log or a run's folder", "correct the path")
+    return log
+
+
+def metrics_of(path: Path):
+    """The table (helpers.metrics) of a log or of a run's folder. KitError where it logged nothing says what log it is."""
+    log = log_of(path)
+    if (found := metrics.joined(log)).empty:
+        raise KitError(f"{log} holds no logged window: {explanation(log)}", "lines like {'loss': …, 'learning_rate': …}")
+    return found
+
+
+def explanation(log: Path) -> str:
+    """Why the training of this log failed, or what kind of log it is."""
+    from helpers.launch.explain import explain
+
+    return str(explain(log))
+
+
+def figure(logs: list[Path], output: Path) -> tuple[Path, dict]:
+    """The curves of one training, or of several in one figure, saved; with the tables by their names in it."""
+    tables = {name: metrics_of(log) for name, log in zip(labels(logs), logs, strict=True)}
+    (name, first), *others = tables.items()
+    saved = checkpoints.find(logs[0]) if logs[0].is_dir() and not others else []
+    steps = {item.step for item in saved if item.step is not None}
+    drawn = plots.compare(tables) if others else plots.training(first, steps, name)
+    return plots.save(drawn, output), tables

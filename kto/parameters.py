@@ -1,0 +1,63 @@
+"""The notebooks' parameters: what there is to set, and values for them from a command line."""
+
+import json
+from pathlib import Path
+
+from helpers import secrets
+from helpers.errors import closest
+from helpers.profiles import ROOT
+
+from .terminal import Usage
+
+NOTEBOOKS = ROOT / "notebooks"
+COMMON = ("profile", "storage", "run_name")
+PATHS = ("dataset", "model_name_or_path", "train_config", "start_from")
+"""Parameters that may name a file or folder."""
+
+
+def notebooks() -> list[Path]:
+    """The numbered notebooks, in order."""
+    return sorted(NOTEBOOKS.glob("0[1-9]_*.ipynb"))
+
+
+def known() -> dict[str, dict]:
+    """name -> {"notebooks", "type", "default", "help"} of every knob in the notebooks' parameters cells."""
+    import papermill
+
+    found: dict[str, dict] = {}
+    for path in notebooks():
+        for name, one in papermill.inspect_notebook(str(path)).items():
+            entry = {"type": one["inferred_type_name"], "default": one["default"], "help": one["help"]}
+            found.setdefault(name, {"notebooks": [], **entry})["notebooks"].append(path.stem)
+    return found
+
+
+def typed(assignments: list[str]) -> dict:
+    """`["max_steps=12"]` -> `{"max_steps": 12}`, by the types in the parameters cells; paths that exist are made absolute.
+
+    Usage lists the valid names.
+    """
+    there, values = known(), {}
+    for assignment in assignments:
+        name, equals, text = assignment.partition("=")
+        if name not in there or name in COMMON:
+            hint = " (has an option of its own)" if name in COMMON else closest(name, there)
+            raise Usage(f"there is no parameter {name!r}{hint}",
+                        f"name=value with one of: {', '.join(sorted(set(there) - set(COMMON)))}",
+                        "correct -p; any other LLaMA-Factory key goes into -p 'overrides={\"key\": value}'")
+        if not equals:
+            raise Usage(f"-p {name} has no value", f"-p {name}=VALUE, a {there[name]['type']}", "correct -p")
+        kind = there[name]["type"]
+        try:
+            if kind == "bool":
+                values[name] = {"true": True, "false": False}[text.lower()]
+            elif kind == "dict":
+                values[name] = dict(json.loads(text))
+            else:
+                values[name] = {"int": int, "float": float}.get(kind, str)(text)
+        except (ValueError, KeyError, TypeError):
+            raise Usage(f"{name}={text}: {text!r} is not a value of type {kind}", f"a {kind}", "correct -p") from None
+        if name in PATHS and text and Path(text).exists():  # the notebooks run in a folder of their own
+            values[name] = str(Path(text).resolve())
+    secrets.refuse(values, "the parameters")
+    return values
