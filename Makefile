@@ -32,8 +32,8 @@ $(STAMP): $(LOCK) pyproject.toml
 	@rm -f $(VENV)/.installed-* && touch $@
 
 # A cluster image brings a torch and a ray that fit its drivers and its nodes: they, and what is built against them, stay.
-install-cluster: ## on a cluster image: everything but torch and ray, which stay as the image has them
-	@$(PYTHON) tools/install_cluster.py
+install-cluster: ## on a cluster image: everything but torch and ray, which stay as the image has them (LOSE=vllm: it may break)
+	@$(PYTHON) tools/install_cluster.py $(addprefix --lose ,$(LOSE))
 
 lab: install ## JupyterLab on the first notebook, on this machine only
 	@$(VENV)/bin/jupyter lab --ip=127.0.0.1 notebooks/01_setup.ipynb

@@ -109,3 +109,25 @@ def test_torchvision_comes_from_where_torch_comes_from(tmp_path, monkeypatch):
     monkeypatch.setenv("PIP_NO_INDEX", "1")
     monkeypatch.setenv("PIP_FIND_LINKS", str(tmp_path))
     assert not install.cpu_builds(["torch==2.13.0", "torchvision==0.28.0"]) and install.cpu_builds(["torch==2.13.0"])
+
+
+def make(folder, *words: str) -> subprocess.CompletedProcess:
+    """`make` in a folder that has only what it reads before it installs."""
+    for name in ("Makefile", "requirements.lock", "pyproject.toml"):
+        (folder / name).write_bytes((ROOT / name).read_bytes())
+    return subprocess.run(["make", *words], cwd=folder, capture_output=True, text=True)
+
+
+def test_make_with_another_python_says_which_ones_it_wants(tmp_path):
+    (other := tmp_path / "python3.13").write_text(
+        f'#!/bin/sh\n[ "$1" = -c ] && exec {sys.executable} -c "import sys; sys.version_info = (3, 13); $2"\n'
+    )
+    other.chmod(0o755)
+    done = make(tmp_path, "demo", f"PYTHON={other}")
+    assert done.returncode != 0 and "is Python 3.13" in done.stderr and "3.11 or 3.12" in done.stderr
+    assert not (tmp_path / ".venv").exists()
+
+
+def test_make_without_any_python_says_so(tmp_path):
+    done = make(tmp_path, "test", "PYTHON=python-that-is-not-there")
+    assert done.returncode != 0 and "no python-that-is-not-there found" in done.stderr
