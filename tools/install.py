@@ -20,7 +20,8 @@ QUIET = ("--quiet", "--disable-pip-version-check", "--no-input")
 def pip(*words) -> None:
     done = subprocess.run([sys.executable, "-m", "pip", "install", *QUIET, *words])
     if done.returncode:
-        sys.exit("error: pip could not install the lock (its own words are above)\n  fix: see whether the index answers, and repeat")
+        fix = "see whether the index answers, and repeat"
+        sys.exit(f"error: pip could not install the lock (its own words are above)\n  fix: {fix}")
 
 
 def cpu_builds(pins: list[str], *options: str) -> bool:
@@ -38,10 +39,10 @@ def choose_torch(pins: list[str], driver: Path = DRIVER) -> tuple[list[str], str
         return [], "the index's build, as this machine has an NVIDIA driver"
     if cpu_builds(pins):
         return ["--no-deps"], "the CPU build that pip finds here, as this machine has no NVIDIA driver"
-    cpu_index = ["--index-url", CPU_INDEX, "--timeout", "5", "--retries", "0"]
-    if cpu_builds(pins, *cpu_index):
-        return ["--no-deps", "--index-url", CPU_INDEX], f"the CPU build of {CPU_INDEX}, as this machine has no NVIDIA driver"
-    return [], f"the index's build: no NVIDIA driver here, but no CPU build in reach either (tried pip's own index and {CPU_INDEX})"
+    there = ["--index-url", CPU_INDEX]
+    if cpu_builds(pins, *there, "--timeout", "5", "--retries", "0"):
+        return ["--no-deps", *there], f"the CPU build of {CPU_INDEX}, as this machine has no NVIDIA driver"
+    return [], f"the index's build; no NVIDIA driver here, but no CPU build in reach (tried pip's index and {CPU_INDEX})"
 
 
 def main(lock: Path = ROOT / "requirements.lock") -> None:

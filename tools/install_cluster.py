@@ -43,7 +43,7 @@ def installed() -> dict[str, str]:
 
 
 def would_install(*words: str) -> dict[str, str] | None:
-    """name -> version of what `pip install` with these words would change; None where pip finds no solution (and says why)."""
+    """name -> version of what `pip install` with these words would change; None where pip refuses, and says why."""
     asked = [*PIP, "install", "--quiet", "--dry-run", "--report", "-", *words]
     done = subprocess.run(asked, stdout=subprocess.PIPE, text=True)
     if done.returncode:
@@ -78,7 +78,7 @@ def refuse(found: str, fix: str) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--dry-run", action="store_true", help="only say what would be installed")
-    parser.add_argument("--lose", action="append", default=[], metavar="NAME", help="a package of the image's that may break")
+    parser.add_argument("--lose", action="append", default=[], metavar="NAME", help="an image's package that may break")
     given = parser.parse_args()
 
     # 1. Is this an image that can be used at all?
@@ -111,7 +111,7 @@ def main() -> None:
         wheels = Path(folder, "wheels")
         wheels.mkdir()
         if exact and subprocess.run([*PIP, "wheel", "--quiet", "--no-deps", "--wheel-dir", wheels, *exact]).returncode:
-            refuse("a package could not be fetched or built (pip's words are above)", "repeat it when the index answers")
+            refuse("a package cannot be fetched or built (pip's words are above)", "repeat it when the index answers")
         # 4. Install; give the image back what it had where that fails.
         (saved := Path(folder, "saved")).mkdir()
         replaced = back_up([name(line) for line in exact if name(line) in before], saved)
@@ -119,7 +119,7 @@ def main() -> None:
         for words in [*steps, ["--no-build-isolation", "-e", str(ROOT)]]:
             if subprocess.run([*PIP, "install", "--quiet", "--no-deps", *words]).returncode:
                 restore([name(line) for line in exact], replaced)
-                refuse("pip could not install (its words are above)", "free some disk, see who owns the environment, and repeat")
+                refuse("pip could not install (its words are above)", "see that disk is free and yours to write")
     print("done; torch and ray are untouched")
 
 

@@ -29,7 +29,8 @@ def resolve(pip: list[str], requirements: list[str], *options: str) -> dict[str,
         asked = ["install", "--quiet", "--dry-run", "--ignore-installed", "--report", report, "-r", wanted, *options]
         if subprocess.run([*pip, *asked], env=os.environ | ORDINARY).returncode:
             sys.exit("error: pip cannot resolve this\n  fix: correct the pins that it names, or add --upgrade")
-        return {item["metadata"]["name"]: item["metadata"]["version"] for item in json.loads(report.read_text())["install"]}
+        packages = [item["metadata"] for item in json.loads(report.read_text())["install"]]
+    return {package["name"]: package["version"] for package in packages}
 
 
 def lock(stack: str, python: str, upgrade: bool) -> str:
@@ -57,7 +58,7 @@ def lock(stack: str, python: str, upgrade: bool) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("stack", choices=STACKS)
-    parser.add_argument("--upgrade", action="store_true", help="let every version move that requirements.txt leaves open")
+    parser.add_argument("--upgrade", action="store_true", help="let every version move that is left open")
     parser.add_argument("--python", help="the stack's Python, where it is not on the PATH")
     given = parser.parse_args()
     text = lock(given.stack, given.python or f"python{STACKS[given.stack].python}", given.upgrade)
