@@ -122,9 +122,9 @@ def main() -> None:
     work = options.work / datetime.now(UTC).strftime("%Y%m%d-%H%M%S")
     work.mkdir(parents=True)
     sys.path.insert(0, str(ROOT))
-    from helpers.dataset import registry
+    from feedback import register
 
-    registry.update(work, {"benchmark": {**registry.ENTRY, "file_name": str(options.data.resolve()),
+    register.update(work, {"benchmark": {**register.ENTRY, "file_name": str(options.data.resolve()),
                                          "columns": {"messages": "messages", "kto_tag": "label"}}})
     runs: list[dict] = []
     for turn in range(options.rounds):

@@ -21,7 +21,7 @@ from statistics import mean
 import psutil
 
 from helpers import config, launch, logs, models, runs, tracking
-from helpers.dataset import prepare
+from feedback.check import prepare
 from helpers.launch.follow import follow
 from helpers.plots.live import LiveView
 from helpers.plots.livehtml import page

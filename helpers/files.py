@@ -103,3 +103,23 @@ def sha256(path: Path) -> str:
 def _unwritable(path: Path, error: OSError) -> KitError:
     return KitError(f"could not write {path}: {error.strerror or error}", "a writable folder with free space",
                     "free some space or choose another storage")
+
+
+def registry(folder: Path) -> dict[str, dict]:
+    """The prepared datasets in a folder, as its dataset_info.json names them; KitError where that is not JSON."""
+    try:
+        return read_json(folder / "dataset_info.json")
+    except FileNotFoundError:
+        return {}
+    except ValueError as error:
+        raise KitError(f"{folder / 'dataset_info.json'} is broken: {error}", "a JSON object of datasets",
+                       "correct it, or move it away; it is written anew") from None
+
+
+def data_file(folder: Path, name: str) -> Path:
+    """The file behind a prepared dataset's name; KitError lists the names there are."""
+    known = registry(folder)
+    if name not in known:
+        raise KitError(f"there is no dataset {name!r} in {folder / 'dataset_info.json'}", f"one of {', '.join(known) or 'none yet'}",
+                       "run 02_data, or correct the name")
+    return folder / known[name]["file_name"]

@@ -12,15 +12,14 @@ import typer
 
 from helpers.errors import KitError
 
-from . import cli_jobs, cli_runs
+from . import cli_data, cli_jobs, cli_runs
 from .terminal import AsJson, Commands, Profile, Storage, Usage, Values, say, show, two_columns
 
 app = typer.Typer(cls=Commands, no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None,
                   help="KTO at scale: align a model to thumbs-up/thumbs-down feedback, on a laptop or a Ray cluster.")
 config_app = typer.Typer(no_args_is_help=True, help="Configurations.")
-data_app = typer.Typer(no_args_is_help=True, help="Feedback: what is wrong with it, and a registered dataset made of it.")
 app.add_typer(config_app, name="config")
-app.add_typer(data_app, name="data")
+app.add_typer(cli_data.app, name="data")
 app.add_typer(cli_runs.app)
 app.add_typer(cli_jobs.app, name="job")
 app.command()(cli_jobs.sweep)
@@ -107,65 +106,6 @@ def doctor(profile: Profile = "local", storage: Storage = "", parameter: Values 
     typer.echo(json.dumps([f._asdict() for f in findings], indent=2) if as_json else "\n".join(map(str, findings)))
     if any(finding.status == "FAIL" for finding in findings):
         raise typer.Exit(1)
-
-
-Feedback = Annotated[str, typer.Argument(help="A file, a folder, a glob, an address, or a hub id.")]
-Stars = Annotated[int, typer.Option(help="Where ratings are 1 to 5: from how many on a row is accepted.")]
-Scale = Annotated[str, typer.Option(help="How numbers as labels are read where it cannot be told: binary, sign, stars.")]
-Strict = Annotated[bool, typer.Option(help="Stop at rows that cannot be used, instead of counting them.")]
-
-
-@data_app.command("check")
-def check_data(
-    feedback: Feedback,
-    report: Annotated[Path, typer.Option(help="The file that gets every problem, one JSON line each.")] = None,
-    stars: Stars = 4,
-    scale: Scale = "",
-    strict: Strict = False,
-    as_json: AsJson = False,
-) -> None:
-    """Every row accounted for: what would be trained on, what is refused and why. Nothing else is written.
-
-    Example: kto data check thumbs.csv --report problems.jsonl
-    """
-    from helpers import dataset
-
-    with tempfile.TemporaryDirectory(prefix="kto-") as scratch:
-        checked = dataset.check(dataset.find(feedback, Path(scratch)), report, stars=stars, scale=scale, strict=strict)
-    ledger, accepted = checked.ledger, int(checked.labels.sum())
-    facts = {"shape": checked.shape.name, "rows in": ledger.rows_in, "rows out": ledger.rows_out, "accepted": accepted,
-             "rejected": len(checked.labels) - accepted, "sha256": checked.sha256}
-    if as_json:
-        typer.echo(json.dumps(facts | {"refused": ledger.refused, "noted": ledger.noted}, indent=2))
-    else:
-        typer.echo(f"{two_columns(facts)}\n\n{ledger.text()}")
-    if ledger.refused:
-        raise typer.Exit(1)
-
-
-@data_app.command("prepare")
-def prepare_data(
-    feedback: Feedback,
-    name: Annotated[str, typer.Option(help="The dataset's name in the registry; a part of its hash is added.")] = "",
-    profile: Profile = "local",
-    storage: Storage = "",
-    heldout: Annotated[float, typer.Option(help="Share of the prompts that is kept apart.")] = 0.2,
-    seed: Annotated[int, typer.Option(help="Of the split and of the rows' order.")] = 42,
-    stars: Stars = 4,
-    scale: Scale = "",
-    strict: Strict = False,
-) -> None:
-    """Feedback checked, split, written and registered in <storage>/datasets/; prints what was made of it.
-
-    Example: kto data prepare thumbs.csv --name thumbs
-    """
-    from helpers import dataset, profiles
-
-    loaded = profiles.load(profile)
-    folder = Path(profiles.storage_for(loaded, absolute(storage))) / "datasets"
-    how = {"stars": stars, "scale": scale, "strict": strict, "profile": loaded}
-    facts = dataset.prepare(feedback, folder, heldout, seed, name, **how)
-    typer.echo(json.dumps({**facts, "registry": str(folder / "dataset_info.json")}, indent=2))
 
 
 @config_app.command("show")

@@ -69,11 +69,9 @@ def packages(profile) -> Finding:
 
 def dataset(storage: Path, name: str) -> tuple[dict, Finding]:
     """{file of a registered dataset: its hash here}; one that is not registered yet is looked for where 02_data takes it from."""
-    from helpers.dataset import registry
-
-    known = registry.entries(storage / "datasets")
+    known = files.registry(storage / "datasets")
     if name in known:
-        path = registry.data_file(storage / "datasets", name)
+        path = files.data_file(storage / "datasets", name)
         return {str(path): files.sha256(path)}, Finding("OK", f"the dataset {name!r} is registered")
     if Path(name).is_file() or (profiles.ROOT / "dataset-configs" / f"{name}.json").is_file():
         return {}, Finding("OK", f"the dataset {name!r} is there; 02_data checks and registers it")

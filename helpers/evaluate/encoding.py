@@ -1,9 +1,10 @@
 """Records as token ids, by LLaMA-Factory's own converter, template and processor: exactly what training sees."""
 
+import json
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..dataset import registry
+from .. import files
 from ..errors import KitError
 
 KEYS = ("template", "cutoff_len", "default_system", "enable_thinking", "tool_format")
@@ -57,7 +58,8 @@ class Encoder:
         from llamafactory.data.processor import FeedbackDatasetProcessor
 
         try:
-            records = registry.read(folder, name)
+            with files.data_file(folder, name).open(encoding="utf-8") as file:
+                records = [json.loads(line) for line in file]
         except FileNotFoundError:
             raise KitError(f"the dataset {name!r} has no file in {folder}", "what 02_data wrote",
                            "run 02_data again") from None

@@ -13,7 +13,7 @@ import yaml
 from unit import tiny
 
 from helpers import checkpoints, metrics, profiles, runs
-from helpers.dataset import nodes as everywhere
+from helpers import nodes as everywhere
 from helpers.errors import KitError
 from helpers.profiles import ROOT
 

@@ -104,7 +104,7 @@ def test_another_world_size_is_refused(trained, found):
 
 
 def test_the_hash_that_notebook_2_records_is_the_one_that_a_resume_compares(tmp_path):
-    from helpers.dataset import prepare
+    from feedback.check import prepare
 
     facts = prepare("short_answers", tmp_path)
     assert facts["train_sha256"] == resume.dataset_hash({"dataset_dir": str(tmp_path), "dataset": facts["name"]}) != facts["sha256"]

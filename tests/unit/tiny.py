@@ -3,8 +3,8 @@
 import json
 from pathlib import Path
 
+from feedback import register
 from helpers import models
-from helpers.dataset import registry
 
 REPLIES = [
     ("How many ounces are in a pound?", "Sixteen.", True),
@@ -63,7 +63,7 @@ def dataset(folder: Path, replies=REPLIES) -> str:
     for prompt, reply, label in replies:
         turns = [{"role": "user", "content": prompt}, {"role": "assistant", "content": reply}]
         lines.append(json.dumps({"messages": turns, "label": label, "tools": ""}).encode() + b"\n")
-    return next(iter(registry.write(folder, "tiny", [("", lines)])))
+    return next(iter(register.write(folder, "tiny", [("", lines)])))
 
 
 def config(base: Path, datasets: Path) -> dict:

@@ -6,29 +6,29 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from helpers import dataset, profiles
-from helpers.dataset import convert, problems, readers, sources
-from helpers.dataset.records import Refused
-from helpers.dataset.shapes import NAMES, recognise, rows
+from feedback import check, find, problems
+from feedback.labels import WORDS
+from feedback.records import Refused
+from feedback.shapes import NO_VOTE, PARTS, Shape, rows
 from helpers.errors import KitError
 
 
 def checked_of(tmp_path, values, **how):
     path = tmp_path / "data.jsonl"
     path.write_text("\n".join(json.dumps(value) for value in values))
-    return dataset.check(sources.find(str(path), tmp_path / "downloads"), **how)
+    return check.check(find.find(str(path), tmp_path / "downloads"), **how)
 
 
 def row(prompt, reply="Because.", label=True):
     return {"prompt": prompt, "completion": reply, "label": label}
 
 
-MIXED = [row("a"), row("b", label=False), row("c", ""), row("d", label=7), {"prompt": "e"}, "no object", None, [1]]
+MIXED = [row("a"), row("b", label=False), row("c", ""), row("d", label=7), {"prompt": "e"}, {"prompt": "e", "label": True}, "no object", None, [1]]
 
 json_values = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(),
     lambda inner: st.lists(inner, max_size=4) | st.dictionaries(
-        st.sampled_from([name for names in NAMES.values() for name in names]
+        st.sampled_from([name for names in PARTS.values() for name in names]
                         + ["role", "content", "from", "value", "tool_calls", "function", "name", "type", "text"])
         | st.text(max_size=5), inner, max_size=6),
     max_leaves=25,
@@ -38,12 +38,11 @@ turns = st.lists(st.fixed_dictionaries({"role": roles, "content": st.none() | st
 nearly = st.fixed_dictionaries(
     {"messages": turns | json_values, "label": st.booleans() | json_values},
     optional={"system": json_values, "tools": json_values})
-shapes = st.sampled_from([
-    recognise([{"messages": [], "label": True}]), recognise([{"prompt": "", "completion": "", "label": True}]),
-    recognise([{"prompt": "", "response": "", "rating": 5}]), recognise([{"prompt": "", "chosen": "", "rejected": ""}]),
-    recognise([{"messages": [], "system": "", "tools": "", "label": 1}]),
-    recognise([{"instruction": "", "input": "", "output": "", "label": True}]),
-])
+shapes = st.sampled_from([Shape("", dict(zip(parts, columns, strict=True)), WORDS) for parts, columns in [
+    (("messages", "label"), ("messages", "label")), (("prompt", "reply", "label"), ("prompt", "completion", "label")),
+    (("prompt", "chosen", "rejected"), ("prompt", "chosen", "rejected")), (("chosen", "rejected"), ("chosen", "rejected")),
+    (("messages", "system", "tools", "label", "media"), ("messages", "system", "tools", "label", "image")),
+    (("prompt", "extra", "reply", "label", "history"), ("instruction", "input", "output", "label", "history"))]])
 
 
 @given(value=json_values | nearly, shape=shapes)
@@ -53,11 +52,11 @@ def test_any_json_value_becomes_records_or_reasons_never_a_traceback(value, shap
     assert len(made) == shape.rows_each
     for outcome in made:
         if isinstance(outcome, Refused):
-            assert outcome.kind in problems.REFUSED
+            assert outcome.kind in (*problems.REFUSED, NO_VOTE)
         else:
-            entry = convert._entry(outcome, value, shape)
-            assert json.loads(entry["json"]) == outcome
-            assert set(outcome) == {"messages", "label", "tools"}
+            record, repairs = outcome
+            assert json.loads(json.dumps(record)) == record and set(record) == {"messages", "label", "tools"}
+            assert set(repairs) <= set(problems.NOTED)
 
 
 @given(values=st.lists(json_values | nearly, min_size=1, max_size=12))
@@ -66,12 +65,12 @@ def test_no_row_of_any_file_is_lost(tmp_path, values):
     path = tmp_path / "data.jsonl"
     path.write_text("\n".join(json.dumps(value) for value in [*values, {"messages": [], "label": True}]))
     try:
-        checked = dataset.check(sources.find(str(path), tmp_path))
+        checked = check.check(find.find(str(path), tmp_path))
     except KitError:
         return
     ledger = checked.ledger
     assert ledger.rows_in == (len(values) + 1) * checked.shape.rows_each
-    assert ledger.rows_in == ledger.rows_out + sum(ledger.refused.values())
+    assert ledger.rows_in == ledger.rows_out + sum(ledger.refused.values()) + ledger.unvoted
     assert len(checked.labels) == ledger.rows_out == len(checked.rows(range(ledger.rows_out)))
 
 
@@ -82,13 +81,14 @@ def test_any_bytes_end_in_records_or_a_readable_error(tmp_path, text):
         path = tmp_path / f"data{suffix}"
         path.write_bytes(text)
         with pytest.raises(KitError):
-            dataset.check(sources.find(str(path), tmp_path))
+            check.check(find.find(str(path), tmp_path))
 
 
 def test_rows_in_are_rows_out_and_rows_refused_by_reason(tmp_path):
     ledger = checked_of(tmp_path, MIXED).ledger
-    assert (ledger.rows_in, ledger.rows_out) == (8, 2)
+    assert (ledger.rows_in, ledger.rows_out) == (9, 2)
     assert ledger.refused == {"empty reply": 1, "label": 1, "missing column": 1, "not a record": 3}
+    assert ledger.unvoted == 1
     assert ledger.first["empty reply"] == [("data.jsonl:3", "the reply is empty")]
 
 
@@ -142,7 +142,7 @@ def test_labels_in_words_and_numbers_are_repaired_and_said_to_be(tmp_path):
 
 @pytest.mark.parametrize("label", [True, False])
 def test_one_class_only_is_an_error_even_without_strict(tmp_path, label):
-    with pytest.raises(KitError, match="every row is (accepted|rejected)"):
+    with pytest.raises(KitError, match="every usable row is (accepted|rejected)"):
         checked_of(tmp_path, [row(f"{i}", label=label) for i in range(5)])
 
 
@@ -154,9 +154,9 @@ def test_rows_sorted_by_label_are_noted_and_mixed_ones_not(tmp_path):
 
 
 def test_the_dataset_that_comes_along_is_without_a_problem(tmp_path):
-    checked = dataset.check(sources.find("short_answers", tmp_path))
+    checked = check.check(find.find("short_answers", tmp_path))
     assert checked.ledger.rows_in == checked.ledger.rows_out >= 320
-    assert checked.ledger.counts == {}
+    assert not checked.ledger.refused and not checked.ledger.noted
     assert len(set(checked.prompts.tolist())) >= 200
     assert 0.58 < checked.labels.mean() < 0.62
     assert (checked.turns > 1).mean() >= 0.25
@@ -164,30 +164,8 @@ def test_the_dataset_that_comes_along_is_without_a_problem(tmp_path):
 
 def test_the_example_shows_both_labels_of_one_prompt_where_there_are_some(tmp_path):
     values = [row("a"), row("b", "No,\nnever.", False), row("b", "Yes."), row("c", label=False)]
-    text = dataset.example(checked_of(tmp_path, values))
+    text = check.example(checked_of(tmp_path, values))
     assert text.split("\n\n") == ["label: true\n           user: b\n      assistant: Yes.",
                                  "label: false\n           user: b\n      assistant: No, never."]
 
 
-def test_large_sources_go_to_a_cluster_and_on_one_machine_only_with_cores_to_spare(monkeypatch):
-    chunks = [readers.Chunk("f", "lines", start, start + convert.RAY_FROM // 2) for start in (0, convert.RAY_FROM)]
-    local, cluster = profiles.load("local"), profiles.load("anyscale")
-    assert convert.choose_engine(chunks, cluster) == "ray"
-    assert convert.choose_engine(chunks[:1], cluster) == convert.choose_engine(chunks, None) == "local"
-    for cores, engine in ((2, "local"), (16, "ray")):
-        monkeypatch.setattr(convert.os, "cpu_count", lambda cores=cores: cores)
-        assert convert.choose_engine(chunks, local) == engine
-
-
-def test_a_full_disk_while_reading_is_an_error_that_says_what_to_do(tmp_path, monkeypatch):
-    class Full:
-        """A folder on a disk without space: whatever is written ends on /dev/full."""
-
-        def __init__(self, prefix):
-            self.name = str(tmp_path / "spool")
-            (tmp_path / "spool").mkdir()
-            (tmp_path / "spool" / "records.jsonl").symlink_to("/dev/full")
-
-    monkeypatch.setattr(dataset.tempfile, "TemporaryDirectory", Full)
-    with pytest.raises(KitError, match="No space left on device"):
-        checked_of(tmp_path, [row("a"), row("b", label=False)])

@@ -5,15 +5,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from helpers import dataset
-from helpers.dataset import data_stats, nodes, registry, sources
+from feedback import check, find, register, stats
+from helpers import nodes
 from helpers.errors import KitError
 from helpers.plots import plots_data
 
 
 @pytest.fixture(scope="module")
 def shipped(tmp_path_factory):
-    return dataset.check(sources.find("short_answers", tmp_path_factory.mktemp("downloads")))
+    return check.check(find.find("short_answers", tmp_path_factory.mktemp("downloads")))
 
 
 @pytest.fixture(scope="module")
@@ -34,26 +34,26 @@ def letters(tmp_path_factory):
 
 
 def test_the_weights_of_the_papers_example_are_its_own():
-    assert data_stats.weights(200, 800) == {"kto_chosen_weight": 4.0, "kto_rejected_weight": 1.0}
+    assert stats.weights(200, 800) == {"kto_chosen_weight": 4.0, "kto_rejected_weight": 1.0}
 
 
 @given(st.integers(1, 10_000), st.integers(1, 10_000))
 def test_the_recommended_weights_balance_any_counts_and_change_one_only(accepted, rejected):
-    weights = data_stats.weights(accepted, rejected)
-    assert 1 - 1e-9 <= data_stats.balance(accepted, rejected, **weights) <= data_stats.HIGHEST * 1.011
+    weights = stats.weights(accepted, rejected)
+    assert 1 - 1e-9 <= stats.balance(accepted, rejected, **weights) <= stats.HIGHEST * 1.011
     assert 1.0 in weights.values()
-    if 1 <= accepted / rejected <= data_stats.HIGHEST:
+    if 1 <= accepted / rejected <= stats.HIGHEST:
         assert set(weights.values()) == {1.0}
 
 
 def test_counts_add_up(shipped):
-    counts = data_stats.counts(shipped, dataset.split(shipped))
+    counts = stats.counts(shipped, register.split(shipped))
     assert counts["rows"].sum() == len(shipped.labels)
     assert (counts["accepted"] + counts["rejected"]).equals(counts["rows"])
 
 
 def test_tokens_are_counted_with_the_models_own_template(shipped, letters):
-    lengths = data_stats.token_lengths(shipped, letters, cutoff_len=200)
+    lengths = stats.token_lengths(shipped, letters, cutoff_len=200)
     question, reply = (turn["content"].encode() for turn in shipped.rows([1])[0]["messages"])
     assert lengths.loc[1, "prompt"] == len(question) + 3, "u, the line's end, and a"
     assert lengths.loc[1, "reply"] == len(reply) + 1
@@ -62,8 +62,8 @@ def test_tokens_are_counted_with_the_models_own_template(shipped, letters):
 
 
 def test_rows_over_the_cutoff_are_noted_with_what_their_reply_loses(shipped, letters):
-    lengths = data_stats.token_lengths(shipped, letters, cutoff_len=60)
-    cutting = data_stats.note_cutoff(shipped, lengths, 60)
+    lengths = stats.token_lengths(shipped, letters, cutoff_len=60)
+    cutting = stats.note_cutoff(shipped, lengths, 60)
     over = (lengths["total"] > 60).sum()
     assert shipped.ledger.counts["over the cutoff"] == over
     assert cutting["share_over"] == pytest.approx(over / len(lengths), abs=1e-4)
@@ -73,21 +73,21 @@ def test_rows_over_the_cutoff_are_noted_with_what_their_reply_loses(shipped, let
 
 
 def test_a_large_dataset_is_sampled_and_the_sample_is_the_seeds(shipped, letters, monkeypatch):
-    monkeypatch.setattr(data_stats, "MEASURED", 50)
-    first, again = (data_stats.token_lengths(shipped, letters, 100) for _ in range(2))
+    monkeypatch.setattr(stats, "MEASURED", 50)
+    first, again = (stats.token_lengths(shipped, letters, 100) for _ in range(2))
     assert len(first) == 50 and first.equals(again)
 
 
 def test_a_model_without_a_tokenizer_is_an_error(shipped, tmp_path):
     with pytest.raises(KitError, match="no tokenizer"):
-        data_stats.token_lengths(shipped, str(tmp_path), 100)
+        stats.token_lengths(shipped, str(tmp_path), 100)
 
 
 def test_the_figures_show_every_label_and_the_cutoff(shipped):
-    counts = data_stats.counts(shipped, dataset.split(shipped))
+    counts = stats.counts(shipped, register.split(shipped))
     bars = plots_data.labels(counts).axes[0]
     assert [text.get_text() for text in bars.get_legend().get_texts()] == ["accepted", "rejected"]
-    turns = plots_data.turns({1: 245, 2: 89, 3: 18}).axes[0]
+    turns = plots_data.turns(stats.turns(shipped)).axes[0]
     assert [label.get_text() for label in turns.get_xticklabels()] == ["1", "2", "3"]
     lengths = plots_data.token_lengths({"accepted": [10, 300], "rejected": [20, 30]}, 256).axes[0]
     legend = [text.get_text() for text in lengths.get_legend().get_texts()]
@@ -95,7 +95,7 @@ def test_the_figures_show_every_label_and_the_cutoff(shipped):
 
 
 def test_a_figure_says_in_words_what_it_shows(shipped):
-    counts = data_stats.counts(shipped, np.arange(len(shipped.labels)) < 0)
+    counts = stats.counts(shipped, np.arange(len(shipped.labels)) < 0)
     data, metadata = plots_data.labels(counts)._repr_mimebundle_(include=None, exclude=None)
     assert metadata["image/png"]["alt"].startswith("Labels. Training: 212 rows accepted, 140 rejected")
     data, _ = plots_data.token_lengths({"accepted": [10, 300]}, 256)._repr_mimebundle_()
@@ -117,34 +117,7 @@ def test_a_node_that_reads_other_data_is_an_error_that_names_it(tmp_path):
 
 
 def test_what_a_node_sees_is_rows_and_hash_or_the_reason(tmp_path):
-    (name,) = registry.write(tmp_path, "data", [("", [b"{}\n", b"{}\n"])])
+    (name,) = register.write(tmp_path, "data", [("", [b"{}\n", b"{}\n"])])
     seen = nodes.seen(tmp_path, [name, "other"])
     assert seen[name][0] == 2
     assert seen["other"][0] == 0 and "no dataset 'other'" in seen["other"][1]
-
-
-@pytest.mark.slow
-def test_ray_data_gives_the_same_rows_and_problems_as_one_process(tmp_path, monkeypatch):
-    import json
-
-    from helpers import doctor, profiles
-    from helpers.dataset import readers
-
-    monkeypatch.setattr(readers, "BLOCK", 20_000)
-    values = [{"prompt": f"Why {i}?", "completion": "Because." * (i % 50 > 0), "label": [True, 0, "up"][i % 3]}
-              for i in range(2000)]
-    path = tmp_path / "data.jsonl"
-    path.write_text("\n".join(json.dumps(value) for value in [*values, "no row"]) + '\n{"broken')
-    source = sources.find(str(path), tmp_path)
-    assert len(readers.plan(path)[1]) > 5
-    here = dataset.check(source, engine="local")
-    broken = tmp_path / "broken.json"
-    broken.write_text(json.dumps(values * 2, indent=0)[:-2] + ', {"cut')
-    with doctor.ray_cluster(profiles.load("local"), num_cpus=2):
-        there = dataset.check(source, engine="ray")
-        with pytest.raises(KitError, match="broken.json is broken JSON: line 20001 column"):
-            dataset.check(sources.find(str(broken), tmp_path), engine="ray")
-    assert list(here.lines(range(1960))) == list(there.lines(range(1960)))
-    assert (here.ledger.counts, here.ledger.first) == (there.ledger.counts, there.ledger.first)
-    for name in ("prompts", "replies", "labels", "turns", "files", "numbers", "offsets"):
-        assert np.array_equal(getattr(here, name), getattr(there, name))

@@ -3,10 +3,10 @@
 import hashlib
 from pathlib import Path
 
-from ..doctor import ray_cluster
-from ..errors import KitError
-from ..profiles import Profile
-from . import registry
+from . import files
+from .doctor import ray_cluster
+from .errors import KitError
+from .profiles import Profile
 
 
 def read_everywhere(profile: Profile, datasets: Path, names: list[str]):
@@ -43,7 +43,7 @@ def seen(datasets: Path, names: list[str]) -> dict[str, tuple[int, str]]:
     found = {}
     for name in names:
         try:
-            with registry.data_file(datasets, name).open("rb") as file:
+            with files.data_file(datasets, name).open("rb") as file:
                 digest = hashlib.file_digest(file, "sha256").hexdigest()
                 file.seek(0)
                 found[name] = (sum(block.count(b"\n") for block in iter(lambda: file.read(1 << 20), b"")), digest)  # noqa: B023

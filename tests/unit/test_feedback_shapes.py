@@ -4,8 +4,9 @@ import json
 
 import pytest
 
-from helpers.dataset.records import Refused, label_of, record
-from helpers.dataset.shapes import guess_scale, recognise, rows
+from feedback.labels import WORDS, scale_of
+from feedback.records import Refused, record
+from feedback.shapes import Columns, Shape, recognise, rows
 from helpers.errors import KitError
 
 USER, REPLY = {"role": "user", "content": "Why?"}, {"role": "assistant", "content": "Because."}
@@ -13,6 +14,21 @@ CALL = {"role": "function_call", "content": '{"name": "weather", "arguments": {"
 RESULT = {"role": "observation", "content": '{"celsius": 4}'}
 WEATHER = {"name": "weather", "parameters": {"properties": {"city": {"type": "string"}}}}
 TOOLS = [{"type": "function", "function": WEATHER}]
+
+
+
+def shape_of(values, given=None, **how):
+    columns, given = Columns(), given or {}
+    for value in values:
+        columns.add(value, set(given.values()), set(given.values()))
+    name, parts = recognise(columns, given)
+    votes = columns.votes.get(parts.get("label"))
+    return Shape(name, parts, scale_of(votes, parts["label"], **how) if votes else WORDS)
+
+
+def made_of(value, shape):
+    return [made if isinstance(made, Refused) else made[0] for made in rows(value, shape)]
+
 
 SHAPES = {
     "role and content": ({"messages": [USER, REPLY], "label": True}, "messages and label (ShareGPT)"),
@@ -35,8 +51,8 @@ SHAPES = {
 
 @pytest.mark.parametrize("value, name", SHAPES.values(), ids=SHAPES)
 def test_a_shape_is_recognised_and_becomes_an_accepted_record(value, name):
-    shape = recognise([value])
-    (made,) = rows(value, shape)
+    shape = shape_of([value])
+    (made,) = made_of(value, shape)
     assert shape.name == name
     assert made["label"] is True
     assert made["messages"][-1]["role"] == "assistant"
@@ -55,68 +71,40 @@ PAIRS = {
 
 @pytest.mark.parametrize("value", PAIRS.values(), ids=PAIRS)
 def test_a_pair_becomes_an_accepted_and_a_rejected_row_of_one_prompt(value):
-    shape = recognise([value])
-    accepted, rejected = rows(value, shape)
+    shape = shape_of([value])
+    accepted, rejected = made_of(value, shape)
     assert (accepted["label"], rejected["label"]) == (True, False)
     assert accepted["messages"][:-1] == rejected["messages"][:-1] == [USER]
     assert (accepted["messages"][-1]["content"], rejected["messages"][-1]["content"]) == ("Because.", "No.")
 
 
 def test_a_broken_pair_counts_as_two_rows():
-    shape = recognise([PAIRS["texts"]])
+    shape = shape_of([PAIRS["texts"]])
     assert len(rows("no pair", shape)) == 2
-    accepted, rejected = rows({"prompt": "Why?", "chosen": "Because.", "rejected": ""}, shape)
+    accepted, rejected = made_of({"prompt": "Why?", "chosen": "Because.", "rejected": ""}, shape)
     assert accepted["label"] is True
     assert rejected.kind == "empty reply"
 
 
 def test_an_unknown_shape_shows_the_columns_found_and_the_shapes_known():
     with pytest.raises(KitError) as error:
-        recognise([{"vraag": "Waarom?", "antwoord": "Daarom.", "duim": 1}])
-    assert "antwoord, duim, vraag" in str(error.value)
+        shape_of([{"vraag": "Waarom?", "antwoord": "Daarom.", "duim": 1}])
+    assert "vraag, antwoord, duim" in str(error.value)
+    assert "add --columns prompt=…,reply=…,label=…" in str(error.value)
     assert "prompt, completion, label" in str(error.value)
 
 
 def test_columns_can_be_named():
     columns = {"prompt": "vraag", "reply": "antwoord", "label": "duim"}
     value = {"vraag": "Waarom?", "antwoord": "Daarom.", "duim": 0}
-    (made,) = rows(value, recognise([value], columns))
+    (made,) = made_of(value, shape_of([value], columns))
     assert made["messages"][1]["content"] == "Daarom."
     assert made["label"] is False
 
 
 def test_a_column_named_that_is_not_there_is_an_error():
-    with pytest.raises(KitError, match="prompt"):
-        recognise([{"a": 1}], {"prompt": "b"})
-
-
-@pytest.mark.parametrize("value, scale, expected", [
-    (True, "binary", True), (False, "stars", False), (0, "binary", False), (1, "binary", True), ("1", "binary", True),
-    (-1, "sign", False), (1.0, "sign", True), ("up", "binary", True), (" Down ", "stars", False),
-    ("👍", "binary", True), ("👎", "binary", False), (5, "stars", True), (4, "stars", True),
-    (3, "stars", False), ("2", "stars", False),
-])
-def test_a_label_is_read_on_its_scale(value, scale, expected):
-    assert label_of(value, scale) is expected
-
-
-@pytest.mark.parametrize("value", [None, 2, 0.5, "maybe", "nan", float("nan"), [], {}, 10**400, "1e999"])
-def test_what_is_no_label_is_refused_not_guessed(value):
-    with pytest.raises(Refused) as refused:
-        label_of(value, "binary")
-    assert refused.value.kind == "label"
-
-
-def test_the_threshold_of_stars_is_the_readers():
-    assert label_of(3, "stars", stars=3) and not label_of(2, "stars", stars=3)
-
-
-@pytest.mark.parametrize("labels, scale", [
-    ([True, False], "binary"), ([0, 1], "binary"), (["up", "down"], "binary"), ([1, -1], "sign"), ([1, 5, 4], "stars"),
-    (["3", None], "stars"), ([[], {}], "binary"),
-])
-def test_the_scale_is_guessed_from_all_labels_together(labels, scale):
-    assert guess_scale(labels) == scale
+    with pytest.raises(KitError, match="names 'b', but the columns are: a"):
+        shape_of([{"a": 1}], {"prompt": "b"})
 
 
 @pytest.mark.parametrize("turns, kind", [
@@ -127,7 +115,7 @@ def test_the_scale_is_guessed_from_all_labels_together(labels, scale):
     ([USER, {**REPLY, "content": "\ud800"}], "text"), ([USER, {**REPLY, "content": 5}], "text"),
     ([USER, {"role": "function_call", "content": "weather(Oslo)"}], "function call"),
     ([USER, REPLY, {"role": "system", "content": "Late."}, REPLY], "turn order"),
-    ([USER, {"role": "assistant", "content": [{"type": "image_url", "image_url": "x"}]}], "text"),
+    ([USER, {"role": "assistant", "content": [{"type": "image_url", "image_url": "x"}]}], "images"),
 ])
 def test_what_llama_factory_would_drop_or_misread_is_refused_with_its_kind(turns, kind):
     with pytest.raises(Refused) as refused:

@@ -5,7 +5,7 @@ import json
 import pytest
 from typer.testing import CliRunner
 
-from helpers.dataset import registry
+from helpers import files
 from kto.cli import app
 
 THUMBS = [
@@ -37,7 +37,7 @@ def test_check_exits_with_1_where_rows_are_refused_and_writes_every_problem_to_t
     assert done.exit_code == 1 and (told["rows in"], told["rows out"], told["refused"]) == (5, 4, {"empty reply": 1})
     kinds = [json.loads(line)["kind"] for line in (tmp_path / "problems.jsonl").read_text().splitlines()]
     assert kinds.count("empty reply") == 1
-    assert ask("check", path, "--strict").exit_code == 1
+    assert ask("check", path, "--strict").exit_code == 2
 
 
 def test_check_is_content_with_rows_that_can_all_be_used_and_shows_the_account(feedback):
@@ -48,11 +48,11 @@ def test_check_is_content_with_rows_that_can_all_be_used_and_shows_the_account(f
 def test_prepare_registers_both_parts_in_the_storage(feedback, tmp_path):
     done = ask("prepare", feedback(THUMBS), "--name", "sums", "--storage", tmp_path / "storage", "--heldout", 0.5)
     told = json.loads(done.stdout)
-    known = registry.entries(tmp_path / "storage" / "datasets")
+    known = files.registry(tmp_path / "storage" / "datasets")
     assert told["name"].startswith("sums_") and {told["name"], told["heldout_name"]} == set(known)
 
 
 @pytest.mark.parametrize("command", ["check", "prepare"])
-def test_feedback_that_is_not_there_is_one_message_and_status_1(command, tmp_path):
+def test_feedback_that_is_not_there_is_one_message_and_status_2(command, tmp_path):
     done = ask(command, tmp_path / "none.jsonl")
-    assert done.exit_code == 1 and "there is no dataset" in done.stderr and done.stdout == ""
+    assert done.exit_code == 2 and "there is no dataset" in done.stderr and done.stdout == ""

@@ -1,29 +1,37 @@
 """What can be wrong with feedback: every kind with its remedy, and the ledger in which no row is lost."""
 
 import json
+from collections import Counter
 from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO
 
-from ..errors import KitError
+from helpers.errors import KitError
 
 SHOWN = 10
 """how many problems of a kind are shown; all of them stand in the ledger's file"""
 
 REFUSED = {
     "broken JSON": "correct the line, or export the file again",
-    "broken row": "quote values that hold commas or line breaks, or export the file as JSONL",
+    "broken row": "quote values that hold separators or line breaks, or export the file as JSONL",
     "not a record": "one object a row, with the columns of one shape",
     "missing column": "fill the column, or take the row out",
-    "label": "true or false, 0 or 1, -1 or 1, up or down; 1 to 5 for stars",
+    "label": "a vote on the scale that is stated; another scale: --scale, --accept-from",
+    "annotators disagree": "decide which vote counts, or take the row out",
     "unknown role": "rename the role to user, assistant, system, observation or function_call",
     "turn order": "user or observation, then assistant or function_call, in turn, ending in a reply",
     "empty reply": "give the reply, or take the row out: LLaMA-Factory reads an accepted empty one as rejected",
     "empty turn": "give the turn its text, or take the row out",
     "function call": 'write the call as JSON: {"name": "…", "arguments": {…}}',
+    "words beside a call": "LLaMA-Factory 0.9.3 trains a turn's words or its calls: take one of them out",
     "tools": 'write the tools as a JSON list: [{"name": "…", "description": "…", "parameters": {…}}, …]',
+    "images": "take the row out: text alone is trained",
+    "chat template": "export the turns without the template's tokens: user, assistant, …",
+    "transcript": "export the turns one by one, or take out the row in which a reply goes on speaking for the user",
+    "turns as text": "export the list as JSON, not as Python or numpy prints it",
+    "control characters": "read the original file again, in its own encoding, such as Windows-1252",
     "text": "plain text in valid Unicode",
 }
 """kinds for which a row is refused -> remedy. `strict` stops at any of them."""
@@ -32,12 +40,26 @@ NOTED = {
     "both labels": ("the same reply to the same prompt is accepted and rejected", "decide which: the two work "
                     "against each other", True),
     "duplicate": ("prompt, reply and label once more", "take repeats out, unless each is a vote of its own", False),
+    "one reply, many prompts": ("the same reply to different prompts, with the same label", "take most of them out if they are "
+                                "canned texts: they teach one sentence", False),
     "label repaired": ("words or numbers for labels were turned into true and false", "nothing: LLaMA-Factory would "
                        "have dropped the rows", False),
+    "text decoded": ("a text held a list of turns, a transcript or a chat template", "nothing: its turns are trained, without "
+                     "the markers", False),
+    "encoding": ("a file that is not UTF-8", "nothing, if the example reads well; else convert it to UTF-8", False),
     "sorted by label": ("labels come in blocks, so `max_samples` would take one class", "nothing: rows are written "
                         "shuffled", False),
     "neighbours": ("prompts equal to the row's before: such mismatched pairs match", "nothing: rows are written so "
                    "that neighbours differ", False),
+    "label follows length": ("the label can be told from the reply's length alone", "KTO would learn length: add rows of both "
+                             "labels in every length, or compare within a prompt", False),
+    "one label is rare": ("a tenth of the rows or less", "add rows of that label; until then take the weights that notebook 2 "
+                          "recommends", False),
+    "script differs by label": ("one label's replies are in another script", "check the language: KTO would learn it", False),
+    "garbled text": ("leftovers of another encoding or of a chat template", "correct the text, or take the row out", True),
+    "personal data": ("patterns of personal data in the text, shown masked", "take them out or mask them: a model can repeat what it "
+                      "was trained on", True),
+    "secrets": ("patterns of passwords, keys or tokens in the text, shown masked", "revoke them, and take them out", True),
     "over the cutoff": ("rows longer than cutoff_len are cut", "raise cutoff_len, or shorten the rows", False),
 }
 """kinds whose rows are kept -> (what it is, remedy, whether `strict` stops at it)"""
@@ -47,28 +69,32 @@ NOTED = {
 class Ledger:
     """Rows in, rows out, and every problem: `counts` by kind, the first ten of each in `first`, all in `file`.
 
-    `file` has one JSON line a problem: where (`file:row`), kind, reason. It exists only where there is one.
+    `file` (none where None) has one JSON line a problem: where (`file:row`), kind, reason. It exists only where there is one.
     """
 
-    file: Path
+    file: Path | None = None
     rows_in: int = 0
     rows_out: int = 0
-    counts: dict = field(default_factory=dict)
+    unvoted: int = 0
+    counts: Counter = field(default_factory=Counter)
     first: dict = field(default_factory=dict)
     _open: IO | None = field(default=None, repr=False)
 
     def __post_init__(self):
-        self.file.unlink(missing_ok=True)
+        if self.file:
+            self.file.unlink(missing_ok=True)
 
     def add(self, kind: str, where: str, reason: str) -> None:
         """Enter one problem."""
-        self.counts[kind] = self.counts.get(kind, 0) + 1
+        self.counts[kind] += 1
         shown = self.first.setdefault(kind, [])
         if len(shown) < SHOWN:
             shown.append((where, reason))
-        if self._open is None:
+        if self.file and not self._open:
+            self.file.parent.mkdir(parents=True, exist_ok=True)
             self._open = self.file.open("a", encoding="utf-8")
-        self._open.write(json.dumps({"where": where, "kind": kind, "reason": reason}, ensure_ascii=False) + "\n")
+        if self._open:
+            self._open.write(json.dumps({"where": where, "kind": kind, "reason": reason}, ensure_ascii=False) + "\n")
 
     def note(self, kind: str, problems: Iterable[tuple[str, str]]) -> None:
         """Enter many of a kind, in place of what was noted of it before: (where, reason) each."""
@@ -87,7 +113,7 @@ class Ledger:
 
     @property
     def refused(self) -> dict[str, int]:
-        """Rows refused, by kind; with `rows_out` they add up to `rows_in`."""
+        """Rows refused, by kind; with `rows_out` and `unvoted` they add up to `rows_in`."""
         return {kind: count for kind, count in self.counts.items() if kind in REFUSED}
 
     @property
@@ -95,9 +121,15 @@ class Ledger:
         """Problems of rows that are kept, by kind."""
         return {kind: count for kind, count in self.counts.items() if kind in NOTED}
 
+    @property
+    def account(self) -> str:
+        """The one line in which every row is."""
+        unvoted = f" + {self.unvoted:,} that nobody voted on" if self.unvoted else ""
+        return f"{self.rows_in:,} rows in = {self.rows_out:,} rows out + {sum(self.refused.values()):,} refused{unvoted}"
+
     def text(self, *kinds: str) -> str:
-        """The account in words: rows in, out and refused, then each kind (or those named) with its remedy and rows."""
-        lines = [f"{self.rows_in:,} rows in = {self.rows_out:,} rows out + {sum(self.refused.values()):,} refused"]
+        """The account in words, then each kind (or those named) with its remedy and rows."""
+        lines = [self.account]
         for kind, count in self.counts.items():
             if kinds and kind not in kinds:
                 continue
@@ -105,15 +137,19 @@ class Ledger:
             lines += ["", f"{kind}: {count:,} ({meaning})", f"  fix: {remedy}"]
             lines += [f"  {where}  {reason}" for where, reason in self.first[kind]]
             if count > SHOWN:
-                lines.append(f"  … and {count - SHOWN:,} more, in {self.file.name}")
+                lines.append(f"  … and {count - SHOWN:,} more" + (f", in {self.file.name}" if self.file else ""))
         return "\n".join(lines)
 
-    def stop_if(self, strict: bool) -> None:
-        """KitError where nothing is left, or where `strict` and something was refused or contradicts itself."""
+    def stop_if(self, strict: bool = False, refuse_share: float | None = None) -> None:
+        """KitError where nothing is left, where more than `refuse_share` is refused, or where `strict` and there is a fault."""
+        refused = sum(self.refused.values())
         if not self.rows_out:
-            raise KitError(f"no row can be trained on: {self.text()}", "rows of one of the known shapes",
-                           "mend what is listed, or choose another `dataset`")
+            raise KitError(f"no row can be trained on: {self.text()}", "rows of one of the known shapes, with votes",
+                           "fix what is listed, say how to read the rows (--columns, --scale), or choose another `dataset`")
+        if refuse_share is not None and refused > refuse_share * (refused + self.rows_out):
+            raise KitError(f"{refused / (refused + self.rows_out):.0%} of the rows are refused: {self.text(*self.refused)}",
+                           f"at most {refuse_share:.0%}", "fix what is listed, or accept it: --refuse-share (refuse_share in notebook 2)")
         stopping = [*self.refused, *(kind for kind in self.noted if NOTED[kind][2])]
         if strict and stopping:
             raise KitError(f"strict: {self.text(*stopping)}", "none of these",
-                           "mend the rows, or set `strict` to False to go on without the refused ones")
+                           "fix the rows, or set `strict` to False to go on without the refused ones")

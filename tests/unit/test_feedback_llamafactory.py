@@ -6,8 +6,12 @@ import sys
 
 import pytest
 
-from helpers import dataset
-from helpers.dataset import data_stats
+from feedback import check, stats
+from helpers import files
+
+def read_registered(folder, name):
+    return [json.loads(line) for line in files.data_file(folder, name).read_text().splitlines()]
+
 
 TOOLS = [{"type": "function", "function": {"name": "weather", "parameters": {
     "properties": {"city": {"type": "string", "enum": ["Oslo", 5]}, "day": None}}}}]
@@ -52,6 +56,12 @@ SHAPES = {
     "pairs": lambda i: {"prompt": f"Why {i}?", "chosen": f"Because {i}.", "rejected": f"No {i}."},
     "pairs_turns": lambda i: {"conversations": dialogue(i, "from", "value", "human", "gpt")[:-1],
                               "chosen": {"from": "gpt", "value": "Yes."}, "rejected": {"from": "gpt", "value": "No."}},
+    "parallel": lambda i: {"messages": [
+        {"role": "user", "content": f"How cold {i}?"},
+        {"role": "assistant", "content": None, "tool_calls": [{"function": CALL}, {"function": CALL}]},
+        {"role": "tool", "content": "4"}, {"role": "tool", "content": "5"}, {"role": "assistant", "content": "Cold."}],
+        "tools": TOOLS, "label": label(i)},
+    "transcript": lambda i: {"prompt": f"Human: Why {i}?\n\nAssistant:", "completion": f"Because {i}.", "label": label(i)},
     "broken": lambda i: [{"messages": dialogue(i), "label": label(i)}, {"messages": dialogue(i)[1:], "label": True},
                          {"messages": dialogue(i), "label": None}, "no row"][0 if i % 7 else i % 4],
 }
@@ -92,7 +102,7 @@ def loaded(tmp_path_factory):
     for name, make in SHAPES.items():
         path = folder / f"{name}.jsonl"
         path.write_text("\n".join(json.dumps(make(i)) for i in range(60)))
-        facts[name] = dataset.prepare(str(path), folder / "prepared", heldout=0.25)
+        facts[name] = check.prepare(str(path), folder / "prepared", heldout=0.25, refuse_share=1)
     names = [each[key] for each in facts.values() for key in ("name", "heldout_name")]
     done = subprocess.run([sys.executable, "-c", LOADER, str(folder / "prepared"), *names],
                           capture_output=True, text=True)
@@ -105,7 +115,7 @@ def loaded(tmp_path_factory):
 def test_llama_factory_reads_as_many_rows_with_the_same_labels_as_were_reported(loaded, shape):
     facts, answers, folder = loaded
     for prefix, name in (("", facts[shape]["name"]), ("heldout_", facts[shape]["heldout_name"])):
-        written = dataset.registry.read(folder, name)
+        written = read_registered(folder, name)
         assert answers[name]["labels"] == [row["label"] for row in written]
         assert len(written) == facts[shape][f"{prefix}rows"]
         assert sum(answers[name]["labels"]) == facts[shape][f"{prefix}accepted"]
@@ -115,7 +125,7 @@ def test_llama_factory_reads_as_many_rows_with_the_same_labels_as_were_reported(
 @pytest.mark.parametrize("shape", [shape for shape in SHAPES if shape != "call"])
 def test_llama_factory_learns_the_reply_that_was_written(loaded, shape):
     facts, answers, folder = loaded
-    written = dataset.registry.read(folder, facts[shape]["name"])
+    written = read_registered(folder, facts[shape]["name"])
     for reply, row in zip(answers[facts[shape]["name"]]["replies"], written, strict=True):
         assert reply.removesuffix("\n").removesuffix("<|im_end|>") == row["messages"][-1]["content"]
 
@@ -123,13 +133,13 @@ def test_llama_factory_learns_the_reply_that_was_written(loaded, shape):
 @pytest.mark.slow
 def test_the_cutoff_takes_what_llama_factory_takes(loaded):
     for (prompt, reply, cutoff), kept in loaded[1]["cut"]:
-        assert data_stats.cut(prompt, reply, cutoff) == tuple(kept)
+        assert stats.cut(prompt, reply, cutoff) == tuple(kept)
 
 
 @pytest.mark.slow
 def test_llama_factory_gets_tools_and_system_where_a_row_has_them(loaded):
     facts, answers, folder = loaded
     name = facts["tools"]["name"]
-    for text, row in zip(answers[name]["texts"], dataset.registry.read(folder, name), strict=False):
+    for text, row in zip(answers[name]["texts"], read_registered(folder, name), strict=False):
         assert "Be brief." in text
         assert ("Tool Name: weather" in text) == bool(row["tools"])

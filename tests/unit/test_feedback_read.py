@@ -4,17 +4,15 @@ import json
 
 import pytest
 
-from helpers import dataset
-from helpers.dataset import jsonstream, readers, sources
-from helpers.dataset.records import Refused
+from feedback import check, find, read
+from feedback.records import Refused
 from helpers.errors import KitError
 
 ROWS = [{"prompt": f"Why {i}?", "completion": f"Because {i}.", "label": i % 3 != 0} for i in range(30)]
 
 
 def values(path):
-    _, chunks = readers.plan(path)
-    return [value for chunk in chunks for _, value in readers.read(chunk)]
+    return [value for _, value in read.rows(path, read.encoding_of(path))]
 
 
 def written(path, rows=ROWS):
@@ -34,7 +32,7 @@ def written(path, rows=ROWS):
 
 @pytest.mark.parametrize("suffix", [".json", ".jsonl", ".csv", ".parquet"])
 def test_every_kind_of_file_gives_the_same_records(tmp_path, suffix):
-    checked = dataset.check(sources.find(str(written(tmp_path / f"data{suffix}")), tmp_path))
+    checked = check.check(find.find(str(written(tmp_path / f"data{suffix}")), tmp_path))
     made = checked.rows(range(30))
     assert [row["messages"][1]["content"] for row in made] == [row["completion"] for row in ROWS]
     assert [row["label"] for row in made] == [row["label"] for row in ROWS]
@@ -46,7 +44,7 @@ def test_a_folder_and_a_glob_are_read_in_order_of_their_names(tmp_path):
         written(tmp_path / f"part-{part}{suffix}", ROWS[part * 10 : part * 10 + 10])
     (tmp_path / "notes.txt").write_text("no data")
     for source in (tmp_path, tmp_path / "part-*"):
-        checked = dataset.check(sources.find(str(source), tmp_path / "downloads"))
+        checked = check.check(find.find(str(source), tmp_path / "downloads"))
         assert [row["messages"][0]["content"] for row in checked.rows(range(30))] == [row["prompt"] for row in ROWS]
     assert checked.where(10) == "part-1.jsonl:1"
 
@@ -63,21 +61,11 @@ def test_records_spread_over_lines_without_a_list_are_read(tmp_path):
 
 @pytest.mark.parametrize("block", [1, 2, 7, 64])
 def test_a_list_is_the_same_whatever_the_window(tmp_path, monkeypatch, block):
-    monkeypatch.setattr(jsonstream, "BLOCK", block)
+    monkeypatch.setattr(read, "BLOCK", block)
     content = [1, -2.5e3, "a\\u00e9\"]", None, True, {"a": [[], {}]}, 1234567]
     path = tmp_path / "data.json"
     path.write_text(json.dumps(content, indent=1))
     assert values(path) == content
-
-
-@pytest.mark.parametrize("block", [10, 40, 1 << 20])
-def test_lines_are_the_same_however_the_file_is_cut_into_chunks(tmp_path, monkeypatch, block):
-    path = written(tmp_path / "data.jsonl")
-    monkeypatch.setattr(readers, "BLOCK", block)
-    _, chunks = readers.plan(path)
-    read = [pair for chunk in chunks for pair in readers.read(chunk)]
-    assert [value for _, value in read] == ROWS
-    assert [row for row, _ in read] == list(range(1, 60, 2)), "the row is the line's number, blank lines counted"
 
 
 @pytest.mark.parametrize("text, place", [
@@ -97,7 +85,7 @@ def test_broken_json_is_an_error_with_line_and_column(tmp_path, text, place):
 def test_a_broken_line_is_a_refused_row_with_line_and_column(tmp_path):
     path = tmp_path / "data.jsonl"
     path.write_text("\n".join([json.dumps(ROWS[0]), json.dumps(ROWS[1])[:-9], json.dumps(ROWS[2])]))
-    checked = dataset.check(sources.find(str(path), tmp_path))
+    checked = check.check(find.find(str(path), tmp_path))
     assert (checked.ledger.rows_in, checked.ledger.rows_out) == (3, 2)
     assert checked.ledger.first["broken JSON"][0][0] == "data.jsonl:2"
     assert "line 2 column" in checked.ledger.first["broken JSON"][0][1]
@@ -106,7 +94,7 @@ def test_a_broken_line_is_a_refused_row_with_line_and_column(tmp_path):
 def test_a_csv_row_with_too_many_values_is_refused_not_lost(tmp_path):
     path = tmp_path / "data.csv"
     path.write_text('prompt,response,rating\nWhy?,"Because, well.",1\nWhy?,a,b,c\n"How\nso?",Thus.,0\nlast,\n')
-    found = dict(readers.read(readers.plan(path)[1][0]))
+    found = dict(read.rows(path, "utf-8"))
     assert (found[2]["prompt"], found[4]["prompt"]) == ("Why?", "How\nso?")
     assert {number: row.kind for number, row in found.items() if isinstance(row, Refused)} == dict.fromkeys(
         (3, 5), "broken row")
@@ -122,28 +110,11 @@ def test_text_in_any_unicode_with_its_mark_is_read(tmp_path, encoding, suffix):
     assert [row["prompt"] for row in values(path)] == [row["prompt"] for row in rows]
 
 
-@pytest.mark.parametrize("suffix", [".jsonl", ".json", ".csv"])
-def test_latin_1_is_an_error_with_the_line_and_the_command_that_mends_it(tmp_path, suffix):
-    path = tmp_path / f"data{suffix}"
-    path.write_bytes('[\n"fine",\n"Größe"\n]'.encode("latin-1"))
-    with pytest.raises(KitError, match=r"line 3, byte 4 of that line is 0xf6[\s\S]*iconv -f LATIN1"):
-        readers.plan(path)
-
-
-def test_the_place_of_a_wrong_byte_is_right_across_blocks(tmp_path, monkeypatch):
-    path = tmp_path / "data.jsonl"
-    path.write_bytes(b"fine\n" + b"x" * 30 + b"\xf6\n")
-    for block in (7, 8, 9, 1000):
-        monkeypatch.setattr(readers, "BLOCK", block)
-        with pytest.raises(KitError, match="line 2, byte 31 of that line"):
-            readers.plan(path)
-
-
 def test_a_single_line_of_50_mb_is_a_row_like_any_other(tmp_path):
     path = tmp_path / "data.jsonl"
     big = {"prompt": "Why?", "completion": "x" * 50_000_000, "label": True}
     path.write_text(f"{json.dumps(ROWS[0])}\n{json.dumps(big)}\n{json.dumps(ROWS[1])}\n")
-    checked = dataset.check(sources.find(str(path), tmp_path))
+    checked = check.check(find.find(str(path), tmp_path))
     assert checked.ledger.rows_out == 3
     assert len(next(checked.lines([1]))) > 50_000_000
 
@@ -156,26 +127,26 @@ def test_an_empty_or_foreign_file_ends_in_one_clear_error(tmp_path, suffix, cont
     path = tmp_path / f"data{suffix}"
     path.write_bytes(content)
     with pytest.raises(KitError):
-        dataset.check(sources.find(str(path), tmp_path))
+        check.check(find.find(str(path), tmp_path))
 
 
 def test_a_folder_without_data_is_an_error_that_says_so(tmp_path):
     (tmp_path / "empty").mkdir()
     (tmp_path / "empty" / "readme.txt").write_text("nothing here")
     with pytest.raises(KitError, match="has no data"):
-        sources.find(str(tmp_path / "empty"), tmp_path)
+        find.find(str(tmp_path / "empty"), tmp_path)
 
 
 def test_a_dataset_that_is_not_there_is_an_error_with_the_names_there_are(tmp_path):
     with pytest.raises(KitError, match="did you mean 'short_answers'"):
-        sources.find("short_answer", tmp_path)
+        find.find("short_answer", tmp_path)
     with pytest.raises(KitError, match="no kind that can be read"):
         (tmp_path / "data.txt").write_text("x")
-        sources.find(str(tmp_path / "data.txt"), tmp_path)
+        find.find(str(tmp_path / "data.txt"), tmp_path)
 
 
 def test_two_files_of_one_name_are_told_apart(tmp_path):
     for folder in ("a", "b"):
         (tmp_path / folder).mkdir()
         written(tmp_path / folder / "data.jsonl")
-    assert sources.find(str(tmp_path), tmp_path).names == ["a/data.jsonl", "b/data.jsonl"]
+    assert find.find(str(tmp_path), tmp_path).names == ["a/data.jsonl", "b/data.jsonl"]

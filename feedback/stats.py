@@ -4,10 +4,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ..errors import KitError
+from helpers.errors import KitError
 
 if TYPE_CHECKING:
-    from . import Checked
+    from .check import Checked
 
 HIGHEST = 4 / 3
 """λ_D·n_D / (λ_U·n_U) should lie from 1 to this (Ethayarajh et al., 2024, section 4.2; 3/2 in the later text)"""
@@ -46,6 +46,12 @@ def counts(checked: "Checked", heldout: np.ndarray):
         }
         for name, mask in parts.items()
     }).T
+
+
+def turns(checked: "Checked") -> dict[int, int]:
+    """How many rows have how many turns of question and reply."""
+    found, rows = np.unique(checked.turns, return_counts=True)
+    return dict(zip(found.tolist(), rows.tolist(), strict=True))
 
 
 def token_lengths(checked: "Checked", model_name_or_path: str, cutoff_len: int, seed: int = 42):

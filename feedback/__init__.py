@@ -1,0 +1,1 @@
+"""Feedback in, whatever tool it comes from; a registered KTO dataset out."""

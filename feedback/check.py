@@ -1,0 +1,226 @@
+"""Feedback checked: every row is used, repaired and listed, counted as unvoted, or refused by name; then split and registered."""
+
+import hashlib
+import itertools
+import json
+import zlib
+from array import array
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from helpers import files
+from helpers.errors import KitError
+
+from . import importers, quality, read, register
+from .find import Source, find
+from .labels import WORDS, scale_of
+from .problems import Ledger
+from .records import Refused
+from .shapes import NO_VOTE, Columns, Shape, parse_columns, recognise, rows
+
+REFUSE_SHARE = 0.05
+"""`prepare` ends with an error where more of the rows are refused"""
+
+
+@dataclass
+class Checked:
+    """The records of a source that passed, in its order, and the ledger of all its rows.
+
+    Arrays, one entry a record: `prompts` and `replies` (64-bit hashes, a reply's together with its prompt), `words` (of the reply
+    alone), `labels` (bool), `turns` (a question and its reply are one), `lengths` (characters of the reply). `unused`: the columns
+    that were not read, with how many rows fill each.
+    """
+
+    source: Source
+    shape: Shape
+    sha256: str
+    ledger: Ledger
+    unused: dict[str, int]
+    records: list[bytes] = field(default_factory=list, repr=False)
+    places: array = field(default_factory=lambda: array("q"), repr=False)
+    kept: dict = field(default_factory=lambda: {name: array(kind) for name, kind in KEPT.items()}, repr=False)
+    scripts: list[str] = field(default_factory=list, repr=False)
+
+    def __getattr__(self, name):
+        if name not in KEPT:
+            raise AttributeError(name)
+        return np.asarray(self.kept[name]).astype(bool) if name == "labels" else np.asarray(self.kept[name])
+
+    def where(self, index: int) -> str:
+        """`file:row` of what a record was made from."""
+        number, place = divmod(self.places[index], len(self.source.files))
+        return f"{self.source.names[place]}:{number}"
+
+    def lines(self, indices):
+        """The records of these indices as JSON lines (bytes), in this order."""
+        return (self.records[index] for index in indices)
+
+    def rows(self, indices) -> list[dict]:
+        """The records of these indices: `{"messages": [{"role", "content"}, …], "label": bool, "tools": str}`."""
+        return [json.loads(line) for line in self.lines(indices)]
+
+    def add(self, made: dict, place: int, number: int) -> None:
+        """Keep one record."""
+        reply = made["messages"][-1]["content"]
+        prompt = json.dumps([made["tools"], made["messages"][:-1]], ensure_ascii=False).encode()
+        self.records.append(json.dumps(made, ensure_ascii=False, separators=(",", ":")).encode() + b"\n")
+        self.places.append(number * len(self.source.files) + place)
+        self.scripts.append(quality.script_of(reply))
+        for name, value in (("prompts", _hash(prompt)), ("replies", _hash(prompt + reply.encode())), ("words", _hash(reply.encode())),
+                            ("labels", made["label"]), ("turns", len(made["messages"]) // 2), ("lengths", len(reply))):
+            self.kept[name].append(value)
+
+    def text(self) -> str:
+        """What was read, and how, in a few lines."""
+        unused = ", ".join(f"{name} ({count:,} rows)" for name, count in self.unused.items())
+        return f"labels: {self.shape.scale.words}\nunused columns: {unused or 'none'}\n{quality.lengths_in_words(self)}"
+
+    def facts(self) -> dict:
+        """The same for programs."""
+        accepted = int(self.labels.sum())
+        return {"shape": self.shape.name, "scale": self.shape.scale.words, "rows in": self.ledger.rows_in, "rows out": self.ledger.rows_out,
+                "accepted": accepted, "rejected": len(self.labels) - accepted, "unvoted": self.ledger.unvoted, "unused": self.unused,
+                "sha256": self.sha256}
+
+
+KEPT = {"prompts": "Q", "replies": "Q", "words": "Q", "labels": "b", "turns": "i", "lengths": "i"}
+
+
+def check(source: Source, report: Path | None = None, columns: str | dict = "", scale: str = "", accept_from: float | None = None,
+          stars: int = 4, strict: bool = False, refuse_share: float | None = None) -> Checked:
+    """Read a source whole: recognise its shape and scale, refuse what cannot be trained on, note what is doubtful.
+
+    `report`: the file that gets every problem; `columns`: which column is which, as `prompt=…,reply=…,label=…`; `scale`: binary, sign,
+    stars, or ends as 1-10; `accept_from`: from which rating on a reply is accepted; `stars`: the same for 1 to 5 alone; `strict`:
+    problems stop instead of being counted; `refuse_share`: more refused rows than that are an error. KitError where no row is
+    left, or only one label.
+    """
+    read.refuse_what_does_not_fit(source.files)
+    given, ledger = parse_columns(columns), Ledger(report)
+    try:
+        table = _Table(source, given)
+        name, parts = (table.importer.name, IMPORTED) if table.importer else recognise(table.columns, given)
+        votes = table.columns.votes.get(parts.get("label"))
+        shape = Shape(name, parts, scale_of(votes, parts["label"], scale, accept_from, stars) if votes else WORDS)
+        used = set(table.importer.used if table.importer else parts.values())
+        unused = {column: count for column, count in table.columns.filled.items() if count and column not in used}
+        checked = Checked(source, shape, _digest(source), ledger, unused)
+        _convert(table, checked)
+        ledger.note("encoding", ((file, f"read as {encoding.replace('cp1252', 'Windows-1252')}") for file, encoding
+                                 in zip(source.names, table.encodings, strict=True) if encoding not in ("utf-8", "utf-8-sig", "")))
+        ledger.stop_if(refuse_share=refuse_share)
+        quality.look_across(checked)
+        ledger.stop_if(strict)
+    except (OSError, EOFError, UnicodeError, zlib.error) as error:  # cut off, or of another encoding than its first bytes promise
+        raise KitError(f"reading {source.origin} failed: {error}", "whole, readable files, and room for the report of problems",
+                       "check the file, or free some space") from None
+    finally:
+        ledger.close()
+    if len(set(checked.labels.tolist())) < 2:
+        only = "accepted" if checked.labels[0] else "rejected"
+        raise KitError(f"every usable row is {only}; labels were read as {shape.scale.words}\n{ledger.text()}", "accepted and rejected rows",
+                       "add rows of the other kind, or say how to read the labels: --scale and --accept-from "
+                       "(scale and accept_from in notebook 2)")
+    return checked
+
+
+def prepare(dataset: str, datasets: Path, heldout: float = 0.2, seed: int = 42, name: str = "", refuse_share: float = REFUSE_SHARE,
+            **how) -> dict:
+    """All at once: find, check (`how`: see `check`), split, register; returns the facts that `register.register` does."""
+    checked = check(find(dataset, datasets / "downloads"), refuse_share=refuse_share, **how)
+    return register.register(checked, register.split(checked, heldout, seed), datasets, seed, name)
+
+
+def example(checked: Checked) -> str:
+    """A short accepted and a short rejected reply, to the same prompt where the data have one, as text."""
+    sizes = np.array([len(line) for line in checked.records])
+    accepted, rejected = np.flatnonzero(checked.labels), np.flatnonzero(~checked.labels)
+    shared, here, there = np.intersect1d(checked.prompts[accepted], checked.prompts[rejected], return_indices=True)
+    if len(shared):
+        shortest = np.argmin(sizes[accepted[here]] + sizes[rejected[there]])
+        chosen = accepted[here[shortest]], rejected[there[shortest]]
+    else:
+        chosen = [side[np.argmin(sizes[side])] for side in (accepted, rejected)]
+    texts = []
+    for row in checked.rows(chosen):
+        turns = [f"  {turn['role']:>13}: {' '.join(turn['content'].split())[:300]}" for turn in row["messages"]]
+        texts.append("\n".join([f"label: {str(row['label']).lower()}", *turns]))
+    return "\n\n".join(texts)
+
+
+IMPORTED = {"messages": "messages", "label": "label", "system": "system", "tools": "tools"}
+"""columns of the rows that an importer makes"""
+
+
+class _Table:
+    """A source's rows, read as often as asked; how its columns are filled is counted in a first pass."""
+
+    def __init__(self, source: Source, given: dict):
+        self.source = source
+        self.encodings = [read.encoding_of(file) for file in source.files]
+        heads = [value for file, encoding in zip(source.files, self.encodings, strict=True)
+                 for _, value in itertools.islice(read.rows(file, encoding), 100)]
+        self.importer = None if given else importers.find(heads)
+        self.columns, used = Columns(), set(self.importer.used if self.importer else given.values())
+        for _, _, value in self._raw():
+            if isinstance(value, dict):
+                self.columns.add(value, used, set(given.values()))
+        if self.importer:
+            self.columns.votes = {}
+            for _, _, value in self.rows():
+                if isinstance(value, dict):
+                    self.columns.add_vote("label", value.get("label"))
+
+    def _raw(self):
+        for place, (file, encoding) in enumerate(zip(self.source.files, self.encodings, strict=True)):
+            for number, value in read.rows(file, encoding):
+                yield place, number, value
+
+    def rows(self):
+        """(file's place, row's number, row or `Refused`); an importer's record makes a row for each judged reply."""
+        if not self.importer:
+            yield from self._raw()
+        elif not self.importer.group:
+            for place, number, value in self._raw():
+                yield from ((place, number, made) for made in importers.replies(self.importer, value))
+        else:
+            groups = {}
+            for place, number, value in self._raw():
+                key = self.importer.group(value) if isinstance(value, dict) else (place, number)
+                groups.setdefault(key, (place, number, []))[2].append(value)
+            for place, number, values in groups.values():
+                yield from ((place, number, made) for made in importers.replies(self.importer, values))
+
+
+def _convert(table: _Table, checked: Checked) -> None:
+    """Every row into a record, the count of unvoted ones, or a refusal in the ledger."""
+    ledger, names = checked.ledger, checked.source.names
+    for place, number, value in table.rows():
+        for made in rows(value, checked.shape):
+            ledger.rows_in += 1
+            where = f"{names[place]}:{number}"
+            if isinstance(made, Refused):
+                if made.kind == NO_VOTE:
+                    ledger.unvoted += 1
+                else:
+                    ledger.add(made.kind, where, made.reason)
+                continue
+            record, repairs = made
+            checked.add(record, place, number)
+            for kind in repairs:
+                ledger.add(kind, where, f"read as {str(record['label']).lower()}" if kind == "label repaired" else "its turns were told apart")
+            for kind, reason in quality.doubtful("\n".join(turn["content"] for turn in record["messages"])):
+                ledger.add(kind, where, reason)
+    ledger.rows_out = len(checked.records)
+
+
+def _digest(source: Source) -> str:
+    """One file's own sha256; of several the sha256 of theirs, in order."""
+    digests = [files.sha256(file) for file in source.files]
+    return digests[0] if len(digests) == 1 else hashlib.sha256("".join(digests).encode()).hexdigest()
+
+
+def _hash(data: bytes) -> int:
+    return int.from_bytes(hashlib.blake2b(data, digest_size=8).digest(), "little")

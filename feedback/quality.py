@@ -1,0 +1,122 @@
+"""What the rows together show before a GPU is paid for: repeats, contradictions, a label that follows from length, personal data."""
+
+import re
+import unicodedata
+
+import numpy as np
+
+from helpers.secrets import LITERAL
+
+EMAIL = re.compile(r"[\w.+-]+@[A-Za-z0-9-]+\.[A-Za-z][\w.-]+")
+PERSONAL = {
+    "an IBAN": re.compile(r"\b[A-Z]{2}\d{2}(?: ?[A-Z0-9]{4}){3,7}(?: ?[A-Z0-9]{1,3})?\b"),
+    "a card number": re.compile(r"\b(?:\d{4}[ -]?){3}\d{1,4}\b"),
+    "a social security number": re.compile(r"\b\d{3}-\d{2}-\d{4}\b"),
+    "a phone number": re.compile(r"(?<![\w.+/-])(?:\+\d{1,3}[ ./-]?\(?\d|\(\d{2,5}\) ?\d|0\d{1,4}[ -]\d|\d{3}[-.]\d{3}[-.]\d)[\d ()./-]{3,14}\d(?![\w-])"),
+    "an IP address": re.compile(r"(?<![\w.])(?:(?:25[0-5]|2[0-4]\d|1?\d?\d)\.){3}(?:25[0-5]|2[0-4]\d|1?\d?\d)(?![\w.])"),
+}
+PASSWORD = re.compile(r"(?i)\b(?:password|passwd|passwort|api[_-]?key|secret)\b[ ]?(?:is|ist|[:=])[ ]?[\"']?(?=\S*\d)[^\s\"',;]{6,}")
+GARBLED = re.compile("Ã[\x80-\x9f]")
+DIGITS = re.compile(r"\d[\d ()./-]{6,}")
+
+RARE = 0.1
+LENGTH_AUC = 0.7
+"""from here on a label is said to follow from the reply's length (0.5: not at all, 1: entirely)"""
+
+
+def doubtful(text: str) -> list[tuple[str, str]]:
+    """(kind, reason) of what looks garbled, personal or secret in a text; the latter masked but for its first letters."""
+    found, lower, longest = [], text.lower(), max(map(len, text.split()), default=0)
+    if "@" in text and (hit := EMAIL.search(text)):
+        found.append(("personal data", f"an e-mail address: {_masked(hit[0])}"))
+    near = (text[max(digits.start() - 20, 0) : digits.end() + 20] for digits in DIGITS.finditer(text))
+    for part in near:  # the other kinds are looked for around long numbers alone: most texts have none
+        hits = ((name, pattern.search(part)) for name, pattern in PERSONAL.items())
+        if hit := next(((name, hit[0]) for name, hit in hits if hit and (name != "a card number" or _luhn(hit[0]))), None):
+            found.append(("personal data", f"{hit[0]}: {_masked(hit[1])}"))
+            break
+    if "<|user|>" in text or "\ufffd" in text or ("Ã" in text and GARBLED.search(text)):
+        found.append(("garbled text", "leftovers of another encoding, such as Ã‰ for É, or of a chat template, such as <|user|>"))
+    if hit := ((longest >= 19 or "-----BEGIN" in text) and LITERAL.search(text)) or (any(word in lower for word in ("passw", "api", "secret")) and PASSWORD.search(text)):
+        found.append(("secrets", _masked(hit[0])))
+    return found
+
+
+def look_across(checked) -> None:
+    """Enter into the ledger what no single row shows."""
+    where, note, labels = checked.where, checked.ledger.note, checked.labels
+    order = np.lexsort((labels, checked.replies))
+    before, after = order[:-1], order[1:]
+    same, differ = checked.replies[before] == checked.replies[after], labels[before] != labels[after]
+    note("both labels", ((where(i), f"against {where(j)}") for i, j in _pairs(after, before, same & differ)))
+    note("duplicate", ((where(i), f"repeats {where(j)}") for i, j in _pairs(after, before, same & ~differ)))
+    note("one reply, many prompts", _canned(checked))
+    count, share = len(labels), labels.mean()
+    changes = np.count_nonzero(labels[1:] != labels[:-1])
+    if count >= 20 and changes < 0.2 * 2 * count * share * (1 - share):
+        note("sorted by label", [("all rows", f"the label changes {changes:,} times in {count:,} rows")])
+    equal = np.flatnonzero(checked.prompts[1:] == checked.prompts[:-1]) + 1
+    note("neighbours", ((where(i), f"the prompt of {where(i - 1)}") for i in equal))
+    if count >= 20 and min(share, 1 - share) < RARE:
+        rare = "accepted" if share < 0.5 else "rejected"
+        note("one label is rare", [("all rows", f"{min(share, 1 - share):.1%} of the rows are {rare}")])
+    if min(labels.sum(), (~labels).sum()) >= 10:
+        auc = length_auc(checked)
+        if max(auc, 1 - auc) >= LENGTH_AUC:
+            note("label follows length", [("all rows", lengths_in_words(checked))])
+        note("script differs by label", _scripts(checked))
+
+
+def length_auc(checked) -> float:
+    """Area under the curve of the reply's length against the label: the share of (accepted, rejected) pairs whose accepted one is longer."""
+    import pandas as pd
+
+    ranks = pd.Series(checked.lengths).rank().to_numpy()
+    accepted, rejected = int(checked.labels.sum()), int((~checked.labels).sum())
+    return float((ranks[checked.labels].sum() - accepted * (accepted + 1) / 2) / (accepted * rejected))
+
+
+def lengths_in_words(checked) -> str:
+    """Lengths by label in one line; both labels must be there."""
+    accepted, rejected = (int(np.median(checked.lengths[side])) for side in (checked.labels, ~checked.labels))
+    auc = length_auc(checked)
+    return (f"accepted replies have {accepted:,} characters (median), rejected ones {rejected:,}; the longer of two is the accepted one "
+            f"in {auc:.0%} of the pairs (50 % would be no link)")
+
+
+def script_of(text: str) -> str:
+    """The script of a text's first letter: LATIN, CYRILLIC, CJK, ARABIC, …; empty where it has no letter."""
+    letter = next((char for char in text[:200] if char.isalpha()), "")
+    return "LATIN" if "" < letter < "\x7f" else unicodedata.name(letter, "").split(" ")[0] if letter else ""
+
+
+def _canned(checked):
+    """Replies that stand under three prompts or more, with one label."""
+    keys = checked.words ^ checked.labels.astype(np.uint64)
+    _, first, of_row, counts = np.unique(keys, return_index=True, return_inverse=True, return_counts=True)
+    for place in np.flatnonzero(counts >= 3):
+        prompts = len(np.unique(checked.prompts[of_row == place]))
+        if prompts >= 3:
+            yield checked.where(first[place]), f"this reply stands under {prompts:,} prompts"
+
+
+def _scripts(checked):
+    """A script whose share differs by 20 points or more between the labels."""
+    for script in set(checked.scripts) - {""}:
+        mine = np.array([each == script for each in checked.scripts])
+        accepted, rejected = mine[checked.labels].mean(), mine[~checked.labels].mean()
+        if abs(accepted - rejected) >= 0.2 and script != "LATIN":
+            yield "all rows", f"{script.capitalize()}: {accepted:.0%} of the accepted replies, {rejected:.0%} of the rejected"
+
+
+def _pairs(one, other, mask):
+    return zip(one[mask], other[mask], strict=True)
+
+
+def _masked(text: str) -> str:
+    return text[: min(3, len(text) // 3)] + "…" + "*" * 5
+
+
+def _luhn(number: str) -> bool:
+    digits = [int(char) for char in number if char.isdigit()][::-1]
+    return len(digits) >= 13 and (sum(digits[::2]) + sum(sum(divmod(2 * digit, 10)) for digit in digits[1::2])) % 10 == 0

@@ -1,0 +1,263 @@
+"""Files to rows: JSON, JSON lines, CSV, Parquet, Arrow, Excel. A broken row is a `Refused` value, an unreadable file a KitError."""
+
+import codecs
+import contextlib
+import csv
+import gzip
+import json
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+from helpers.errors import KitError
+
+from .records import Refused
+
+TEXTS = (".json", ".jsonl", ".ndjson", ".csv", ".tsv")
+SUFFIXES = (*TEXTS, *(f"{suffix}.gz" for suffix in TEXTS), ".parquet", ".arrow", ".xlsx")
+BOMS = {codecs.BOM_UTF32_LE: "utf-32", codecs.BOM_UTF32_BE: "utf-32", codecs.BOM_UTF16_LE: "utf-16",
+        codecs.BOM_UTF16_BE: "utf-16", codecs.BOM_UTF8: "utf-8-sig"}
+WRAPPERS = ("data", "rows", "items", "records", "results", "feedbacks", "examples", "traces", "runs")
+"""keys under which an answer of an API holds its list"""
+
+BLOCK = 4 << 20
+"""bytes or characters read at once"""
+
+csv.field_size_limit(sys.maxsize)
+
+
+def rows(path: Path, encoding: str) -> Iterator[tuple[int, object]]:
+    """(row's number in its file, JSON value or `Refused`) of every row; blank lines are no rows. `encoding`: see `encoding_of`."""
+    kind = path.name.removesuffix(".gz").rpartition(".")[2]
+    if kind in ("parquet", "arrow", "xlsx"):
+        return enumerate({"parquet": _parquet, "arrow": _arrow, "xlsx": _excel}[kind](path), 1 if kind != "xlsx" else 2)
+    return {"csv": _csv, "tsv": _csv}.get(kind, _json)(path, encoding)
+
+
+def encoding_of(path: Path) -> str:
+    """How a text file is written: by its byte order mark, else UTF-8, UTF-16, or Windows-1252. KitError for anything else."""
+    if not path.name.endswith((*TEXTS, ".gz")):
+        return ""
+    with _binary(path) as file:
+        head = file.read(4)
+        for bom, name in BOMS.items():
+            if head.startswith(bom):
+                return name
+        if head[1:2] == b"\0" or head[:1] == b"\0":
+            return "utf-16-le" if head[1:2] == b"\0" else "utf-16-be"
+        decoder, line, block = codecs.getincrementaldecoder("utf-8")(), 1, head
+        try:
+            while block:
+                decoder.decode(block)
+                line += block.count(b"\n")
+                block = file.read(BLOCK)
+            decoder.decode(b"", final=True)
+            return "utf-8"
+        except UnicodeDecodeError as error:
+            return _not_utf8(path, error, line + error.object.count(b"\n", 0, error.start))
+
+
+def _not_utf8(path: Path, error: UnicodeDecodeError, line: int) -> str:
+    """Windows-1252, if the text reads like a Western language then."""
+    data = error.object
+    text = data.decode("utf-8", "replace")
+    high, broken = sum(byte > 127 for byte in data), text.count("\ufffd")
+    words = max(sum(chr(byte).isalpha() for byte in data if byte < 128), 1)
+    undefined = any(byte in data for byte in (0x81, 0x8D, 0x8F, 0x90, 0x9D))
+    if high < words / 3 and not undefined and sum(char > "\x7f" and char != "\ufffd" for char in text) <= broken:
+        return "cp1252"
+    raise KitError(f"{path.name} is neither UTF-8 nor Windows-1252: line {line} has the byte 0x{data[error.start]:02x}",
+                   "text in UTF-8, UTF-16 or Windows-1252",
+                   f"convert it from its own encoding, such as CP1251 or SHIFT_JIS: iconv -f CP1251 -t UTF-8 {path.name} > utf8_{path.name}; "
+                   "if it is UTF-8 with a broken place, correct that line")
+
+
+def _binary(path: Path):
+    return gzip.open(path) if path.suffix == ".gz" else path.open("rb")
+
+
+def _text(path: Path, encoding: str, newline=None):
+    if path.suffix == ".gz":
+        return gzip.open(path, "rt", encoding=encoding, newline=newline)
+    return path.open(encoding=encoding, newline=newline)
+
+
+def _json(path: Path, encoding: str) -> Iterator[tuple[int, object]]:
+    """A record a line; or one list, however long; or an object that holds the list."""
+    with _text(path, encoding) as file:
+        while (first := file.read(1)).isspace():
+            pass
+        head = first if first == "[" else _load(first + file.readline(), 1)
+    one_value = path.name.removesuffix(".gz").endswith(".json")
+    if head == "[" or (one_value and isinstance(head, Refused)):
+        yield from _values(path, encoding)
+    elif one_value and _wrapped(head):
+        yield from enumerate(_wrapped(head), 1)
+    else:
+        with _text(path, encoding, "\n") as file:
+            for number, line in enumerate(file, 1):
+                if not line.isspace():
+                    yield number, _load(line, number)
+
+
+def _wrapped(value) -> list | None:
+    """The list of records inside an object, such as {"data": […], "meta": {…}}."""
+    lists = [value[key] for key in WRAPPERS if isinstance(value.get(key), list)] if isinstance(value, dict) else []
+    return next((each for each in lists if each and all(isinstance(row, dict) for row in each)), None)
+
+
+def _load(line: str, number: int):
+    try:
+        return json.loads(line)
+    except json.JSONDecodeError as error:
+        return Refused("broken JSON", f"line {number} column {error.colno}: {error.msg}")
+    except (RecursionError, ValueError) as error:
+        return Refused("broken JSON", f"line {number}: {error}")
+
+
+def _values(path: Path, encoding: str) -> Iterator[tuple[int, object]]:
+    """The values of one list, or values that follow one another, decoded one by one: the file need not fit in memory."""
+    decoder, number, text, at, ended = json.JSONDecoder(), 0, "", 0, False
+    line, before = 1, 0  # of the text's first character: its line, and how much of that line came before
+
+    def more() -> None:
+        """Drop what was read, and append at least as much as is left."""
+        nonlocal line, before, text, at, ended
+        line += text.count("\n", 0, at)
+        before = at - 1 - text.rfind("\n", 0, at) + (before if "\n" not in text[:at] else 0)
+        block = file.read(max(BLOCK, len(text)))
+        text, at, ended = text[at:] + block, 0, not block
+
+    def following() -> str:
+        """The next character that is no white space, `at` standing on it; empty at the end."""
+        nonlocal at
+        while True:
+            at = json.decoder.WHITESPACE.match(text, at).end()
+            if at < len(text) or ended:
+                return text[at : at + 1]
+            more()
+
+    def broken(message: str, place: int) -> KitError:
+        column = place - text.rfind("\n", 0, place) + (before if "\n" not in text[:place] else 0)
+        return KitError(f"{path.name} is broken JSON: line {line + text.count(chr(10), 0, place)} column {column}: {message}",
+                        "a JSON list of records, or one record a line", "correct the file, or export it again")
+
+    with _text(path, encoding) as file:
+        inside = following() == "["
+        at += inside
+        while (mark := following()) and not (inside and mark == "]"):
+            if inside and number:
+                if mark != ",":
+                    raise broken("expected ',' or ']'", at)
+                at += 1
+                following()
+            number += 1
+            while True:
+                try:
+                    value, end = decoder.raw_decode(text, at)
+                except (RecursionError, ValueError) as error:
+                    if not ended and not isinstance(error, RecursionError):  # the value goes on in the next block
+                        more()
+                        continue
+                    raise broken(getattr(error, "msg", "nested too deeply"), getattr(error, "pos", at)) from None
+                if end < len(text) or ended:
+                    break
+                more()  # a number may go on
+            at = end
+            yield from enumerate(_wrapped(value), 1) if number == 1 and not inside and _wrapped(value) else [(number, value)]
+        if inside and mark != "]":
+            raise broken("the file ends inside the list", at)
+        at += inside
+        if following():
+            raise broken("something follows the list", at)
+
+
+def _csv(path: Path, encoding: str) -> Iterator[tuple[int, object]]:
+    """Rows of a table with a header, every value as text. The separator is the one that makes the most columns of the header."""
+    with _text(path, encoding, "") as file:
+        head = file.readline()
+        separator = head.strip()[4] if head.lower().startswith("sep=") and len(head.strip()) == 5 else ""  # Excel's own line
+        if not separator:
+            file.seek(0)
+            separator = max(",;\t|", key=lambda mark: len(next(csv.reader([head], delimiter=mark), [])))
+        reader = csv.reader(file, delimiter=separator, strict=True)
+        try:
+            names = [name.strip("\ufeff") or f"column {place}" for place, name in enumerate(next(reader, []), 1)]
+        except csv.Error as error:
+            raise KitError(f"the header of {path.name} cannot be read: {error}", "names of columns", "correct it") from None
+        if twice := [name for name in names if names.count(name) > 1]:
+            raise KitError(f"{path.name} has the column {twice[0]!r} twice", "columns with names of their own", "rename one of them")
+        number = 1
+        while True:
+            before = reader.line_num
+            number += 1
+            try:
+                row = next(reader, None)
+            except csv.Error as error:  # a quote that is never closed takes many lines with it: each is counted
+                for _ in range(max(reader.line_num - before, 1)):
+                    yield number, Refused("broken row", f"line {before + 1}: {error}")
+                continue
+            if row is None:
+                return
+            if row and len(row) != len(names):
+                yield number, Refused("broken row", f"{len(row)} values, the header has {len(names)} columns")
+            elif row:
+                yield number, dict(zip(names, row, strict=True))
+
+
+def _parquet(path: Path) -> Iterator:
+    import pyarrow as pa
+    from pyarrow import parquet
+
+    try:
+        batches = parquet.ParquetFile(path).iter_batches(2000)
+        yield from (value for batch in batches for value in batch.to_pylist())
+    except (pa.ArrowInvalid, OSError) as error:
+        raise KitError(f"{path.name} is no Parquet file: {error}", "a whole Parquet file", "export or download it again") from None
+
+
+def _arrow(path: Path) -> Iterator:
+    """Arrow's stream, as `datasets` saves it, or its file format."""
+    import pyarrow as pa
+
+    try:
+        with pa.memory_map(str(path)) as source:
+            try:
+                reader = pa.ipc.open_stream(source)
+                batches = iter(reader)
+            except pa.ArrowInvalid:
+                reader = pa.ipc.open_file(source)
+                batches = (reader.get_batch(place) for place in range(reader.num_record_batches))
+            yield from (value for batch in batches for value in batch.to_pylist())
+    except (pa.ArrowInvalid, OSError) as error:
+        raise KitError(f"{path.name} is no Arrow file: {error}", "a whole Arrow file", "export it again") from None
+
+
+def _excel(path: Path) -> Iterator:
+    """The first sheet, its first row being the header."""
+    try:
+        import openpyxl
+    except ImportError:
+        raise KitError(f"{path.name} is an Excel file, and openpyxl is not installed", "openpyxl, which reads Excel",
+                       "pip install openpyxl, or save the sheet as CSV UTF-8") from None
+    try:
+        sheet = openpyxl.load_workbook(path, read_only=True, data_only=True).worksheets[0].iter_rows(values_only=True)
+    except Exception as error:  # openpyxl and zipfile raise many kinds
+        raise KitError(f"{path.name} is no Excel file that can be read: {error}", ".xlsx", "save the sheet as CSV UTF-8") from None
+    names = [str(name) if name is not None else f"column {place}" for place, name in enumerate(next(sheet, ()), 1)]
+    yield from (dict(zip(names, row, strict=False)) for row in sheet if any(value is not None for value in row))
+
+
+def refuse_what_does_not_fit(files: tuple[Path, ...]) -> None:
+    """KitError, with the figures, before memory runs out: the records are held as text, a compressed file's several times its size."""
+    import psutil
+
+    factor = {".gz": 8, ".parquet": 6, ".arrow": 2.5, ".xlsx": 12}
+    need = sum(file.stat().st_size * factor.get(file.suffix, 1.8) for file in files)
+    limit = Path("/sys/fs/cgroup/memory.max")
+    free = psutil.virtual_memory().available
+    with contextlib.suppress(OSError, ValueError):
+        free = min(free, int(limit.read_text()) - int(limit.with_name("memory.current").read_text()))
+    if need > free:
+        raise KitError(f"the feedback needs about {need / 1e9:.1f} GB of memory, {free / 1e9:.1f} GB are free", "room for the records",
+                       "use a machine with more memory, or split the file and prepare a part")

@@ -1,0 +1,198 @@
+"""A KTO record: a dialogue that ends in a reply, and whether that reply was accepted. Anything else is refused by name."""
+
+import copy
+import json
+import re
+
+ROLES = {
+    "user": "user", "human": "user", "prompter": "user", "customer": "user", "instruction": "user", "input": "user",
+    "assistant": "assistant", "gpt": "assistant", "chatgpt": "assistant", "bot": "assistant", "model": "assistant",
+    "ai": "assistant", "chatbot": "assistant", "llm": "assistant", "response": "assistant", "output": "assistant",
+    "observation": "observation", "tool": "observation", "function_response": "observation", "function": "observation",
+    "function_call": "function_call", "tool_call": "function_call",
+    "system": "system", "developer": "system",
+}
+"""what sources call a speaker -> what LLaMA-Factory's tags call it"""
+
+ODD, EVEN = ("user", "observation"), ("assistant", "function_call")
+"""who may speak in the 1st, 3rd, … and in the 2nd, 4th, … turn, a leading system turn not counted"""
+
+CONTROL = re.compile("(?P<control>(?<!Ã)[\x80-\x9f]|\x00)|(?P<surrogate>[\ud800-\udfff])")
+TOKENS = re.compile(
+    r"(?P<template><\|(?:im_start|im_end|endoftext|eot_id|start_header_id|end_header_id|begin_of_text|end_of_text"
+    r"|assistant|system|end)\|>|^\s*<\|user\|>|<(?:start|end)_of_turn>|\[/?INST\]|<</?SYS>>)|(?P<image><image>)"
+)
+"""what no turn may hold: it would be trained on as if somebody had said it"""
+HINTS = ("<|", "of_turn>", "INST]", "SYS>>", "<image>")
+
+FAULTS = {
+    "control": ("control characters", "{0!r} is a control character: the file was once read in the wrong encoding"),
+    "surrogate": ("text", "half a surrogate pair, which is no valid Unicode"),
+    "template": ("chat template", "the control token {0} inside a turn"),
+    "image": ("images", "{0} stands in the text; this kit trains text"),
+}
+THOUGHT = re.compile(r"<think>.*?</think>\s*", re.DOTALL)
+"""LLaMA-Factory 0.9.3 keeps such a block before a call (FunctionFormatter in data/formatter.py), and no other words"""
+
+
+class Refused(ValueError):
+    """A row that cannot be trained on: the kind of problem (a key of `problems.REFUSED`) and the reason in words."""
+
+    def __init__(self, kind: str, reason: str):
+        self.kind, self.reason = kind, reason
+        super().__init__(f"{kind}: {reason}")
+
+
+def record(turns, label: bool, system=None, tools=None) -> dict:
+    """`{"messages": [{"role", "content"}, …], "label": bool, "tools": str}`, as LLaMA-Factory trains it; Refused if it cannot.
+
+    `turns` is any value that should be a list of turns (role/content, from/value, OpenAI's tool calls); `system` and `tools`
+    come from columns of their own.
+    """
+    if not isinstance(turns, list):
+        raise Refused("not a record", f"the dialogue is {shorten(turns)}, expected a list of turns")
+    messages = _join_results([_turn(turn) for turn in turns])
+    if isinstance(system, str) and system.strip() and not (messages and messages[0]["role"] == "system"):
+        messages.insert(0, {"role": "system", "content": system})
+    if messages and messages[0] == {"role": "system", "content": ""}:
+        del messages[0]
+    _check(messages)
+    return {"messages": messages, "label": label, "tools": _tools(tools) if tools else ""}
+
+
+def shorten(value, width: int = 60) -> str:
+    """A value as it may stand in a message: its repr, cut."""
+    text = repr(value[:width + 1] if isinstance(value, str | list) else value)
+    return text if len(text) <= width else text[: width - 1] + "…"
+
+
+def _check(messages: list[dict]) -> None:
+    """Refuse what LLaMA-Factory 0.9.3 would drop silently, misread, or end on."""
+    turns = messages[1:] if messages and messages[0]["role"] == "system" else messages
+    for place, turn in enumerate(messages, 1):
+        if turn["role"] not in ("system", *ODD, *EVEN):
+            raise Refused("unknown role", f"turn {place} is said by {shorten(turn['role'])}")
+        if not isinstance(turn["content"], str):
+            raise Refused("text", f"turn {place} is {shorten(turn['content'])}, expected text")
+        if found := _foreign(turn["content"]):
+            kind, words = FAULTS[found.lastgroup]
+            raise Refused(kind, f"turn {place} ({turn['role']}): {words.format(found[0])}")
+    if len(turns) < 2 or len(turns) % 2:
+        raise Refused("turn order", f"{len(turns)} turns: a question and a reply in turn are needed")
+    for place, turn in enumerate(turns):
+        expected = (ODD, EVEN)[place % 2]
+        if turn["role"] not in expected:
+            raise Refused("turn order", f"turn {place + 1} is {turn['role']}, expected {' or '.join(expected)}")
+        if not turn["content"].strip():
+            last = place == len(turns) - 1
+            raise Refused("empty reply" if last else "empty turn",
+                          "the reply is empty" if last else f"turn {place + 1} ({turn['role']}) is empty")
+        if turn["role"] == "function_call":
+            _check_call(turn["content"])
+
+
+def _foreign(text: str):
+    """The first thing in a text that nobody said; most texts have no trace of any, and are done without a search."""
+    data = text.encode("utf-8", "surrogatepass")  # there such characters begin with one of three bytes, which is quickly seen
+    found = CONTROL.search(text) if b"\xc2" in data or b"\xed" in data or b"\0" in data else None
+    return found or (TOKENS.search(text) if any(hint in text for hint in HINTS) else None)
+
+
+def _turn(turn) -> dict:
+    """One turn under LLaMA-Factory's names; an unknown role keeps its name, for `_check` to refuse."""
+    if not isinstance(turn, dict):
+        raise Refused("not a record", f"a turn is {shorten(turn)}, expected an object with role and content")
+    role = next((turn[key] for key in ("role", "from", "author", "speaker", "type") if turn.get(key) is not None), None)
+    content = next((turn[key] for key in ("content", "value", "text") if turn.get(key) is not None), "")
+    if isinstance(role, str):
+        role = ROLES.get(role.strip().lower(), role)
+    if isinstance(content, list):
+        content = "".join(_part(part) for part in content)
+    calls = turn.get("tool_calls") or ([turn["function_call"]] if turn.get("function_call") else None)
+    if not calls:
+        return {"role": role, "content": content}
+    if isinstance(content, str) and THOUGHT.sub("", content).strip():
+        raise Refused("words beside a call", f"{shorten(content)} is said in the same turn as a call")
+    return {"role": "function_call", "content": (content or "") + _openai_calls(calls)}
+
+
+def _part(part) -> str:
+    """The text of one part of a turn's content, as OpenAI splits it."""
+    if isinstance(part, dict) and isinstance(part.get("text"), str) and str(part.get("type", "text")).endswith("text"):
+        return part["text"]
+    if isinstance(part, dict) and str(part.get("type", "")).startswith(("image", "input_image", "video", "audio", "input_audio")):
+        raise Refused("images", f"a turn holds {shorten(part.get('type'))}; this kit trains text")
+    if isinstance(part, str):
+        return part
+    raise Refused("text", f"a turn's content holds {shorten(part)}, expected text")
+
+
+def _openai_calls(calls) -> str:
+    """OpenAI's `tool_calls` as LLaMA-Factory's function-call text: `{"name": …, "arguments": {…}}`, or a list of them."""
+    try:
+        made = []
+        for call in calls:
+            function = call.get("function", call)
+            arguments = function.get("arguments", {})
+            arguments = json.loads(arguments) if isinstance(arguments, str) else arguments
+            made.append({"name": function["name"], "arguments": arguments})
+        return json.dumps(made[0] if len(made) == 1 else made, ensure_ascii=False)
+    except (AttributeError, KeyError, TypeError, ValueError, RecursionError):
+        raise Refused("function call", f"tool_calls {shorten(calls)} lack a name or JSON arguments") from None
+
+
+def _join_results(messages: list[dict]) -> list[dict]:
+    """The results of parallel calls as one observation: a JSON list where all are JSON, else one below the other."""
+    joined = []
+    for turn in messages:
+        both = joined and joined[-1]["role"] == turn["role"] == "observation"
+        if both and isinstance(turn["content"], str) and isinstance(joined[-1]["content"], str):
+            joined[-1].setdefault("results", [joined[-1]["content"]]).append(turn["content"])
+        else:
+            joined.append(turn)
+    for turn in joined:
+        if results := turn.pop("results", None):
+            try:
+                turn["content"] = json.dumps([json.loads(result) for result in results], ensure_ascii=False, allow_nan=False)
+            except (ValueError, RecursionError):
+                turn["content"] = "\n".join(results)
+    return joined
+
+
+def _check_call(content: str) -> None:
+    """LLaMA-Factory 0.9.3 ends the whole run on a function call that is not JSON with name and arguments."""
+    try:
+        calls = json.loads(THOUGHT.sub("", content))
+        for call in calls if isinstance(calls, list) else [calls]:
+            if not isinstance(call["name"], str) or "arguments" not in call:
+                raise KeyError
+    except (KeyError, TypeError, ValueError, RecursionError):
+        raise Refused("function call", "a function call is not JSON with `name` and `arguments`") from None
+
+
+def _tools(tools) -> str:
+    """The description of tools as JSON text that none of LLaMA-Factory 0.9.3's tool formats stumbles over.
+
+    Those look up name, description and each parameter's enum and items without checking that they are there.
+    """
+    try:
+        tools = json.loads(tools) if isinstance(tools, str) else copy.deepcopy(tools)
+        if not isinstance(tools, list):
+            raise TypeError
+        for tool in tools:
+            tool = tool["function"] if tool.get("type") == "function" and "function" in tool else tool
+            parameters = tool["parameters"] = tool.get("parameters") or {}
+            tool["name"], tool["description"] = "" + tool["name"], "" + (tool.get("description") or "")
+            parameters["required"] = [] + (parameters.get("required") or [])
+            given = (parameters.get("properties") or {}).items()
+            parameters["properties"] = {name: _parameter(value) for name, value in given if value is not None}
+        return json.dumps(tools, ensure_ascii=False, allow_nan=False).encode().decode() if tools else ""
+    except (AttributeError, KeyError, TypeError, ValueError, RecursionError):
+        raise Refused("tools", f"{shorten(tools)} is no JSON list of tools with name and parameters") from None
+
+
+def _parameter(value: dict) -> dict:
+    fitting = {"items": {} | value["items"]} if value.get("items") else {}
+    if value.get("enum"):
+        fitting["enum"] = [option if isinstance(option, str) else json.dumps(option) for option in value["enum"]]
+    return value | fitting

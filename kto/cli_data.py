@@ -1,0 +1,122 @@
+"""`kto data …`: feedback checked, prepared for training, and replies written for people to rate."""
+
+import contextlib
+import json
+import tempfile
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from helpers.errors import KitError
+
+from .terminal import AsJson, Profile, Storage, Usage, say, two_columns
+
+app = typer.Typer(no_args_is_help=True, help="Feedback: what is wrong with it, and a registered dataset made of it.")
+
+Feedback = Annotated[str, typer.Argument(help="A file, a folder, a glob, an address, or a hub id.")]
+Columns = Annotated[str, typer.Option(help="Which column is which, as prompt=…,reply=…,label=… (history, messages, chosen, "
+                                           "rejected, system, tools too); dots lead into nested data.")]
+Scale = Annotated[str, typer.Option(help="How numbers as labels are read where it cannot be told: binary, sign, stars, or ends as 1-10.")]
+AcceptFrom = Annotated[float, typer.Option(help="From which rating on a reply is accepted, on any scale.")]
+Stars = Annotated[int, typer.Option(help="Where ratings are 1 to 5: from how many on a row is accepted.")]
+Strict = Annotated[bool, typer.Option(help="Stop at rows that cannot be used, contradictions and personal data, instead of counting them.")]
+
+
+@contextlib.contextmanager
+def as_usage():
+    """Feedback that cannot be read is wrong usage: exit status 2."""
+    try:
+        yield
+    except KitError as error:
+        raise Usage(error.found, error.expected, error.remedy) from None
+
+
+@app.command()
+def check(
+    feedback: Feedback,
+    report: Annotated[Path, typer.Option(help="The file that gets every problem, one JSON line each.")] = None,
+    columns: Columns = "",
+    scale: Scale = "",
+    accept_from: AcceptFrom = None,
+    stars: Stars = 4,
+    strict: Strict = False,
+    as_json: AsJson = False,
+) -> None:
+    """Every row accounted for: what would be trained on, what is refused and why. Nothing else is written.
+
+    Exit status 0: all rows can be used; 1: some are refused; 2: it cannot be read.
+
+    Example: kto data check thumbs.csv --report problems.jsonl
+    """
+    from feedback import check as checking
+    from feedback.find import find
+
+    with as_usage(), tempfile.TemporaryDirectory(prefix="kto-") as scratch:
+        checked = checking.check(find(feedback, Path(scratch)), report, columns, scale, accept_from, stars, strict)
+    facts = checked.facts()
+    if as_json:
+        typer.echo(json.dumps(facts | {"refused": checked.ledger.refused, "noted": checked.ledger.noted}, indent=2))
+    else:
+        typer.echo(f"{two_columns(facts | {'unused': ', '.join(facts['unused']) or 'none'})}\n\n{checked.text()}\n\n{checked.ledger.text()}")
+    if checked.ledger.refused:
+        raise typer.Exit(1)
+
+
+@app.command()
+def prepare(
+    feedback: Feedback,
+    name: Annotated[str, typer.Option(help="The dataset's name in the registry; a part of its hash is added.")] = "",
+    profile: Profile = "local",
+    storage: Storage = "",
+    heldout: Annotated[float, typer.Option(help="Share of the prompts that is kept apart.")] = 0.2,
+    seed: Annotated[int, typer.Option(help="Of the split and of the rows' order.")] = 42,
+    columns: Columns = "",
+    scale: Scale = "",
+    accept_from: AcceptFrom = None,
+    stars: Stars = 4,
+    strict: Strict = False,
+    refuse_share: Annotated[float, typer.Option(help="An error where more of the rows than this share are refused.")] = 0.05,
+) -> None:
+    """Feedback checked, split, written and registered in <storage>/datasets/; prints what was made of it.
+
+    Example: kto data prepare thumbs.csv --name thumbs
+    """
+    from feedback import check as checking
+    from helpers import profiles
+
+    from .cli import absolute
+
+    with as_usage():
+        folder = Path(profiles.storage_for(profiles.load(profile), absolute(storage))) / "datasets"
+        facts = checking.prepare(feedback, folder, heldout, seed, name, refuse_share, columns=columns, scale=scale, accept_from=accept_from,
+                                 stars=stars, strict=strict)
+    typer.echo(json.dumps({**facts, "registry": str(folder / "dataset_info.json")}, indent=2))
+
+
+@app.command()
+def sample(
+    folder: Annotated[Path, typer.Argument(help="A run's folder, trained.")],
+    output: Annotated[Path, typer.Option(help="What to write: .json for Label Studio, .jsonl for Argilla, .csv for a spreadsheet.")],
+    checkpoint: Annotated[str, typer.Option(help="best, latest, a step's number, or a checkpoint's folder.")] = "best",
+    count: Annotated[int, typer.Option(help="How many held-out prompts.")] = 50,
+    max_new_tokens: Annotated[int, typer.Option(help="Tokens a reply.")] = 256,
+) -> None:
+    """Replies of the trained model to held-out prompts, for people to rate; `kto data prepare` reads the ratings.
+
+    Example: kto data sample storage/first-run --output to_rate.csv
+    """
+    from feedback import sample as sampling
+    from helpers import evaluate, export
+    from helpers.evaluate.replies import choose
+    from helpers.runs import of_folder
+
+    sampling.kind_of(output)
+    run = of_folder(folder)
+    chosen, step, why = export.choose(run, checkpoint)
+    say(f"checkpoint of step {step}: {why}")
+    scorer = evaluate.Scorer(export.config_of(run), chosen)
+    rows = choose(scorer.rows(evaluate.heldout(run)), count)
+    replies = [reply for place in range(0, len(rows), 8) for reply in scorer.replies(rows[place : place + 8], max_new_tokens=max_new_tokens)]
+    told = sampling.write([{"turns": row.messages, "reply": reply} for row, reply in zip(rows, replies, strict=True)], output)
+    typer.echo(told)
