@@ -14,8 +14,9 @@ from ray.exceptions import RayTaskError
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 
-from .protocol import SSE_END, Answer, ApiError, ChatRequest, models, parsed
-from .server import ROOM, Served
+from .generate import generate
+from .protocol import TEMPLATE_ROLES, Answer, ApiError, ChatRequest, parsed
+from .server import AT_ONCE, Served
 
 
 class Adapter:
@@ -41,7 +42,7 @@ class Model:
     def __init__(self, served: Served):
         os.environ["OMP_WAIT_POLICY"] = "PASSIVE"
         import torch
-        from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
+        from transformers import AutoModelForCausalLM, AutoTokenizer
 
         torch.set_num_threads(max(1, len(os.sched_getaffinity(0))))  # Ray allows one
         gpu = torch.cuda.is_available()
@@ -51,13 +52,12 @@ class Model:
         self.context = getattr(loaded.config, "max_position_embeddings", 2048)
         ends = loaded.generation_config.eos_token_id
         self.ends = {self.tokenizer.eos_token_id, *(ends if isinstance(ends, list) else [ends])} - {None}
-        loaded.generation_config = GenerationConfig(pad_token_id=self.tokenizer.pad_token_id or min(self.ends))
         self.peft, self.numbers, self.owner = None, itertools.count(), ThreadPoolExecutor(1)
         self.loaded: dict[str, str] = {}  # peft's name -> ours
 
-    @serve.multiplexed(max_num_models_per_replica=ROOM)
+    @serve.multiplexed(max_num_models_per_replica=AT_ONCE)
     async def load(self, folder: str) -> Adapter:
-        """The adapter in `folder`, in memory; Ray Serve keeps the `ROOM` that were used last."""
+        """The adapter in `folder`, in memory; Ray Serve keeps the AT_ONCE that were used last."""
         name = f"adapter{next(self.numbers)}"  # torch allows no dot in a module's name
         await asyncio.wrap_future(self.owner.submit(self._load, Path(folder), name))
         return Adapter(name, lambda name: self.owner.submit(self._unload, name).result())
@@ -85,102 +85,101 @@ class Model:
         return list(self.loaded.values())
 
     async def chat(self, request: ChatRequest):
-        """The reply in pieces of text; last comes a dict: `finish`, and `usage` in tokens."""
-        from transformers import AsyncTextIteratorStreamer
-
-        chat = [message.model_dump() for message in request.messages]
+        """The pieces of every choice (see `generate`), then {"usage": tokens}."""
+        chat = [{"role": TEMPLATE_ROLES.get(one.role, one.role), "content": one.content} for one in request.messages]
         try:
             ids = self.tokenizer.apply_chat_template(chat, add_generation_prompt=True)
         except Exception as error:  # jinja's own, raised by templates that insist on an order of roles
             raise ApiError(400, f"messages: {error}", "invalid_request", "messages") from None
-        room = self.context - len(ids)
-        if room < 1:
+        if len(ids) >= self.context:
             raise ApiError(400, f"the messages have {len(ids)} tokens, the model takes {self.context}",
                            "context_length_exceeded", "messages")
-        streamer = AsyncTextIteratorStreamer(self.tokenizer, skip_prompt=True, skip_special_tokens=True)
         folder, over = serve.get_multiplexed_model_id(), threading.Event()
+        pieces, loop = asyncio.Queue(), asyncio.get_running_loop()
         adapter = await self.load(folder) if folder else None
         # no await between here and `submit`: an unloading that comes later stands behind this in the owner's queue
-        job = self.owner.submit(self._generate, request, ids, min(request.longest, room), adapter, streamer, over)
+        job = self.owner.submit(self._write, request, ids, adapter, over,
+                                lambda piece: loop.call_soon_threadsafe(pieces.put_nowait, piece))
+        written = 0
         try:
-            async for text in streamer:
-                if text:
-                    yield text
-            new = await asyncio.wrap_future(job)
+            while (piece := await pieces.get()) is not None:
+                written += piece.pop("tokens", 0)
+                yield piece
+            await asyncio.wrap_future(job)  # its error, if it had one
         finally:
             over.set()  # the client may have gone
             job.cancel()
-        usage = {"prompt_tokens": len(ids), "completion_tokens": len(new), "total_tokens": len(ids) + len(new)}
-        yield {"finish": "stop" if new and new[-1] in self.ends else "length", "usage": usage}
+        yield {"usage": {"prompt_tokens": len(ids), "completion_tokens": written, "total_tokens": len(ids) + written}}
 
-    def _generate(self, request, ids, longest, adapter, streamer, over) -> list[int]:
+    def _write(self, request: ChatRequest, ids: list[int], adapter: Adapter | None, over: threading.Event, put) -> None:
         import torch
-        from transformers import StoppingCriteriaList
 
-        sampling = {"do_sample": True, "temperature": request.temperature, "top_p": request.top_p, "top_k": 0}
-        if request.seed is not None:
-            torch.manual_seed(request.seed)
         try:
             with torch.inference_mode(), contextlib.ExitStack() as stack:
                 if adapter:
                     self.peft.set_adapter(adapter.name)
                 elif self.peft:
                     stack.enter_context(self.peft.disable_adapter())
-                inputs = torch.tensor([ids], device=self.base.device)
-                out = self.base.generate(
-                    inputs, attention_mask=torch.ones_like(inputs), max_new_tokens=longest, streamer=streamer,
-                    eos_token_id=sorted(self.ends), **(sampling if request.temperature else {"do_sample": False}),
-                    stopping_criteria=StoppingCriteriaList([lambda *_, **__: torch.tensor([over.is_set()])]))
-            return out[0, len(ids):].tolist()
-        except BaseException:
-            streamer.on_finalized_text("", stream_end=True)  # or its reader would wait for ever
-            raise
+                room = self.context - len(ids)
+                for index in range(request.n):
+                    for piece in generate(self.base, self.tokenizer, request, ids, room, self.ends, index):
+                        if over.is_set():
+                            return
+                        put({"index": index, **piece})
+        finally:
+            put(None)  # or its reader would wait for ever
 
 
 @serve.deployment(name="api", ray_actor_options={"num_cpus": 0}, max_ongoing_requests=256)
 class Api:
-    """HTTP in OpenAI's form. The adapter's folder is the multiplexed id: Ray sends a request to a replica that holds it."""
+    """HTTP in OpenAI's form. The adapter's folder is the multiplexed id: Ray picks a replica that holds it."""
 
     def __init__(self, served: Served, model):
         self.served, self.model = served, model
 
     async def __call__(self, request: Request) -> Response:
+        path = request.url.path.rstrip("/")
         try:
-            match request.method, request.url.path.rstrip("/"):
-                case "POST", "/v1/chat/completions":
-                    return await self.chat(parsed(await request.body()))
-                case "GET", "/v1/models":
-                    return JSONResponse(models(self.names(), await self.model.resident.remote()))
-                case method, path:
-                    raise ApiError(404, f"there is no {method} {path}", "unknown_url")
+            if (request.method, path) == ("POST", "/v1/chat/completions"):
+                return await self.chat(parsed(await request.body()))
+            if (request.method, path) == ("GET", "/v1/models"):
+                return JSONResponse({"object": "list", "data": list((await self.models()).values())})
+            if request.method == "GET" and path.startswith("/v1/models/"):
+                name = path.removeprefix("/v1/models/")
+                return JSONResponse((await self.models()).get(name) or self.unknown(name))
+            if (request.method, path) == ("GET", "/health"):
+                return JSONResponse({"status": "ok"})
+            raise ApiError(404, f"there is no {request.method} {path}", "unknown_url")
         except ApiError as error:
             return JSONResponse(error.body, error.status)
 
-    def names(self) -> dict[str, int]:
-        """Every model that may be asked for -> when it was made."""
+    async def models(self) -> dict[str, dict]:
+        """Every model that may be asked for; `loaded`, not OpenAI's: whether it is in memory."""
         folders = {self.served.name: Path(self.served.base)}
         folders |= {f"{self.served.name}:{name}": folder for name, folder in self.served.adapters().items()}
-        return {name: int(path.stat().st_mtime) if path.exists() else 0 for name, path in folders.items()}
+        loaded = [self.served.name, *(f"{self.served.name}:{name}" for name in await self.model.resident.remote())]
+        return {name: {"id": name, "object": "model", "created": int(path.stat().st_mtime) if path.exists() else 0,
+                       "owned_by": "kto-at-scale", "loaded": name in loaded} for name, path in folders.items()}
 
-    def folder(self, model: str) -> str:
-        """The folder of the adapter that `model` names; empty for the base. ApiError 404 for any other."""
-        base, _, adapter = model.partition(":")
-        known = self.served.adapters()
-        if base != self.served.name or adapter and adapter not in known or model.endswith(":"):
-            raise ApiError(404, f"the model {model!r} does not exist; there are: {', '.join(self.names())}",
-                           "model_not_found", "model")
-        return str(known[adapter]) if adapter else ""
+    def unknown(self, model: str):
+        names = [self.served.name, *(f"{self.served.name}:{name}" for name in self.served.adapters())]
+        raise ApiError(404, f"the model {model!r} does not exist; there are: {', '.join(names)}",
+                       "model_not_found", "model")
 
     async def chat(self, request: ChatRequest) -> Response:
-        handle = self.model.options(stream=True, multiplexed_model_id=self.folder(request.model))
+        base, colon, adapter = request.model.partition(":")
+        known = self.served.adapters()
+        if base != self.served.name or (colon and adapter not in known):
+            self.unknown(request.model)
+        handle = self.model.options(stream=True, multiplexed_model_id=str(known[adapter]) if adapter else "")
         pieces, answer = handle.chat.remote(request), Answer(request.model)
         first = await self.next(pieces)  # what cannot be answered shows here, before a status was sent
         if request.stream:
             return StreamingResponse(self.events(request, first, pieces, answer), media_type="text/event-stream")
-        text, piece = "", first
-        while isinstance(piece, str):
-            text, piece = text + piece, await self.next(pieces)
-        return JSONResponse(answer.whole(text, piece["finish"], piece["usage"]))
+        collected = [first]
+        while "usage" not in collected[-1]:
+            collected.append(await self.next(pieces))
+        return JSONResponse(answer.whole(collected, request.logprobs))
 
     async def next(self, pieces):
         """The next piece; the model's ApiError as it was raised there."""
@@ -189,19 +188,25 @@ class Api:
         except RayTaskError as error:
             raise error.cause if isinstance(error.cause, ApiError) else ApiError(500, str(error.cause)) from None
 
-    async def events(self, request: ChatRequest, piece, pieces, answer: Answer):
-        """Server-sent events: the reply in chunks, the end, the usage if asked for; an error in place of the rest."""
+    async def events(self, request: ChatRequest, piece: dict, pieces, answer: Answer):
+        """Server-sent events: each choice in chunks, its end, the usage if asked for; an error in place of the rest."""
+        usage, begun = {"usage": None} if request.stream_options.include_usage else {}, set()
         try:
-            yield event(answer.piece({"role": "assistant", "content": ""}))
-            while isinstance(piece, str):
-                yield event(answer.piece({"content": piece}))
+            while "usage" not in piece:
+                index = piece["index"]
+                if index not in begun:
+                    begun.add(index)
+                    yield event(answer.piece(index, {"role": "assistant", "content": ""}) | usage)
+                if piece.get("text") or piece.get("logprobs"):
+                    yield event(answer.piece(index, {"content": piece["text"]}, None, piece.get("logprobs")) | usage)
+                if "finish" in piece:
+                    yield event(answer.piece(index, {}, piece["finish"]) | usage)
                 piece = await self.next(pieces)
-            yield event(answer.piece({}, piece["finish"]))
-            if request.stream_options and request.stream_options.include_usage:
-                yield event(answer.piece({}, usage=piece["usage"]))
+            if usage:
+                yield event(answer.piece(0, {}) | {"choices": []} | piece)
         except ApiError as error:
             yield event(error.body)
-        yield SSE_END
+        yield "data: [DONE]\n\n"
 
 
 def event(data: dict) -> str:

@@ -1,15 +1,18 @@
 """OpenAI's chat API as far as it is served here: what may be asked, and the form of answers and errors.
 
-What is not supported is refused by name instead of being ignored in silence.
+What is not supported is refused by name instead of being ignored in silence. (llamafactory.api.protocol has models of
+the same names, which ignore what they do not know.)
 """
 
+import json
 import time
 import uuid
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
-SSE_END = "data: [DONE]\n\n"
+TEMPLATE_ROLES = {"developer": "system"}
+"""OpenAI's newer word for a role -> the one that chat templates know."""
 
 
 class Strict(BaseModel):
@@ -17,12 +20,33 @@ class Strict(BaseModel):
 
 
 class Message(Strict):
-    role: Literal["system", "user", "assistant"]
+    role: Literal["developer", "system", "user", "assistant"]
     content: str
+    name: str | None = None
+
+    @field_validator("content", mode="before")
+    @classmethod
+    def joined(cls, content):
+        """Text parts as one text, a line each."""
+        if not isinstance(content, list):
+            return content
+        texts = [part.get("text") for part in content if isinstance(part, dict) and part.get("type") == "text"]
+        if len(texts) < len(content) or not all(isinstance(text, str) for text in texts):
+            raise ValueError("the model reads text: every part must be {'type': 'text', 'text': …}")
+        return "\n".join(texts)
 
 
 class StreamOptions(Strict):
     include_usage: bool = False
+    include_obfuscation: bool = False
+
+
+class TextFormat(Strict):
+    type: Literal["text"]
+
+
+Penalty = Annotated[float, Field(ge=-2, le=2)]
+Length = Annotated[int, Field(ge=1)]
 
 
 class ChatRequest(Strict):
@@ -30,20 +54,41 @@ class ChatRequest(Strict):
 
     model: str
     messages: Annotated[list[Message], Field(min_length=1)]
-    max_tokens: Annotated[int, Field(ge=1)] | None = None
-    max_completion_tokens: Annotated[int, Field(ge=1)] | None = None
+    max_tokens: Length | None = None
+    max_completion_tokens: Length | None = None
     temperature: Annotated[float, Field(ge=0, le=2)] = 1.0
     top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
+    frequency_penalty: Penalty = 0.0
+    presence_penalty: Penalty = 0.0
+    logit_bias: dict[int, Annotated[float, Field(ge=-100, le=100)]] = {}
+    stop: Annotated[list[str], Field(max_length=4)] = []
     seed: int | None = None
-    n: Literal[1] = 1
+    n: Annotated[int, Field(ge=1, le=128)] = 1
+    logprobs: bool = False
+    top_logprobs: Annotated[int, Field(ge=0, le=20)] = 0
     stream: bool = False
-    stream_options: StreamOptions | None = None
-    user: str | None = None
+    stream_options: StreamOptions = StreamOptions()
+    response_format: TextFormat | None = None
+    modalities: list[Literal["text"]] = ["text"]
+    tools: Annotated[list, Field(max_length=0)] = []
+    user: str | None = None  # from here on without a meaning for one machine
+    metadata: dict[str, str] = {}
+    store: bool = False
+    service_tier: str = "auto"
+    safety_identifier: str | None = None
+    prompt_cache_key: str | None = None
 
-    @property
-    def longest(self) -> int:
-        """Tokens of the reply at most."""
-        return self.max_completion_tokens or self.max_tokens or 512
+    @field_validator("stop", mode="before")
+    @classmethod
+    def listed(cls, stop):
+        return [stop] if isinstance(stop, str) else stop
+
+    @field_validator("top_logprobs")
+    @classmethod
+    def wanted(cls, number, info):
+        if number and not info.data.get("logprobs"):
+            raise ValueError("logprobs must be true where top_logprobs is given")
+        return number
 
 
 class ApiError(Exception):
@@ -57,34 +102,48 @@ class ApiError(Exception):
 
 
 def parsed(body: bytes) -> ChatRequest:
-    """The request in `body`; ApiError 400 that names every field that is wrong."""
+    """The request in `body`, where null means not given; ApiError 400 that names every field that is wrong."""
     try:
-        return ChatRequest.model_validate_json(body)
+        asked = json.loads(body)
+    except ValueError as error:
+        raise ApiError(400, f"the body of the request is no JSON: {error}", "invalid_json") from None
+    try:
+        return ChatRequest.model_validate(given(asked))
     except ValidationError as error:
-        wrong = [(".".join(map(str, each["loc"])), each["msg"]) for each in error.errors()]
-        message = "; ".join(f"{place}: {what}" if place else what for place, what in wrong)
-        raise ApiError(400, message, "invalid_request", wrong[0][0] or None) from None
+        places, messages = [], []
+        for each in error.errors():
+            places.append("".join(f"[{at}]" if isinstance(at, int) else f".{at}" for at in each["loc"]).lstrip("."))
+            unknown = each["type"] == "extra_forbidden"
+            messages.append(f"{places[-1]}: {'unknown parameter' if unknown else each['msg'].removeprefix('Value error, ')}")
+        raise ApiError(400, "; ".join(messages), "invalid_request", places[0] or None) from None
+
+
+def given(asked):
+    """The same without what is null: clients send back replies whose unused fields are."""
+    if isinstance(asked, dict):
+        return {key: given(value) for key, value in asked.items() if value is not None}
+    return [given(value) for value in asked] if isinstance(asked, list) else asked
 
 
 class Answer:
-    """One reply in OpenAI's form, whole or in pieces: every part carries the same id and time."""
+    """One answer in OpenAI's form, whole or in pieces: every part carries the same id and time."""
 
     def __init__(self, model: str):
         self.head = {"id": f"chatcmpl-{uuid.uuid4().hex}", "created": int(time.time()), "model": model}
 
-    def piece(self, delta: dict, finish: str | None = None, usage: dict | None = None) -> dict:
-        """A chunk of a stream; with `usage`, the last one, which has no choices."""
-        choices = [] if usage else [{"index": 0, "delta": delta, "finish_reason": finish, "logprobs": None}]
-        return {**self.head, "object": "chat.completion.chunk", "choices": choices, "usage": usage}
+    def piece(self, index: int, delta: dict, finish: str | None = None, logprobs: list | None = None) -> dict:
+        """A chunk of a stream."""
+        choice = {"index": index, "delta": delta, "finish_reason": finish,
+                  "logprobs": {"content": logprobs, "refusal": None} if logprobs else None}
+        return {**self.head, "object": "chat.completion.chunk", "choices": [choice]}
 
-    def whole(self, text: str, finish: str, usage: dict) -> dict:
-        message = {"role": "assistant", "content": text, "refusal": None}
-        choice = {"index": 0, "message": message, "finish_reason": finish, "logprobs": None}
-        return {**self.head, "object": "chat.completion", "choices": [choice], "usage": usage}
-
-
-def models(names: dict[str, int], loaded: list[str]) -> dict:
-    """GET /v1/models: `names` -> when each was made, in seconds since 1970. `loaded`, not OpenAI's: adapters in memory."""
-    return {"object": "list", "data": [
-        {"id": name, "object": "model", "created": made, "owned_by": "kto-at-scale",
-         "loaded": ":" not in name or name.partition(":")[2] in loaded} for name, made in names.items()]}
+    def whole(self, pieces: list[dict], logprobs: bool) -> dict:
+        """All choices and the usage, from the model's pieces."""
+        choices = []
+        for end in (piece for piece in pieces if "finish" in piece):
+            own = [piece for piece in pieces if piece.get("index") == end["index"]]
+            message = {"role": "assistant", "content": "".join(piece.get("text", "") for piece in own), "refusal": None}
+            tokens = [token for piece in own for token in piece.get("logprobs", [])]
+            choices.append({"index": end["index"], "message": message, "finish_reason": end["finish"],
+                            "logprobs": {"content": tokens, "refusal": None} if logprobs else None})
+        return {**self.head, "object": "chat.completion", "choices": choices, "usage": pieces[-1]["usage"]}

@@ -1,7 +1,7 @@
 """A run's model behind an OpenAI-compatible API on this machine: its base once in memory, adapters beside it on demand.
 
-Ray Serve with model multiplexing over transformers and peft, which also runs without a GPU. For throughput on GPUs there is
-`export/service.yaml`: Ray Serve LLM, which asks for models by the same names.
+Ray Serve with model multiplexing over transformers and peft, which also runs without a GPU. For throughput on GPUs
+there is `export/service.yaml`: Ray Serve LLM, which asks for models by the same names.
 """
 
 import json
@@ -11,20 +11,20 @@ import socket
 from dataclasses import dataclass
 from pathlib import Path
 
-from helpers import doctor
+from helpers import doctor, files
 from helpers.errors import KitError
 from helpers.export import ADAPTER_FILES, config_of, public_name
 from helpers.quiet import silence
 from helpers.runs import Run
 
-ROOM = 4
+AT_ONCE = 4
 """Adapters in memory at once; the least recently used makes room for another."""
 
 
 @dataclass(frozen=True)
 class Served:
-    """What is served: `base` (a model to load), the `name` it is asked for by, and the `storage` whose runs' adapters for
-    `public` (the base's name in adapter_config.json) are served beside it; an empty `public`: none are."""
+    """What is served: `base` (a model to load), the `name` it is asked for by, and the `storage` whose runs' adapters
+    for `public` (the base's name in adapter_config.json) are served beside it; an empty `public`: none are."""
 
     base: str
     name: str
@@ -32,7 +32,7 @@ class Served:
     public: str = ""
 
     def adapters(self) -> dict[str, Path]:
-        """name -> folder of every exported adapter that fits the base; looked up anew, so that a later export is there."""
+        """name -> folder of every exported adapter that fits the base; looked up each time, so a later export is there."""
         found = {}
         for file in sorted(self.storage.glob("*/export/adapter/*/adapter_config.json")) if self.public else []:
             whole = all((file.parent / name).is_file() for name in ADAPTER_FILES)
@@ -43,11 +43,10 @@ class Served:
 
 def newest(storage: Path) -> Path:
     """The folder of the run in `storage` that was made last and has an export. KitError if none has one."""
-    from helpers.runs import listing
-
-    for row in listing(storage):
-        if served_parts(storage / row["run"] / "export"):
-            return storage / row["run"]
+    made = {file: files.read_json(file).get("created", "") for file in storage.glob("*/run.json")}
+    for record in sorted(made, key=made.get, reverse=True):
+        if served_parts(record.parent / "export"):
+            return record.parent
     raise KitError(f"no run in {storage} has an export", "what 06_export leaves", "make demo, or: kto run")
 
 
@@ -58,8 +57,8 @@ def served_parts(export: Path) -> list[Path]:
 
 
 def of_run(run: Run) -> Served:
-    """What `run` serves: its base model and every adapter of its storage that fits, or, for a full or freeze tuning, its
-    merged model under the run's name. KitError if nothing was exported or the chat template is missing."""
+    """What `run` serves: its base model and every adapter of its storage that fits, or, for a full or freeze tuning,
+    its merged model under the run's name. KitError if nothing was exported or the chat template is missing."""
     parts = served_parts(run.export)
     if not parts:
         raise KitError(f"{run.name} has no export", "an adapter or a merged model in export/", "run 06_export")
@@ -77,7 +76,7 @@ def of_run(run: Run) -> Served:
 
 
 def start(served: Served, host: str = "127.0.0.1", port: int = 8000) -> str:
-    """Start Ray and the application; returns the address for an OpenAI client. It runs until `stop` or the process's end.
+    """Start Ray and the application; the address for an OpenAI client. It runs until `stop` or the process's end.
 
     Everything but the API itself listens on loopback, and so does the API unless `host` says otherwise. KitError if the
     port is taken or the model cannot be loaded.
@@ -90,14 +89,15 @@ def start(served: Served, host: str = "127.0.0.1", port: int = 8000) -> str:
 
         from .multiplex import Api, Model
 
-        ray.init(address="local", include_dashboard=False, log_to_driver=False, num_cpus=1, _node_ip_address="127.0.0.1",
-                 object_store_memory=100 * 2**20, logging_level="ERROR")
+        ray.init(address="local", include_dashboard=False, log_to_driver=False, num_cpus=1, logging_level="ERROR",
+                 _node_ip_address="127.0.0.1", object_store_memory=100 * 2**20)
     try:
         with silence():
             serve.start(http_options={"host": host, "port": port}, logging_config={"log_level": "WARNING"})
             serve.run(Api.bind(served, Model.bind(served)), name="chat")
     except RuntimeError as error:
-        causes = re.findall(r"^[\w.]+Error: .+", serve.status().applications["chat"].deployments["model"].message, re.MULTILINE)
+        message = serve.status().applications["chat"].deployments["model"].message
+        causes = re.findall(r"^[\w.]+Error: .+", message, re.MULTILINE)
         stop()
         raise KitError(f"{served.name} could not be served: {(causes or [str(error)])[-1]}",
                        "a model that transformers loads", "make it ready again with 01_setup") from error

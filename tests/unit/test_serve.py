@@ -148,7 +148,7 @@ def test_memory_is_bounded_with_twenty_adapters_over_room_for_four(client, serve
     before = replica_memory(server)
     for name in ADAPTERS * 2:
         ask(client, f"tiny:{name}", max_tokens=1)
-        assert len(loaded(client)) == serve.ROOM
+        assert len(loaded(client)) == serve.AT_ONCE
     assert replica_memory(server) - before < 80  # twenty of them are 272 MB
 
 
@@ -171,15 +171,76 @@ def test_an_unknown_model_is_a_404_in_openais_form(client, model):
 @pytest.mark.slow
 @pytest.mark.parametrize("wrong, param", [
     ({"messages": []}, "messages"), ({"temperature": 9}, "temperature"), ({"max_tokens": 0}, "max_tokens"),
-    ({"messages": [{"role": "king", "content": "hm"}]}, "messages.0.role"), ({"n": 2}, "n"), ({"logprobs": True}, "logprobs"),
+    ({"messages": [{"role": "king", "content": "hm"}]}, "messages[0].role"), ({"n": 0}, "n"), ({"stop": list("abcde")}, "stop"),
+    ({"top_logprobs": 2}, "top_logprobs"), ({"logprobs": True, "top_logprobs": 21}, "top_logprobs"),
+    ({"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "data:,"}}]}]}, "messages[0].content"),
+    ({"response_format": {"type": "json_object"}}, "response_format.type"), ({"extra_body": {"top_k": 3}}, "top_k"),
+    ({"tools": [{"type": "function", "function": {"name": "f"}}]}, "tools"),
     ({"messages": [{"role": "user", "content": "x" * 600}]}, "messages"),
 ])
-def test_a_malformed_request_is_a_400_that_names_the_field(client, wrong, param):
+def test_a_malformed_request_or_what_is_not_supported_is_a_400_that_names_the_field(client, wrong, param):
     from openai import BadRequestError
 
     with pytest.raises(BadRequestError) as caught:
         client.chat.completions.create(**{"model": "tiny", "messages": QUESTION, **wrong})
-    assert caught.value.param == param
+    assert caught.value.param == param and caught.value.type == "invalid_request_error"
+
+
+@pytest.mark.slow
+def test_what_clients_send_besides_is_taken(client, expected):
+    parts = [{"role": "user", "content": [{"type": "text", "text": QUESTION[0]["content"]}]}]
+    neutral = {"user": "me", "frequency_penalty": 0, "presence_penalty": 0, "logit_bias": {}, "store": False, "metadata": {"a": "b"},
+               "response_format": {"type": "text"}, "stop": None, "tools": [], "service_tier": "auto"}
+    said = client.chat.completions.create(model="tiny", messages=parts, temperature=0, max_completion_tokens=12, **neutral)
+    assert said.choices[0].message.content == expected["tiny"]
+    goes_on = [{"role": "developer", "content": "Be brief."}, *parts, said.choices[0].message, {"role": "user", "content": "And?", "name": "me"}]
+    assert client.chat.completions.create(model="tiny", messages=goes_on, max_tokens=3).usage.completion_tokens <= 3
+
+
+@pytest.mark.slow
+def test_a_reply_ends_before_a_stop_sequence_also_in_a_stream(client, expected):
+    text = expected["tiny"]
+    stop = text[3:6]
+    assert len(stop) == 3
+    for stops in (stop, ["never said", stop]):
+        said = ask(client, "tiny", stop=stops)
+        assert (said.choices[0].message.content, said.choices[0].finish_reason) == (text[: text.find(stop)], "stop")
+    chunks = list(ask(client, "tiny", stop=stop, stream=True))
+    assert "".join(chunk.choices[0].delta.content or "" for chunk in chunks) == text[: text.find(stop)]
+    assert chunks[-1].choices[0].finish_reason == "stop"
+
+
+@pytest.mark.slow
+def test_several_choices_are_so_many_replies_with_their_usage_together(client):
+    said = ask(client, "tiny", n=3, temperature=1, seed=5)
+    assert [choice.index for choice in said.choices] == [0, 1, 2] and len({choice.message.content for choice in said.choices}) > 1
+    chunks = list(ask(client, "tiny", n=3, temperature=1, seed=5, stream=True, stream_options={"include_usage": True}))
+    texts = ["".join(c.choices[0].delta.content or "" for c in chunks[:-1] if c.choices[0].index == i) for i in range(3)]
+    assert texts == [choice.message.content for choice in said.choices] and chunks[-1].usage == said.usage
+
+
+@pytest.mark.slow
+def test_log_probabilities_are_those_of_the_reply_and_the_likeliest_comes_first(client):
+    said = ask(client, "tiny", logprobs=True, top_logprobs=3).choices[0]
+    tokens = said.logprobs.content
+    assert "".join(token.token for token in tokens).startswith(said.message.content[:3]) and len(tokens) <= 12
+    assert all(token.top_logprobs[0].logprob == token.logprob <= 0 and len(token.top_logprobs) == 3 for token in tokens)
+    chunks = [chunk.choices[0] for chunk in ask(client, "tiny", logprobs=True, stream=True)]
+    streamed = [token.logprob for choice in chunks if choice.logprobs for token in choice.logprobs.content]
+    assert streamed == [token.logprob for token in tokens]
+    assert ask(client, "tiny").choices[0].logprobs is None
+
+
+@pytest.mark.slow
+def test_one_model_can_be_asked_for_and_the_servers_health(client, server):
+    import requests
+    from openai import NotFoundError
+
+    assert client.models.retrieve("tiny:run.7").id == "tiny:run.7" and client.models.retrieve("tiny").owned_by == "kto-at-scale"
+    with pytest.raises(NotFoundError, match="does not exist") as caught:
+        client.models.retrieve("tiny:nobody")
+    assert caught.value.code == "model_not_found"
+    assert requests.get(server[1].removesuffix("/v1") + "/health").status_code == 200
 
 
 @pytest.mark.slow
