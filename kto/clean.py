@@ -90,14 +90,15 @@ def remove(run, going: list) -> int:
     used = paths & named_in(run).keys()
     complete = {str(item.path) for item in checkpoints.find(run) if item.complete}
     if used or (complete and complete <= paths):
-        raise KitError(f"not removed: {'in use: ' + ', '.join(sorted(used)) if used else 'no complete one would be left'}",
-                       "a run that is as it was when the plan was made", "plan anew")
+        why = f"in use: {', '.join(sorted(used))}" if used else "no complete one would be left"
+        raise KitError(f"not removed: {why}", "a run that is as it was when the plan was made", "plan anew")
     for item in going:
         local = isinstance(item.path, Path)
         path = item.path if local else PurePosixPath(item.path.partition("://")[2])
         folder = path.parent if path.name == "checkpoint" else path  # Ray's own folder around it
         if not SAVED.fullmatch(folder.name):
-            raise KitError(f"not removed: {item.path}", "a folder that LLaMA-Factory or Ray named", "remove it by hand if you mean it")
+            raise KitError(f"not removed: {item.path}", "a folder that LLaMA-Factory or Ray named",
+                           "remove it by hand if you mean it")
         if local:  # renamed first: a half-deleted folder is never taken for a checkpoint
             gone = folder.with_name(f".removing-{folder.name}")
             os.replace(folder, gone)

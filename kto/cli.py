@@ -12,17 +12,18 @@ import typer
 
 from helpers.errors import KitError
 
-from . import cli_data, cli_jobs, cli_runs
+from . import cli_data, cli_runs, job
 from .terminal import AsJson, Commands, Profile, Storage, Usage, Values, say, show, two_columns
 
-app = typer.Typer(cls=Commands, no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None,
-                  help="KTO at scale: align a model to thumbs-up/thumbs-down feedback, on a laptop or a Ray cluster.")
+app = typer.Typer(
+    cls=Commands, no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None,
+    help="KTO at scale: align a model to thumbs-up/thumbs-down feedback, on a laptop or a Ray cluster.",
+)
 config_app = typer.Typer(no_args_is_help=True, help="Configurations.")
 app.add_typer(config_app, name="config")
 app.add_typer(cli_data.app, name="data")
 app.add_typer(cli_runs.app)
-app.add_typer(cli_jobs.app, name="job")
-app.command()(cli_jobs.sweep)
+app.add_typer(job.app, name="job")
 
 
 @app.command()
@@ -31,9 +32,9 @@ def run(
     storage: Storage = "",
     parameter: Values = [],  # noqa: B006
     run_name: Annotated[str, typer.Option(help="The run's folder. Default: the profile and the time.")] = None,
-    resume: Annotated[str, typer.Option(help="auto: resume --run-name where it was interrupted; if-any: or begin it.")] = "",
+    resume: Annotated[str, typer.Option(help="auto: resume --run-name where it stopped; if-any: or begin it.")] = "",
     start_from: Annotated[Path, typer.Option(help="A second round: begin with the model of this run.")] = None,
-    retries: Annotated[int, typer.Option(help="How often a failed training is resumed by itself from its last checkpoint.")] = 0,
+    retries: Annotated[int, typer.Option(help="How often a failed training is resumed by itself.")] = 0,
     log: Annotated[bool, typer.Option("--log", help="The training's own log to stdout too, for a job's log.")] = False,
     as_json: AsJson = False,
 ) -> None:
@@ -41,22 +42,38 @@ def run(
 
     Example: kto run --profile local -p max_steps=12 -p learning_rate=5e-4
     """
-    from . import job, parameters, pipeline
+    from . import parameters, parcel, pipeline
 
     began = time.monotonic()
     if resume not in ("", "auto", "if-any"):
         raise Usage(f"--resume {resume}", "auto or if-any", "correct --resume; a step is chosen in notebook 5")
     values = parameters.typed(parameter + ([f"start_from={start_from}"] if start_from else []))
-    job.take()
+    parcel.take()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # a stopped job tidies up like an interrupted one
-    target = pipeline.run(profile, absolute(storage), run_name, values, resume, retries, say, log)
+    target = pipeline.run(profile, storage, run_name, values, resume, retries, say, log)
     shown = pipeline.summary(target) | {"total seconds": round(time.monotonic() - began)}
     typer.echo(json.dumps(shown, indent=2) if as_json else two_columns(shown))
 
 
-def absolute(storage: str) -> str:
-    """A storage given on the command line is relative to the terminal's folder."""
-    return str(Path(storage).expanduser().resolve()) if storage else ""
+@app.command()
+def sweep(
+    profile: Profile = "local",
+    storage: Storage = "",
+    parameter: Values = [],  # noqa: B006
+    name: Annotated[str, typer.Option(help="The sweep's: its runs' names begin with it.")] = "sweep",
+    at_most: Annotated[int, typer.Option(min=1, help="Runs at a time.")] = 1,
+    as_json: AsJson = False,
+) -> None:
+    """The six notebooks for every combination of the values given with commas; what is done is skipped.
+
+    Example: kto sweep -p learning_rate=1e-4,1e-3 -p pref_beta=0.1,0.3
+    """
+    from . import sweep as grids
+
+    rows = grids.sweep(profile, storage, name, grids.grid(parameter), at_most, say)
+    show(rows, as_json)
+    if any(row["status"] != "done" for row in rows):
+        raise typer.Exit(1)
 
 
 @app.command()
@@ -77,7 +94,7 @@ def runs(profile: Profile = "local", storage: Storage = "", as_json: AsJson = Fa
 
     from . import compare
 
-    show(compare.listing(profiles.storage_for(profiles.load(profile), absolute(storage))), as_json)
+    show(compare.listing(profiles.storage_for(profiles.load(profile), storage)), as_json)
 
 
 @app.command()
@@ -94,7 +111,12 @@ def track(folder: Annotated[Path, typer.Argument(help="A run's folder.")]) -> No
 
 
 @app.command()
-def doctor(profile: Profile = "local", storage: Storage = "", parameter: Values = [], as_json: AsJson = False) -> None:  # noqa: B006
+def doctor(
+    profile: Profile = "local",
+    storage: Storage = "",
+    parameter: Values = [],  # noqa: B006
+    as_json: AsJson = False,
+) -> None:
     """Whether a training can go well, asked of this machine, every node, the hub and MLflow in under 20 s.
 
     Example: kto doctor --profile anyscale -p train_config=kto_lora_48gb.yaml -p ray_num_workers=8
@@ -102,10 +124,13 @@ def doctor(profile: Profile = "local", storage: Storage = "", parameter: Values 
     from . import doctor as preflight
     from .parameters import typed
 
-    findings = preflight.examine(profile, absolute(storage), typed(parameter))
+    findings = preflight.examine(profile, storage, typed(parameter))
     typer.echo(json.dumps([f._asdict() for f in findings], indent=2) if as_json else "\n".join(map(str, findings)))
     if any(finding.status == "FAIL" for finding in findings):
         raise typer.Exit(1)
+
+
+Keys = Annotated[list[str], typer.Option("-p", metavar="KEY=VALUE", help="A LLaMA-Factory key; may be repeated.")]
 
 
 @config_app.command("show")
@@ -113,7 +138,7 @@ def show_config(
     profile: Profile = "local",
     storage: Storage = "",
     run_name: Annotated[str, typer.Option(help="A run that 01 and 02 have prepared.")] = "first-run",
-    parameter: Annotated[list[str], typer.Option("-p", metavar="KEY=VALUE", help="A LLaMA-Factory key; may be repeated.")] = [],  # noqa: B006
+    parameter: Keys = [],  # noqa: B006
 ) -> None:
     """The resolved YAML of a run with these overrides; nothing is written.
 
@@ -125,10 +150,10 @@ def show_config(
     if bare := [given for given in parameter if "=" not in given]:
         raise Usage(f"-p {bare[0]} has no value", f"-p {bare[0]}=VALUE", "correct -p")
     overrides = {key: files.parse_yaml(text) for key, _, text in (given.partition("=") for given in parameter)}
-    target = folders.open_run(profile, absolute(storage), run_name)
+    target = folders.open_run(profile, storage, run_name)
     plain = config.resolve(target)
     text = files.dump_yaml(config.resolve(target, **overrides))
-    if overrides.keys() - plain.keys():  # a key that no template of ours has: LLaMA-Factory is asked, which takes a while
+    if overrides.keys() - plain.keys():  # not a template's: LLaMA-Factory is asked, which takes a while
         with tempfile.TemporaryDirectory(prefix="kto-") as scratch:
             try:
                 config.check(files.write(Path(scratch) / "config.yaml", text))

@@ -85,10 +85,8 @@ def prepare(
     from feedback import check as checking
     from helpers import profiles
 
-    from .cli import absolute
-
     with as_usage():
-        folder = Path(profiles.storage_for(profiles.load(profile), absolute(storage))) / "datasets"
+        folder = Path(profiles.storage_for(profiles.load(profile), storage)) / "datasets"
         facts = checking.prepare(feedback, folder, heldout, seed, name, refuse_share, columns=columns, scale=scale, accept_from=accept_from,
                                  stars=stars, strict=strict)
     typer.echo(json.dumps({**facts, "registry": str(folder / "dataset_info.json")}, indent=2))

@@ -15,6 +15,7 @@ app = typer.Typer(rich_markup_mode=None)
 
 Folder = Annotated[Path, typer.Argument(metavar="RUN", help="A run's folder.")]
 Log = Annotated[Path, typer.Argument(help="A LLaMA-Factory log, or a run's folder.")]
+Forms = Annotated[str, typer.Option("--as", help="What to make: adapter, merged, fp8, w8a8, w4a16, gguf.")]
 Chosen = Annotated[str, typer.Option(help="best, latest, a step's number, or a checkpoint's folder.")]
 
 
@@ -138,7 +139,7 @@ def clean(
     metric: Annotated[str, typer.Option(help="What the best one is best at.")] = "rewards/margins",
     lower_is_better: Annotated[bool, typer.Option("--lower-is-better", help="As for a loss.")] = False,
 ) -> None:
-    """Remove checkpoints that are neither the last nor the best: shown first, then asked. In use or the only one: never.
+    """Remove checkpoints that are neither the last nor the best, nor in use: shown first, then asked.
 
     Example: kto clean storage/first-run --keep-last 1
     """
@@ -161,7 +162,7 @@ def clean(
 @app.command()
 def export(
     folder: Folder,
-    forms: Annotated[str, typer.Option("--as", help="What to make: adapter, merged, fp8, w8a8, w4a16, gguf.")] = "adapter,merged",
+    forms: Forms = "adapter,merged",
     checkpoint: Chosen = "best",
     as_json: AsJson = False,
 ) -> None:
@@ -177,9 +178,9 @@ def export(
 
 @app.command()
 def serve(
-    folder: Annotated[Path, typer.Argument(metavar="RUN", help="A run's folder. Default: the newest run with an export.")] = None,
+    folder: Annotated[Path, typer.Argument(metavar="RUN", help="Default: the newest run with an export.")] = None,
     storage: Storage = "",
-    host: Annotated[str, typer.Option(help="Where to listen; 0.0.0.0: on every interface, for whoever reaches it.")] = "127.0.0.1",
+    host: Annotated[str, typer.Option(help="Where to listen; 0.0.0.0: on every interface.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=1, max=65535, help="The port.")] = 8000,
 ) -> None:
     """An OpenAI-compatible server on this machine: the run's base model and every adapter of its storage that fits it.

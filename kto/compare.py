@@ -44,7 +44,7 @@ def names(paths: list[Path]) -> list[str]:
 
 
 def labels(logs: list[Path]) -> list[str]:
-    """What to call each in a picture: of runs that differ in three keys at most those and their values, else its name."""
+    """What to call each in a picture: of runs that differ in up to three keys these with their values, else its name."""
     called = names(logs)
     if not all((log / "config.yaml").is_file() for log in logs):
         return called
@@ -75,10 +75,11 @@ def log_of(path: Path) -> Path:
 
 
 def metrics_of(path: Path):
-    """The table (helpers.metrics) of a log or of a run's folder. KitError where it logged nothing says what log it is."""
+    """The table (helpers.metrics) of a log or of a run's folder. KitError where it logged nothing, with what log it is."""
     log = log_of(path)
     if (found := metrics.joined(log)).empty:
-        raise KitError(f"{log} holds no logged window: {explanation(log)}", "lines like {'loss': …, 'learning_rate': …}")
+        raise KitError(f"{log} holds no logged window: {explanation(log)}",
+                       "lines like {'loss': …, 'learning_rate': …}")
     return found
 
 

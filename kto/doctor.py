@@ -46,8 +46,9 @@ def examine(profile: str, storage: str = "", values: dict | None = None) -> list
         shape, of_hub = base_model(model)
         data, registered = dataset(folder, values.get("dataset") or loaded.dataset)
         found += [registered, *of_hub, tracking.result()]
+    reach = model if of_hub and of_hub[0].status == "OK" else ""
     question = {"profile": profile, "storage": str(folder), "config": config, "data": data, "shape": shape,
-                "model": model if of_hub and of_hub[0].status == "OK" else "", "accelerated": bool(values.get("accelerated"))}
+                "model": reach, "accelerated": bool(values.get("accelerated"))}
     return found + on_the_cluster(question, until - time.monotonic())
 
 
@@ -113,8 +114,8 @@ def mlflow() -> Finding:
     shown, headers = secrets.mask(uri), {"Authorization": f"Bearer {token}"} if token else {}
     login = (user, os.environ.get("MLFLOW_TRACKING_PASSWORD", "")) if user and not token else None
     try:
-        answer = requests.post(f"{uri.rstrip('/')}/api/2.0/mlflow/experiments/search", json={"max_results": 1}, timeout=5,
-                               headers=headers, auth=login)
+        answer = requests.post(f"{uri.rstrip('/')}/api/2.0/mlflow/experiments/search", json={"max_results": 1},
+                               timeout=5, headers=headers, auth=login)
     except requests.RequestException as error:
         return Finding("WARN", f"MLflow at {shown} does not answer ({type(error).__name__})",
                        "start it (make mlflow); without it nothing is lost: `kto track RUN` sends it later")
@@ -123,18 +124,20 @@ def mlflow() -> Finding:
     if answer.status_code in (401, 403):
         return Finding("FAIL", f"MLflow at {shown} refuses ({answer.status_code})",
                        "set MLFLOW_TRACKING_TOKEN, or _USERNAME and _PASSWORD")
-    return Finding("FAIL", f"{shown} answers otherwise than MLflow does ({answer.status_code})", "correct MLFLOW_TRACKING_URI")
+    return Finding("FAIL", f"{shown} does not answer as MLflow does ({answer.status_code})",
+                   "correct MLFLOW_TRACKING_URI")
 
 
 def on_the_cluster(question: dict, seconds: float) -> list[Finding]:
     """What kto.nodes finds, from a process of its own; a finding too where it has not answered in time."""
     try:
-        done = subprocess.run([sys.executable, "-m", "kto.nodes"], input=json.dumps(question), text=True, cwd=profiles.ROOT,
-                              stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, timeout=max(1.0, seconds))
+        done = subprocess.run([sys.executable, "-m", "kto.nodes"], input=json.dumps(question), text=True,
+                              cwd=profiles.ROOT, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
+                              timeout=max(1.0, seconds))
         return [Finding(*row) for row in json.loads(done.stdout.splitlines()[-1])]
     except subprocess.TimeoutExpired:
         return [Finding("FAIL", f"the cluster was not joined, or did not answer, within {LIMIT:g} s",
                         "look at its head node: ray status")]
     except (IndexError, ValueError):
-        return [Finding("FAIL", "Ray ended the process that joined the cluster, as it does where a node has just been lost",
+        return [Finding("FAIL", "Ray ended the process that joined the cluster, as it does when a node was just lost",
                         "ask again in a minute; then look at the nodes: ray status")]

@@ -1,5 +1,6 @@
-"""Where the home folder cannot be written or the temp folder's name is too long, others are taken: for us and for what we start."""
+"""Other folders where the home cannot be written or the temp folder's name is too long: for us and for what we start."""
 
+import contextlib
 import os
 from pathlib import Path
 
@@ -13,7 +14,10 @@ def settle(storage: Path) -> list[str]:
     home = Path(os.environ.get("HOME") or "/nonexistent")
     if not (home.is_dir() and os.access(home, os.W_OK)):
         cache = storage / ".cache"
-        said.append(f"the home folder {home} {'cannot be written' if home.is_dir() else 'does not exist'}: caches go to {cache}")
+        why = "cannot be written" if home.is_dir() else "does not exist"
+        said.append(f"the home folder {home} {why}: caches go to {cache}")
+        with contextlib.suppress(OSError):  # a storage that cannot be written is somebody else's finding
+            cache.mkdir(parents=True, exist_ok=True)
         for name, folder in {"XDG_CACHE_HOME": "", "HF_HOME": "huggingface", "MPLCONFIGDIR": "matplotlib",
                              "TRITON_CACHE_DIR": "triton", "TORCHINDUCTOR_CACHE_DIR": "inductor",
                              "IPYTHONDIR": "ipython", "JUPYTER_RUNTIME_DIR": "jupyter"}.items():

@@ -19,8 +19,8 @@ Besides, the driver and NCCL take about a GiB of every GPU. Full parameters and 
 from helpers.errors import Finding
 
 GIB = 2**30
-KNOWN = {"T4": 16, "V100": 16, "A10G": 24, "L4": 24, "A6000": 48, "L40S": 48, "A100": 40, "A100-40G": 40, "A100-80G": 80, "H100": 80,
-         "H200": 141}  # fmt: skip
+KNOWN = {"T4": 16, "V100": 16, "A10G": 24, "L4": 24, "A6000": 48, "L40S": 48, "A100": 40, "A100-40G": 40,
+         "A100-80G": 80, "H100": 80, "H200": 141}
 """Memory in GB of kinds of GPU under Ray's names, for nodes that are still to come."""
 
 
@@ -81,6 +81,6 @@ def fits(config: dict, shape: dict | None, gpus: list[tuple], accelerated: bool)
     kinds = ", ".join(sorted({kind for kind, _ in gpus}) or pins)
     says += f"; the smallest has {min(sizes):.0f} ({kinds})"
     if needs > min(sizes):
-        return [Finding("FAIL", says, "per_device_train_batch_size or cutoff_len down, or -p train_config=kto_qlora.yaml or "
-                                      "kto_lora_deepspeed.yaml")]
+        return [Finding("FAIL", says, "per_device_train_batch_size or cutoff_len down, or "
+                                      "-p train_config=kto_qlora.yaml or kto_lora_deepspeed.yaml")]
     return [Finding("WARN" if needs > 0.9 * min(sizes) else "OK", says)]

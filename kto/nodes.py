@@ -42,8 +42,8 @@ def everywhere(question: dict) -> list[Finding]:
             more = capacity.to_come()
         answers, silent = ask(ray, Path(question["storage"]), question["data"], question["model"])
     found = [Finding(*capacity.placed(config, there, more))]
-    found += [Finding("FAIL", f"the node {name} did not answer within {PATIENCE:g} s", "look at it, or take it out of the cluster")
-              for name in silent]
+    found += [Finding("FAIL", f"the node {name} did not answer within {PATIENCE:g} s",
+                      "look at it, or take it out of the cluster") for name in silent]
     found += compare(answers, question["data"])
     gpus = [tuple(gpu) for answer in answers for gpu in answer["gpus"]]
     return found + memory.fits(config, question["shape"], gpus, question["accelerated"])
@@ -114,7 +114,8 @@ def look(node: str, mark: str, names: list, data: dict, meeting: tuple, model: s
     except OSError as error:
         way = str(error)
     return {
-        "python": ".".join(map(str, sys.version_info[:2])), "gpus": gpus, "storage": storage, "data": hashes, "meeting": way,
+        "python": ".".join(map(str, sys.version_info[:2])), "gpus": gpus, "storage": storage, "data": hashes,
+        "meeting": way,
         "versions": {name: one.version if one else "missing" for name, one in found.items()},
         "free": shutil.disk_usage(mark if os.path.isdir(mark) else "/").free / 2**30,
         "hub": hub(model)[0] if model else None,
@@ -162,8 +163,9 @@ def compare(answers: list[dict], data: dict) -> list[Finding]:
         found.append(Finding(status, "; ".join(wrong), remedy) if wrong else Finding("OK", well))
 
     judge("every node has the packages and the Python that are here",
-          [f"{a['name']}: {name} {a['versions'][name]} (here: {version})" for a in answers for name, version in mine.items()
-           if a["versions"][name] != version] + [f"{a['name']}: Python {a['python']}" for a in answers if a["python"] != python],
+          [f"{a['name']}: {name} {a['versions'][name]} (here: {version})" for a in answers
+           for name, version in mine.items() if a["versions"][name] != version]
+          + [f"{a['name']}: Python {a['python']}" for a in answers if a["python"] != python],
           "install the same on every node: make install-cluster, or one image for all")
     shared = "set `storage` to a folder that every node mounts"
     judge("the storage is writable from every node, and the same on all",
@@ -171,7 +173,8 @@ def compare(answers: list[dict], data: dict) -> list[Finding]:
     judge(f"at least {min((a['free'] for a in answers), default=0):.0f} GiB are free on every node",
           [f"{a['name']} has {a['free']:.1f} GiB free" for a in answers if a["free"] < 3], "free some space")
     if data:
-        said = [(a["name"], Path(path).name, seen) for a in answers for path, seen in a["data"].items() if seen != data[path]]
+        said = [(a["name"], Path(path).name, seen) for a in answers for path, seen in a["data"].items()
+                if seen != data[path]]
         judge("every node reads the dataset, byte for byte",
               [f"{name}: {file} {seen if ' ' in seen else 'differs'}" for name, file, seen in said], shared)
     if len(answers) > 1:

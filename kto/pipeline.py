@@ -29,9 +29,10 @@ def run(profile: str, storage: str, name: str | None, values: dict, resume: str,
     begin, target = "01", runs.locate(profile, storage, runs.default_name(profile) if name is None else name)
     if resume == "auto" and (name is None or not target.record_file.exists()):
         names = [row["run"] for row in compare.listing(target.storage)]
-        raise Usage("--resume auto needs --run-name" if name is None else f"there is no run {name!r} to resume{closest(name, names)}",
+        unknown = f"there is no run {name!r} to resume{closest(name or '', names)}"
+        raise Usage("--resume auto needs --run-name" if name is None else unknown,
                     f"one of the runs in {target.storage}: {', '.join(names) or 'there is none'}",
-                    "correct --run-name; --resume if-any starts a run that is not there yet, as a job's first attempt does")
+                    "correct --run-name; --resume if-any begins a run that is not there yet, as a job does")
     if target.trained and not resume:  # before anything is touched
         refuse_working(target)
         runs.refuse_if_trained(target)
@@ -68,7 +69,8 @@ def working(run: Run):
     except Timeout:
         raise in_use(run) from None
     except OSError as error:
-        raise KitError(f"cannot make the folder {run.folder}: {error.strerror}", "a writable storage", "correct --storage") from None
+        raise KitError(f"cannot make the folder {run.folder}: {error.strerror}", "a writable storage",
+                       "correct --storage") from None
     try:
         yield
     finally:
@@ -93,9 +95,10 @@ def refuse_working(run: Run, patience: float = 0.0) -> None:
 
 def note_earlier(run: Run, start_from: Path) -> None:
     """For a second round: the rows that the first one held out, so that both are measured on them too."""
-    record = next((folder / "run.json" for folder in (start_from, *start_from.parents) if (folder / "run.json").is_file()), None)
-    if record and (name := files.read_json(record).get("dataset", {}).get("heldout_name")):
-        run.note(earlier_heldout=name)
+    for folder in (start_from, *start_from.parents):
+        if (folder / "run.json").is_file():
+            run.note(earlier_heldout=files.read_json(folder / "run.json").get("dataset", {}).get("heldout_name"))
+            return
 
 
 def prepare_resume(run: Run) -> tuple[str, str]:
@@ -135,7 +138,7 @@ def execute(run: Run, values: dict, say=print, begin: str = "01", log: bool = Fa
     chosen = {"profile": run.profile.name, "storage": str(run.storage), "run_name": run.name, **values}
     run.notebooks.mkdir(parents=True, exist_ok=True)
     os.environ["KTO_LIVE"] = "off"  # no front end watches: lines instead of a live picture
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # on busy cores, torch's waiting threads would take the others' time
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # torch's waiting threads would take the others' time
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     seconds = {}
     for number, path in enumerate(books, 1):
@@ -147,9 +150,10 @@ def execute(run: Run, values: dict, say=print, begin: str = "01", log: bool = Fa
         training = path.stem == "04_train"
         try:
             with printed(run.log_file if training and log else None):
-                papermill.execute_notebook(str(path), str(made), parameters=own, cwd=str(path.parent), kernel_name="python3",
-                                           progress_bar=False, extra_arguments=["--log-level=50"],  # the kernel: silent
-                                           stdout_file=Steps(say) if training else None)
+                papermill.execute_notebook(
+                    str(path), str(made), parameters=own, cwd=str(path.parent), kernel_name="python3",
+                    progress_bar=False, extra_arguments=["--log-level=50"],  # the kernel: silent
+                    stdout_file=Steps(say) if training else None)
         except PapermillExecutionError as error:
             run.note(failed=path.stem)
             if error.ename == "KeyboardInterrupt":  # Ctrl-C reached the kernel first
@@ -193,7 +197,8 @@ def printed(log: Path | None):
         return
     begins = log.stat().st_size + 1 if log.exists() else 1
     sys.stdout.flush()
-    tail = subprocess.Popen(["tail", f"--pid={os.getpid()}", "-c", f"+{begins}", "-F", str(log)], stderr=subprocess.DEVNULL)
+    words = ["tail", f"--pid={os.getpid()}", "-c", f"+{begins}", "-F", str(log)]
+    tail = subprocess.Popen(words, stderr=subprocess.DEVNULL)
     try:
         yield
     finally:

@@ -33,13 +33,15 @@ def grid(assignments: list[str]) -> list[dict[str, str]]:
         axes.append([(name, value if name not in parameters.PATHS else made) for value, made in values.items()])
     names = [axis[0][0] for axis in axes]
     if twice := {name for name in names if names.count(name) > 1}:
-        raise Usage(f"given twice: {', '.join(sorted(twice))}", "each parameter once, its values with commas", "-p name=1,2,3")
+        raise Usage(f"given twice: {', '.join(sorted(twice))}", "each parameter once, its values with commas",
+                    "-p name=1,2,3")
     return [dict(point) for point in itertools.product(*axes)]
 
 
 def name_of(sweep: str, point: dict[str, str]) -> str:
     """The run's name: the sweep's, the point's values for a reader, a hash of the point for certainty."""
-    values = "_".join(re.sub(r"[^A-Za-z0-9.-]+", "-", Path(value).stem if "/" in value else value)[:12] for value in point.values())
+    short = [Path(value).stem if "/" in value else value for value in point.values()]
+    values = "_".join(re.sub(r"[^A-Za-z0-9.-]+", "-", value)[:12] for value in short)
     return f"{sweep}-{values[:50]}-{hashlib.sha256(json.dumps(sorted(point.items())).encode()).hexdigest()[:6]}"
 
 
@@ -49,7 +51,7 @@ def done(run: Run) -> bool:
     return record.get("training", {}).get("status") == "finished" and "export" in record
 
 
-def sweep(profile: str, storage: str, name: str, points: list[dict[str, str]], at_most: int = 1, say=print) -> list[dict]:
+def sweep(profile: str, storage: str, name: str, points: list[dict], at_most: int = 1, say=print) -> list[dict]:
     """Run what is not done yet, `at_most` at a time; the table, a row a point. It is kept in <storage>/<name>.json as well."""
     located = {name_of(name, point): runs.locate(profile, storage, name_of(name, point)) for point in points}
     waiting = [(run, point) for run, point in zip(located.values(), points, strict=True) if not done(run)]
@@ -66,9 +68,11 @@ def sweep(profile: str, storage: str, name: str, points: list[dict[str, str]], a
     rows = []
     for run, point in zip(located.values(), points, strict=True):
         evaluation = run.record().get("evaluation", {})
-        rows.append({"run": run.name, **point, "status": "done" if done(run) else "failed", "auc": evaluation.get("auc"),
-                     "margin": evaluation.get("margin"), "why": failures.get(run.name, "").removeprefix("error: ")[:120]})
-    files.write(profiles.storage_for(profiles.load(profile), storage) / f"{name}.json", json.dumps(rows, indent=2) + "\n")
+        rows.append({"run": run.name, **point, "status": "done" if done(run) else "failed",
+                     "auc": evaluation.get("auc"), "margin": evaluation.get("margin"),
+                     "why": failures.get(run.name, "").removeprefix("error: ")[:120]})
+    folder = profiles.storage_for(profiles.load(profile), storage)
+    files.write(folder / f"{name}.json", json.dumps(rows, indent=2) + "\n")
     return rows
 
 
@@ -76,7 +80,9 @@ def start(profile: str, run: Run, point: dict[str, str]) -> str:
     """A run, in a process of its own; empty, or its error."""
     words = ["run", "--profile", profile, "--storage", str(run.storage), "--run-name", run.name, "--resume", "if-any"]
     words += [word for key, value in point.items() for word in ("-p", f"{key}={value}")]
-    ran = subprocess.run([sys.executable, "-m", "kto", *words], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
-                         errors="replace", cwd=profiles.ROOT)
+    ran = subprocess.run([sys.executable, "-m", "kto", *words], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
+                         text=True, errors="replace", cwd=profiles.ROOT)
+    if ran.returncode == 0:
+        return ""
     said = ran.stderr.strip().splitlines() or [f"exit status {ran.returncode}"]
-    return "" if ran.returncode == 0 else next((line for line in reversed(said) if line.startswith("error: ")), said[-1])
+    return next((line for line in reversed(said) if line.startswith("error: ")), said[-1])

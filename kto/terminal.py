@@ -1,8 +1,8 @@
-"""How the commands speak: results on stdout, progress and errors on stderr; exit status 0 done, 1 not well, 2 wrong usage."""
+"""How commands speak: results on stdout, progress and errors on stderr; status 0 done, 1 not well, 2 wrong usage."""
 
 import json
 import shutil
-import sys
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -10,7 +10,11 @@ import typer
 from helpers.errors import KitError
 
 Profile = Annotated[str, typer.Option(help="Where it runs: local, anyscale, ray, or the path of a profile's YAML.")]
-Storage = Annotated[str, typer.Option(help="Where runs are kept. Default: $KTO_STORAGE, else the profile's own.")]
+Storage = Annotated[
+    str,
+    typer.Option(help="Where runs are kept. Default: $KTO_STORAGE, else the profile's own.",
+                 callback=lambda folder: str(Path(folder).expanduser().resolve()) if folder else ""),
+]
 Values = Annotated[
     list[str],
     typer.Option("-p", "--parameter", metavar="NAME=VALUE", help="A notebook's parameter; may be repeated."),
@@ -62,7 +66,7 @@ def cell(value) -> str:
 
 
 def table(rows: list[dict]) -> str:
-    """Aligned columns, at most as wide as the terminal: long texts are cut, then the last columns left out and named below."""
+    """Aligned columns, at most as wide as the terminal: texts are cut, then the last columns left out and named below."""
     if not rows:
         return "none"
     names, room = list(rows[0]), shutil.get_terminal_size(fallback=(10_000, 24)).columns
@@ -90,9 +94,3 @@ def table(rows: list[dict]) -> str:
 def records(frame) -> list[dict]:
     """The rows of a DataFrame as plain data; a missing number is None."""
     return json.loads(frame.to_json(orient="records", default_handler=str))
-
-
-def through(data: bytes) -> None:
-    """Bytes to stdout as they are, at once."""
-    sys.stdout.buffer.write(data)
-    sys.stdout.buffer.flush()

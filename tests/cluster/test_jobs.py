@@ -1,65 +1,16 @@
 """Jobs on a real cluster through Ray's real job API, with commands that take seconds in place of the notebooks."""
 
-import socket
-import threading
+import subprocess
+import sys
 import time
 
 import pytest
 
 from helpers.errors import KitError
+from helpers.profiles import ROOT
 from kto import job as jobs
 
 pytestmark = pytest.mark.slow
-COUNT = "for i in $(seq 25); do echo \"[1/6] $i\"; sleep 0.2; done"
-
-
-class Cable:
-    """A connection to the dashboard that can be cut and mended: a relay on a port of its own."""
-
-    def __init__(self, address: str):
-        self.to = int(address.rpartition(":")[2])
-        self.ends: list[socket.socket] = []
-        self.listener = socket.create_server(("127.0.0.1", 0))
-        self.port = self.listener.getsockname()[1]
-        threading.Thread(target=self._accept, args=(self.listener,), daemon=True).start()
-
-    def cut(self) -> None:
-        for end in [self.listener, *self.ends]:
-            with_both_ways_shut(end)
-        self.ends = []
-
-    def mend(self) -> None:
-        self.listener = socket.create_server(("127.0.0.1", self.port))
-        threading.Thread(target=self._accept, args=(self.listener,), daemon=True).start()
-
-    def _accept(self, listener: socket.socket) -> None:
-        while True:
-            try:
-                near, _ = listener.accept()
-            except OSError:
-                return
-            far = socket.create_connection(("127.0.0.1", self.to))
-            self.ends += [near, far]
-            for one, other in ((near, far), (far, near)):
-                threading.Thread(target=carry, args=(one, other), daemon=True).start()
-
-
-def carry(source: socket.socket, target: socket.socket) -> None:
-    try:
-        while data := source.recv(65536):
-            target.sendall(data)
-    except OSError:
-        pass
-    with_both_ways_shut(source)
-    with_both_ways_shut(target)
-
-
-def with_both_ways_shut(end: socket.socket) -> None:
-    try:
-        end.shutdown(socket.SHUT_RDWR)
-    except OSError:
-        pass
-    end.close()
 
 
 @pytest.fixture
@@ -71,25 +22,10 @@ def start(client, command: str, run: str) -> str:
     return client.submit_job(entrypoint=command, metadata={"run": run, "storage": "/nowhere"})
 
 
-def test_a_lost_connection_is_made_anew_and_nothing_is_said_twice_or_left_out(nodes, client):
-    cable, said = Cable(nodes.dashboard), []
-    far = jobs.connect(f"http://127.0.0.1:{cable.port}")
-    threading.Thread(target=lambda: (wait(lambda: "[1/6] 4\n" in "".join(said)), cable.cut(), time.sleep(2.5), cable.mend()), daemon=True).start()
-    status = jobs.follow(far, start(client, COUNT, "lost"), said.append)
-    assert [line for line in "".join(said).splitlines() if line.startswith("[")] == [f"[1/6] {i}" for i in range(1, 26)]
-    assert status == "SUCCEEDED"
-    cable.cut()
-
-
-def test_a_connection_that_stays_away_is_given_up_and_the_job_runs_on(nodes, client):
-    cable, said = Cable(nodes.dashboard), []
-    far = jobs.connect(f"http://127.0.0.1:{cable.port}")
-    job = start(client, "echo '[1/6] here'; sleep 30", "away")
-    threading.Thread(target=lambda: (wait(lambda: said), cable.cut()), daemon=True).start()
-    with pytest.raises(KitError, match="job runs on by itself"):
-        jobs.follow(far, job, said.append, patience=3)
-    assert str(client.get_job_status(job)) == "RUNNING"
-    assert jobs.stop(client, job) == "STOPPED"
+def test_a_job_is_watched_to_its_end_and_its_failure_is_an_exit_status(nodes, client):
+    job = start(client, "echo '[1/6] here'; exit 3", "fails")
+    done = subprocess.run([sys.executable, "-m", "kto", "job", "logs", "fails", "--address", nodes.dashboard], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 1 and "[1/6] here" in done.stderr and f"job {job}: FAILED" in done.stderr
 
 
 def test_a_job_is_found_by_its_runs_name_and_stopped_with_all_its_processes(client, tmp_path):

@@ -35,7 +35,7 @@ class Quiet:
 
 
 def submit(**changes):
-    given = {"profile": "ray", "storage": "/mnt/shared/kto", "run_name": "first", "values": [], "names": []} | changes
+    given = {"profile": "ray", "storage": "/mnt/shared/kto", "name": "first", "values": [], "sent": []} | changes
     return jobs.submit(Quiet(), **given)
 
 
@@ -44,8 +44,8 @@ def submit(**changes):
     ({"profile": "lokal"}, "did you mean 'local'"),
     ({"profile": "local"}, "starts a Ray instance of its own"),
     ({"storage": "storage"}, "not an absolute path"),
-    ({"run_name": "a/b"}, "no name for a run"),
-    ({"names": ["HF_TOKEN"]}, "not set in this environment: HF_TOKEN")])
+    ({"name": "a/b"}, "no name for a run"),
+    ({"sent": ["HF_TOKEN"]}, "not set in this environment: HF_TOKEN")])
 def test_a_job_that_could_not_work_is_refused_before_it_is_sent(monkeypatch, changes, says):
     monkeypatch.delenv("HF_TOKEN", raising=False)
     monkeypatch.delenv("KTO_STORAGE", raising=False)
