@@ -3,7 +3,7 @@
 Real logs, made as long as asked for in two ways: `runs`, the whole log over and over, and `long`, its start once and
 then its training part over and over, as a long training writes it.
 
-    python benchmarks/log_parser.py                 # 100 MB of each recorded log
+    python benchmarks/log_parser.py                 # 20 MB of each recorded log
     python benchmarks/log_parser.py --megabytes 1000 --log tests/fixtures/reference.log
 """
 
@@ -47,8 +47,8 @@ def measure(log: Path, megabytes: int, how: str, passes: int) -> None:
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--megabytes", type=int, default=100)
-    parser.add_argument("--passes", type=int, default=5, help="the fastest of so many counts: other work disturbs")
+    parser.add_argument("--megabytes", type=int, default=20)
+    parser.add_argument("--passes", type=int, default=3, help="the fastest of so many counts: other work disturbs")
     parser.add_argument("--log", type=Path, action="append", help="a log to repeat (may be given again)")
     chosen = parser.parse_args()
     for path in chosen.log or sorted(FIXTURES.glob("*.log")):

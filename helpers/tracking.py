@@ -128,7 +128,7 @@ def _send(mlflow, run_id: str, table, there: dict[str, set[int]]) -> int:
 
     now, points = int(time.time() * 1000), []
     for split, rows in table.groupby("split"):
-        prefix = "eval/" if split == "eval" else ""
+        prefix = "" if split == "train" else f"{split}/"
         for column in [name for name in rows.columns if name not in UNITS and rows[name].dtype.kind in "fi"]:
             name = prefix + column
             if name not in there:  # a long run's history is 10,000 rows a metric: asked for once

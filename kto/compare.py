@@ -85,7 +85,7 @@ def metrics_of(path: Path):
 
 def explanation(log: Path) -> str:
     """Why the training of this log failed, or what kind of log it is."""
-    from helpers.launch.explain import explain
+    from helpers.explain import explain
 
     return str(explain(log))
 

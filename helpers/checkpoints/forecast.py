@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..errors import KitError
-from ..metrics.schedule import Schedule
+from ..schedule import Schedule
 
 NOT_TARGETS = ("lm_head", "embed", "wte", "wpe", "norm", "output_layer")
 """Parts of the names of 2-D weights that `lora_target: all` leaves out (LLaMA-Factory: linear layers, not the head)."""

@@ -17,10 +17,10 @@ from filelock import FileLock, Timeout
 
 from .. import doctor, files, secrets
 from ..errors import KitError
+from ..explain import explain
 from ..logs import Event, Parser
 from ..process import guard
 from ..runs import Run, now, refuse_if_trained
-from .explain import explain
 
 
 def command(run: Run, config_file: Path | None = None) -> list[str]:

@@ -2,10 +2,9 @@
 
 import time
 
-from .. import launch, metrics
+from .. import launch, metrics, watchdog
 from ..errors import KitError
 from ..logs import Event
-from ..metrics import watchdog
 
 QUICK = 0.05
 """Seconds that a look may take."""
@@ -22,6 +21,7 @@ class Watch:
 
     def __init__(self, beta: float = 0.1, patience: float = 600.0, every: float = 10.0):
         self.beta, self.patience, self.every = beta, patience, every
+        self.logging_steps = None
         self.events: list[Event] = []
         self.said: set[str] = set()
         self.moved = time.monotonic()
@@ -37,7 +37,7 @@ class Watch:
             self.training |= any(event.kind == "metrics" for event in events)
         if now < self.look:
             return []
-        table = metrics.table(list(self.events)) if self.training else metrics.table([], logging_steps=1)
+        table = metrics.table(list(self.events), self.logging_steps) if self.training else metrics.table([], logging_steps=1)
         found = watchdog.diagnose(table, now - self.moved, False, self.beta, self.patience)
         self.look = now + self.every * max(1.0, (time.monotonic() - now) / QUICK)
         return self.new(found)
@@ -57,6 +57,7 @@ def follow(training: launch.Training, view, tracker=None, stop_when_ill: bool = 
     """
     config = launch.config_of(training.run) if training.run.config_file.exists() else {}
     watch = Watch(config.get("pref_beta", 0.1), patience)
+    watch.logging_steps = config.get("logging_steps")
     for events in training.events():
         view.feed(events)
         if tracker:

@@ -3,8 +3,8 @@
 Colours are Okabe and Ito's, told apart with any colour vision; line styles and markers say the same again.
 """
 
+from .. import metrics
 from ..errors import KitError
-from ..metrics import noise
 from .pictures import alt, picture, save, show
 
 __all__ = ["alt", "compare", "save", "show", "training"]
@@ -45,7 +45,7 @@ def training(table, checkpoints=(), title: str = ""):
 
     `table`: helpers.metrics.table(...); rows with split "eval" are drawn over it with open markers. `checkpoints`:
     steps, or things with a `.step`; marked by triangles on the axis and dotted lines. A window without a value is a
-    gap. Rewards get a band of two standard errors (helpers.metrics.noise) where the rows behind them are known. KitError if
+    gap. Rewards get a band of two standard errors (helpers.metrics.band) where the rows behind them are known. KitError if
     there are no rows.
     """
     _refuse_empty(table, "this training")
@@ -177,8 +177,8 @@ def _split(table, split: str):
     rows = table[table["split"] == split]
     if "loss_mean" in rows:
         rows = rows.assign(loss=rows["loss_mean"].fillna(rows["loss"]))
-    if split == "train" and "rows/chosen" in rows:
-        errors = noise.band(rows).drop(columns="step")
+    if split == "train" and "rows" in rows:
+        errors = metrics.band(rows).drop(columns="step")
         rows = rows.join(errors.add_suffix(" error"))
     return rows
 

@@ -11,7 +11,7 @@ import time
 from collections import defaultdict
 
 from ..errors import KitError, closest
-from ..metrics.schedule import from_facts, steps_of
+from ..schedule import from_facts, steps_of
 
 MODES = ("auto", "notebook", "quiet", "terminal")
 EVERY, PRINT_EVERY = 0.5, 30.0

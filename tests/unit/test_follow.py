@@ -51,7 +51,7 @@ def test_an_ill_training_is_diagnosed_once_and_goes_on(replayed, monkeypatch):
     monkeypatch.setattr(
         view,
         "feed",
-        lambda events: warned.extend(e for e in events if e.kind == "warning" and "to turn:" in e.data["text"]),
+        lambda events: warned.extend(e for e in events if e.kind == "warning" and "fix:" in e.data["text"]),
     )
     follow.follow(replayed(sorted((LOGS / "ill").glob("*.log"))[-1]), view)
     kinds = [event.data["text"].splitlines()[0] for event in warned]
@@ -63,7 +63,7 @@ def test_told_to_the_watchdog_ends_an_ill_training_and_says_why(replayed, monkey
     training = replayed(sorted((LOGS / "ill").glob("*.log"))[-1], rest=60)
     with pytest.raises(KitError, match="stopped by the watchdog") as error:
         follow.follow(training, live.LiveView(mode="quiet"), stop_when_ill=True)
-    assert "to turn:" in str(error.value) and guard.marked(training.mark) == []
+    assert "fix:" in str(error.value) and guard.marked(training.mark) == []
     assert training.run.record()["training"]["status"] == "stopped"
 
 
@@ -72,13 +72,13 @@ def test_workers_that_never_come_are_noticed_and_said_once():
     assert watch.feed([Event("phase", {"phase": "starting"})]) == []
     time.sleep(0.1)
     (finding,) = watch.feed([])
-    assert finding.kind == "no progress" and "never started" in finding.likely_cause and watch.feed([]) == []
+    assert finding.kind == "no progress" and "never started" in finding.why and watch.feed([]) == []
 
 
 def test_a_training_that_no_longer_moves_is_noticed():
     watch = follow.Watch(patience=0.05, every=0.0)
     assert watch.feed([]) == []
-    assert watch.feed([Event("metrics", {"loss": 0.5, "kl": 0.0, "epoch": 0.1, "grad_norm": 1.0})]) == []
+    assert watch.feed([Event("config", {"logging_steps": 1}), Event("metrics", {"loss": 0.5, "kl": 0.0, "epoch": 0.1, "grad_norm": 1.0})]) == []
     time.sleep(0.1)
     assert [finding.kind for finding in watch.feed([])] == ["no progress"]
 

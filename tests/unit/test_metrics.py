@@ -10,12 +10,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from helpers import logs, metrics
+from helpers import logs, metrics, watchdog
 from helpers.errors import KitError
-from helpers.metrics import noise, watchdog
-from helpers.metrics.schedule import Schedule
+from helpers.schedule import Schedule
 
 FIXTURES = Path(__file__).parent.parent / "fixtures"
+OTHERS = FIXTURES / "logs_of_others"
 REFERENCE, DEMO = FIXTURES / "reference.log", FIXTURES / "demo-two-workers.log"
 
 
@@ -113,18 +113,30 @@ def test_the_schedule_counts_as_the_trainer_does():
     reference = Schedule(examples=300, batch=1, accumulation=2, world=4)
     assert (reference.batches, reference.updates) == (75, 38)
     assert [reference.micro_batches(step) for step in (1, 37, 38, 39, 76)] == [2, 74, 75, 77, 150]
-    assert [round(reference.epoch(step), 2) for step in (5, 38, 40, 114)] == [0.13, 1.0, 1.05, 3.0]
+    assert all(reference.at(step, epoch) for step, epoch in ((5, 0.13), (5, 0.1333), (38, 1.0), (40, 1.05), (114, 3.0)))
+    assert not reference.at(5, 0.14) and reference.step_of(1.05, 38) == 40 and reference.step_of(7.123, 0) is None
     alone = Schedule(examples=10, batch=4, accumulation=1, world=1)
     assert [alone.rows(step) for step in (1, 3, 4)] == [4, 10, 14]  # a single worker's last batch is short
     assert Schedule(examples=10, batch=4, accumulation=1, world=2).rows(2) == 8  # several workers' is filled up
 
 
+def test_a_log_that_does_not_say_its_steps_is_refused_by_name():
+    with pytest.raises(KitError, match="nothing in this log says which steps its 2 training lines are of.*(?s:.*)--logging-steps"):
+        metrics.table(events(window() + window()))
+
+
 def test_what_the_log_does_not_say_is_not_claimed():
-    table = metrics.table(events(window() + window()))
-    assert table["step"].tolist() == [1, 2] and table.attrs["logging_steps_from"] == "guess"
+    table = metrics.table(events(window() + window()), logging_steps=1)
+    assert table["step"].tolist() == [1, 2] and table.attrs["logging_steps_from"] == "argument"
     assert table["kl_mean"].isna().all() and table["rows"].isna().all()
+    assert "neither LLaMA-Factory nor TRL" in metrics.summary(table)
     given = metrics.table(events(window(kl=3.0) + window()), logging_steps=5, micro_batches=10)
     assert given["step"].tolist() == [5, 10] and given.loc[0, "kl_mean"] == 0.3
+
+
+def test_epochs_that_do_not_fit_the_schedule_are_told():
+    table = metrics.table(events(started() + "".join(window(epoch=epoch) for epoch in (0.5, 1.0, 1.5))), logging_steps=5)
+    assert table["step"].tolist() == [5, 10, 15] and "do not fit" in table.attrs["notes"][0]
 
 
 def test_a_line_that_got_lost_does_not_shift_the_others():
@@ -164,7 +176,7 @@ def test_logging_steps_below_one_are_a_share_of_all_steps():
 
 
 def test_missing_keys_are_missing_and_nan_stays_nan():
-    table = metrics.table(events("{'loss': nan, 'grad_norm': inf, 'learning_rate': 1e-05, 'kl': nan, 'epoch': 0.1}\n"))
+    table = metrics.table(events("{'loss': nan, 'grad_norm': inf, 'learning_rate': 1e-05, 'kl': nan, 'epoch': 0.1}\n"), 1)
     assert math.isnan(table.loc[0, "loss"]) and table.loc[0, "grad_norm"] == math.inf
     assert math.isnan(table.loc[0, "rewards/chosen"])
 
@@ -191,7 +203,7 @@ def test_the_last_of_several_runs_is_meant_unless_another_is_asked_for():
 
 def test_a_second_node_that_prints_too_is_not_counted_twice():
     nodes = ["(RayTrainWorker pid=11, ip=10.0.0.1) ", "(RayTrainWorker pid=22, ip=10.0.0.2) "]
-    assert len(metrics.table(events("".join(node + window() for node in nodes)))) == 1
+    assert len(metrics.table(events("".join(node + window() for node in nodes)), 1)) == 1
 
 
 def test_an_empty_log_is_an_empty_table():
@@ -205,7 +217,7 @@ def test_a_table_survives_its_file(tmp_path):
         table = metrics.table(FIXTURES / f"{name}.log")
         back = metrics.read_jsonl(metrics.write_jsonl(table, tmp_path / "metrics.jsonl"))
         pd.testing.assert_frame_equal(back, table, check_dtype=False)
-    strange = metrics.table(events(window(loss=math.inf) + window(loss=math.nan)))
+    strange = metrics.table(events(window(loss=math.inf) + window(loss=math.nan)), 1)
     back = metrics.read_jsonl(metrics.write_jsonl(strange, tmp_path / "metrics.jsonl"))
     assert back.loc[0, "loss"] == math.inf and math.isnan(back.loc[1, "loss"])
     for line in (tmp_path / "metrics.jsonl").read_text().splitlines():
@@ -218,42 +230,15 @@ def test_a_file_that_is_no_table_is_a_readable_error(tmp_path):
         metrics.read_jsonl(tmp_path / "metrics.jsonl")
 
 
-def test_the_rows_behind_a_reward_follow_from_its_digits():
-    table = metrics.table(REFERENCE).set_index("step")
-    assert table.loc[5, ["rows/chosen", "rows/rejected"]].tolist() == [7, 3]
-    known = table["rows/chosen"].notna()
-    assert known.mean() > 0.7
-    assert (table["rows/chosen"] + table["rows/rejected"])[known].eq(table["rows"][known]).all()
-
-
-def test_counts_are_right_or_not_given():
-    random = np.random.default_rng(0)
-    lines, truth, total = [], [], 12
-    for _ in range(300):
-        accepted = int(random.binomial(total, 0.6))
-        line = {}
-        for label, n in (("chosen", accepted), ("rejected", total - accepted)):
-            for key, scale in (("rewards", 0.1), ("logps", 100.0), ("logits", 1e7)):
-                line[f"{key}/{label}"] = float(np.float32(random.normal(0, scale) * n)) / n if n else math.nan
-        lines.append(line)
-        truth.append(accepted)
-    found = noise.counts(lines, [total] * len(lines))["chosen"]
-    sure = ~np.isnan(found)
-    assert sure.mean() > 0.6 and (found[sure] == np.array(truth)[sure]).all()
-
-
 def test_the_noise_band_is_the_standard_error_where_its_assumptions_hold():
-    random = np.random.default_rng(1)
-    chosen, rejected, spread = np.full(400, 6.0), np.full(400, 4.0), 0.8
+    random, spread = np.random.default_rng(1), 0.8
     table = pd.DataFrame({
-        "step": range(400), "split": "train", "rows": 10.0, "rows/chosen": chosen, "rows/rejected": rejected,
-        "rewards/chosen": random.normal(0.3, spread / 6**0.5, 400),
-        "rewards/rejected": random.normal(-0.3, spread / 4**0.5, 400),
+        "step": range(400), "split": "train", "rows": 10.0,
+        "rewards/chosen": random.normal(0.3, spread / 5**0.5, 400), "rewards/rejected": random.normal(-0.3, spread / 5**0.5, 400),
     })
-    band = noise.band(table)
-    assert band["rewards/chosen"].mean() == pytest.approx(spread / 6**0.5, rel=0.1)
-    assert band["rewards/rejected"].mean() == pytest.approx(spread / 4**0.5, rel=0.1)
-    assert band["rewards/margins"].mean() == pytest.approx(spread * (1 / 6 + 1 / 4) ** 0.5, rel=0.1)
+    band = metrics.band(table)
+    assert band["rewards/chosen"].mean() == pytest.approx(spread / 5**0.5, rel=0.1)
+    assert band["rewards/margins"].mean() == pytest.approx(spread * (2 / 5) ** 0.5, rel=0.1)
 
 
 def test_the_summary_tells_a_preference_from_chance():
@@ -274,11 +259,14 @@ EVENT = (st.builds(logs.Event, KINDS, st.dictionaries(NAMES, ODD), st.none(), RU
 
 @settings(max_examples=200, deadline=None)
 @given(st.lists(EVENT, max_size=12))
-def test_no_log_whatever_its_facts_makes_the_table_raise(odd):
-    table = metrics.table(odd)
+def test_any_log_whatever_its_facts_is_a_table_or_refused(odd):
+    try:
+        table = metrics.table(odd)
+    except KitError:
+        table = metrics.table(odd, logging_steps=1)
     assert list(table.columns) == metrics.COLUMNS and table["step"].is_monotonic_increasing
     metrics.summary(table)
-    noise.band(table)
+    metrics.band(table)
     watchdog.diagnose(table, finished=True)
 
 
@@ -305,3 +293,92 @@ def test_the_launches_of_a_run_are_one_curve_in_which_the_later_counts(tmp_path)
     log.write_text(first + killed_early + killed_early + second)
     table = metrics.joined(log, 1)
     assert table["step"].tolist() == [1, 2, 3] and table["loss"].tolist() == [0.01, 0.02, 0.5]
+
+
+def test_two_nodes_whose_workers_share_a_pid_give_the_same_table_as_with_others():
+    same, other = metrics.table(OTHERS / "same_pid.log"), metrics.table(OTHERS / "control_other_pid.log")
+    assert same["step"].tolist() == [2, 4, 6, 8, 10, 12] and same["rewards/chosen"].notna().all()
+    pd.testing.assert_frame_equal(same, other)
+
+
+def test_worker_0_is_the_one_that_ray_names_also_where_another_speaks_first():
+    losses, whole = window(), window(**{"rewards/chosen": 0.5})
+    node = "(RayTrainWorker pid=7, ip=10.0.0.2) "
+    for named, here in (("- (node_id=ab, ip=10.0.0.1, pid=7) world_rank=0, local_rank=0", "(RayTrainWorker pid=7) "),
+                        ("- (ip=10.0.0.1, pid=7) world_rank=0, local_rank=0", "(RayTrainWorker pid=7, ip=10.0.0.1) "), ("", "(A pid=1) ")):
+        table = metrics.table(events(f"(TrainController pid=3) {named}\n{node}{losses}{here}{whole}"), 1)
+        assert table["rewards/chosen"].tolist() == [0.5]
+
+
+def test_transformers_5_gives_the_steps_and_to_four_digits_the_values_of_version_4():
+    four, five = metrics.table(OTHERS / "control_0_9_3.log"), metrics.table(OTHERS / "llamafactory_0_9_5.log")
+    assert four["step"].tolist() == five["step"].tolist() == [5, 10, 15, 20]
+    assert five["rewards/chosen"].tolist() == [float(f"{value:.4g}") for value in four["rewards/chosen"]]
+    assert five["kl_mean"].tolist() == pytest.approx(four["kl_mean"].tolist(), rel=1e-3)
+    assert (four.attrs["digits"], five.attrs["digits"]) == (17, 4)
+
+
+def test_the_four_digits_of_transformers_5_reconcile_with_the_record_of_all_of_them(tmp_path):
+    state = json.loads((FIXTURES / "demo-trainer-state-30.json").read_text())
+    text = DEMO.read_text()
+    for record in state["log_history"]:
+        if "loss" in record:
+            short = {key: f"{record[key]:.4g}" for key in sorted(record, key=lambda key: key != "loss") if key != "step"}
+            old = next(line for line in text.splitlines() if f"'epoch': {round(record['epoch'], 2)}}}" in line and "'loss'" in line)
+            text = text.replace(old, str(short))
+    differences = metrics.reconcile(metrics.table(events(text)), FIXTURES / "demo-trainer-state-30.json")
+    assert differences.empty and differences.attrs["compared"] == 147
+
+
+def test_a_short_last_group_is_divided_by_its_own_size_from_transformers_4_54_on():
+    text = REFERENCE.read_text()
+    new = metrics.table(events('  "transformers_version": "4.57.1",\n' + text)).set_index("step")
+    assert new.loc[40, "loss_mean"] == new.loc[40, "loss"] and new.loc[40, "kl_mean"] == new.loc[40, "kl"] / 9
+
+
+def test_several_held_out_sets_are_told_apart():
+    """LLaMA-Factory 0.9.3, eval_on_each_dataset, sets of 5 and 10 rows, every two steps."""
+    table = metrics.table(FIXTURES / "several-held-out-sets.log")
+    assert table[["step", "split"]].values.tolist() == [
+        [1, "train"], [2, "train"], [2, "eval_held"], [2, "eval_train"], [3, "train"], [4, "train"], [4, "eval_held"], [4, "eval_train"]]
+    held, other = (table[table["split"] == split].iloc[0] for split in ("eval_held", "eval_train"))
+    assert (held["loss"], other["loss"]) == (0.5070651769638062, 0.4123835563659668)
+    assert (held["rewards/margins"], other["rewards/margins"]) == (-0.07606988400220871, 0.726839005947113)
+    assert (held["rows"], other["rows"]) == (5, 10) and (held["micro_batches"], other["micro_batches"]) == (1, 2)
+    assert "held out (held), step 4" in metrics.summary(table)
+
+
+def test_ray_train_v2_is_read_like_v1():
+    """Recorded on Ray 2.48 with RAY_TRAIN_V2_ENABLED=1; the report lines of later versions are in test_logs."""
+    table = metrics.table(FIXTURES / "ray-train-v2.log")
+    assert table["step"].tolist() == [1, 2, 3, 4] and table["rows"].tolist() == [4, 2, 4, 2]
+    reports = (FIXTURES / "ray-train-v2.log").read_text().replace(
+        "{'loss'", "Reporting training result 1: TrainingReport(metrics={'loss': 0.5, 'epoch': 0.1})\n(RayTrainWorker pid=18051) {'loss'")
+    assert len(metrics.table(events(reports))) == 4
+
+
+def test_a_log_of_trl_has_means_over_all_workers():
+    """TRL 0.9.6's KTOTrainer, one process: kl is a mean and its evaluation has the prefix."""
+    table = metrics.table(FIXTURES / "trl-kto.log")
+    assert table.attrs["written_by"] == "trl" and table.attrs["rows of"] == "all workers"
+    train = table[table["split"] == "train"]
+    assert train["step"].tolist() == [2, 4, 6] and train["kl_mean"].equals(train["kl"])
+    held = table[table["split"] == "eval"]
+    assert held["step"].tolist() == [3, 6] and held["kl"].notna().all() and held["rewards/margins"].notna().all()
+
+
+def test_metrics_of_all_workers_are_said_to_be_that_and_their_band_is_narrower():
+    text = DEMO.read_text()
+    alone, together = metrics.table(events(text)), metrics.table(events("[kto] metrics of all 2 workers\n" + text))
+    assert (alone.attrs["rows of"], together.attrs["rows of"]) == ("worker 0", "all workers")
+    assert together["rows"].tolist() == (2 * alone["rows"]).tolist() and together["kl_mean"].equals(alone["kl_mean"])
+    rows = np.random.default_rng(2).normal(0.3, 0.8, (400, 2, 5))  # windows, workers, rows of a label
+    means = {1: rows[:, 0].mean(axis=1), 2: rows.mean(axis=(1, 2))}
+    bands = [metrics.band(pd.DataFrame({"step": range(400), "split": "train", "rows": 10.0 * workers, "rewards/chosen": mean,
+                                        "rewards/rejected": mean}))["rewards/chosen"].mean() for workers, mean in means.items()]
+    assert bands[1] / bands[0] == pytest.approx(0.5**0.5, rel=0.1)
+
+
+def test_a_torchrun_log_without_ray_is_read():
+    table = metrics.table(FIXTURES / "torchrun-two-workers.log")
+    assert table["step"].tolist() == [1, 2, 3, 4] and table["rows"].tolist() == [4, 2, 4, 2]

@@ -157,7 +157,6 @@ def check(row, batches: list[dict]) -> None:
         assert row[f"rewards/{label}"] == pytest.approx(mean(rewards), rel=1e-3, abs=1e-5, nan_ok=True)
         replies = [value for batch in batches for value in batch[f"logps/{label}"]]
         assert row[f"logps/{label}"] == pytest.approx(mean(replies), rel=1e-5, nan_ok=True)
-        assert row[f"rows/{label}"] in (len(rewards), pytest.approx(float("nan"), nan_ok=True))
     assert row["micro_batches"] == len(batches)
     assert row["rows"] == sum(len(batch["chosen"]) + len(batch["rejected"]) for batch in batches)
     assert row["kl"] == pytest.approx(sum(batch["kl"] for batch in batches), rel=1e-3, abs=1e-5)
@@ -175,7 +174,7 @@ def test_the_tables_loss_rewards_and_kl_are_those_of_the_batches(trained, batche
         check(row, window)
         assert row["loss_mean"] == pytest.approx(mean([batch["loss"] for batch in window]), abs=1e-4)
         assert row["loss"] == pytest.approx(sum(batch["loss"] for batch in window) / 4, abs=6e-5)  # four places
-    assert train["kl"].iloc[1:].min() > 0.01 and train["rows/chosen"].notna().any()
+    assert train["kl"].iloc[1:].min() > 0.01
 
 
 @pytest.mark.slow

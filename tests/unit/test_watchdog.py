@@ -11,8 +11,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from helpers import metrics
-from helpers.metrics import watchdog
+from helpers import metrics, watchdog
 
 FIXTURES = Path(__file__).parent.parent / "fixtures"
 
@@ -44,7 +43,7 @@ def test_a_healthy_run_has_no_finding_at_any_moment(name):
 
 def test_nan_is_seen_in_its_first_window():
     (first,) = watchdog.diagnose(ill("nan").head(1))
-    assert (first.kind, first.since_step) == ("nan", 2) and "learning_rate" in first.knob
+    assert (first.kind, first.step) == ("nan", 2) and "learning_rate" in first.remedy
     assert kinds(ill("nan"), finished=True) == ["nan", "loss zero"]
 
 
@@ -54,24 +53,24 @@ def test_a_loss_of_exactly_zero_counts_from_the_third_window_on():
     assert kinds(made_up(loss=loss)) == []
     loss[-3:] = 0
     (finding,) = watchdog.diagnose(made_up(loss=loss))
-    assert (finding.kind, finding.since_step) == ("loss zero", 20)
+    assert (finding.kind, finding.step) == ("loss zero", 20)
 
 
 def test_gradients_that_are_gone_are_saturation():
     (finding, *_) = watchdog.diagnose(ill("gradients-gone"))
-    assert (finding.kind, finding.since_step) == ("saturation", 2)
+    assert (finding.kind, finding.step) == ("saturation", 2)
 
 
 def test_both_rewards_far_below_zero_without_kl_are_saturation():
     (finding,) = watchdog.diagnose(made_up(**{"rewards/chosen": -40.0, "rewards/rejected": -42.0, "kl": 0.0,
                                               "kl_mean": 0.0, "grad_norm": 0.01}))
-    assert finding.kind == "saturation" and "both rewards" in finding.says
+    assert finding.kind == "saturation" and "both rewards" in finding.found
 
 
 def test_an_exploding_kl_is_seen_while_it_lasts():
     table = ill("kl-exploding")
     (finding,) = watchdog.diagnose(table)
-    assert finding.kind == "kl" and "pref_beta" in finding.knob
+    assert finding.kind == "kl" and "pref_beta" in finding.remedy
     assert kinds(table.head(5)) == []
     assert kinds(table, beta=0.01) == []
 
@@ -84,7 +83,7 @@ def test_a_full_tuning_at_an_adapters_learning_rate_is_seen_to_run_away():
 def test_a_flat_margin_is_told_only_at_the_end():
     assert kinds(ill("margin-flat")) == []
     (finding,) = watchdog.diagnose(ill("margin-flat"), finished=True)
-    assert finding.kind == "flat margin" and finding.knob.startswith("learning_rate up")
+    assert finding.kind == "flat margin" and finding.remedy.startswith("learning_rate up")
 
 
 def test_a_label_that_never_comes_is_told():
@@ -99,9 +98,9 @@ def test_no_progress_is_told_after_the_time_that_was_set():
     assert kinds(table, last_progress_age=60, patience=50) == ["no progress"]
     assert kinds(table, last_progress_age=9999, finished=True) == []
     (finding,) = watchdog.diagnose(table.head(0), last_progress_age=700)
-    assert finding.since_step == 0 and "never started" in finding.likely_cause
+    assert finding.step == 0 and "never started" in finding.why
 
 
 def test_a_finding_reads_as_three_lines():
     (finding,) = watchdog.diagnose(ill("nan").head(1))
-    assert [line.strip().split(" ")[0] for line in str(finding).splitlines()] == ["since", "likely:", "to"]
+    assert [line.strip().split(" ")[0] for line in str(finding).splitlines()] == ["[FAIL]", "why:", "fix:"]

@@ -1,0 +1,180 @@
+"""The failures that are known by their words: the pattern of the decisive line, why it happens, what to do.
+
+`explain` finds which line decided; a cause is looked for in that failure's own words alone, in this order.
+"""
+
+from typing import NamedTuple
+
+
+class Cause(NamedTuple):
+    """`pattern`: a regular expression for a line of the failure."""
+
+    name: str
+    pattern: str
+    why: str
+    fix: str
+
+
+GO_ON = "go on from the last complete checkpoint: the same run_name with --resume auto"
+CAUSES = [
+    Cause("the home folder is read-only",
+          r"(?:Read-only file system|Errno 30|Permission denied).*(?:/\.cache|/\.triton|/\.config|HOME)",
+          "the libraries keep caches in HOME, which cannot be written here",
+          "set HF_HOME, HF_DATASETS_CACHE and TRITON_CACHE_DIR to folders on the storage"),
+    Cause("the storage became read-only", r"Read-only file system|Errno 30",
+          "a disk with errors, or a share that lost its server, is put into this state",
+          f"make it writable again, or another `storage`; then {GO_ON}"),
+    Cause("shared memory is full",
+          r"/dev/shm|No space left on device at \S*multiprocessing|unable to (?:open|write to|mmap).*torch_"
+          r"|shm.*No space left|Bus error|insufficient shared memory",
+          "data loader workers and NCCL hand over batches in /dev/shm; a container gives it 64 MB",
+          "start the container with a larger one (--shm-size, an emptyDir of medium Memory), or "
+          "dataloader_num_workers: 0"),
+    Cause("the disk is full",
+          r"No space left on device|Errno 28|Disk quota exceeded|StorageFull|PytorchStreamWriter failed"
+          r"|file write failed", "checkpoints hold the optimiser too and are written twice (output/ and Ray's copy)",
+          "free space, or another `storage`; then save less often (save_steps) or keep fewer (save_total_limit)"),
+    Cause("a GPU ran out of memory",
+          r"CUDA out of memory|CUDA error: out of memory|OutOfMemoryError: (?:CUDA|HIP)|CUBLAS_STATUS_ALLOC_FAILED",
+          "activations and the float32 logits grow with rows x tokens x vocabulary",
+          "in this order: per_device_train_batch_size down and gradient_accumulation_steps up; cutoff_len down; "
+          "disable_gradient_checkpointing: false; enable_liger_kernel: true; quantization_bit: 4"),
+    Cause("a node ran out of memory",
+          r"running low on memory|memory pressure|Out of memory: Killed|oom[-_]kill|OOMKilled"
+          r"|Cannot allocate memory|can't allocate memory|^MemoryError|OutOfMemoryError: Task was killed",
+          "each worker loads the model once into the node's own memory",
+          "fewer workers on a node, a node with more memory, or preprocessing_num_workers down"),
+    Cause("a token id lies outside the embedding",
+          r"index out of range in self|srcIndex < srcSelectDimSize|vectorized_gather_kernel.*index out",
+          "the template or tokenizer adds tokens that the model's embedding has no rows for",
+          "take the model's own `template` (and its own tokenizer); resize_vocab: true only where new tokens are "
+          "meant"),
+    Cause("a CUDA kernel failed",
+          r"device-side assert|illegal memory access|no kernel image|CUDA error|cuDNN error|CUBLAS_STATUS",
+          "a wrong index or label, a build for other GPUs, or a GPU with a fault",
+          "run once with CUDA_LAUNCH_BLOCKING=1: the traceback then ends at the operation; nvidia-smi -q shows a "
+          "GPU's faults"),
+    Cause("no GPU can be used",
+          r"Found no NVIDIA driver|driver (?:version )?(?:is|on your system is) (?:insufficient|too old)"
+          r"|No CUDA GPUs are available|doesn't support bf16|no CUDA-capable device|Torch not compiled with CUDA",
+          "the worker sees no GPU, or its driver is older than this torch",
+          "resources_per_worker: {GPU: 1}, a matching driver (nvidia-smi); without a GPU bf16: false and fp16: "
+          "false"),
+    Cause("the model is gated",
+          r"GatedRepoError|gated repo\b|Access to model .* is restricted|401 Client Error|403 Client Error",
+          "the hub gives this model only to accounts that accepted its licence",
+          "accept it on the model's page, then set HF_TOKEN in the environment (never in a file)"),
+    Cause("HF_ENDPOINT is no address",
+          r"(?:MissingSchema|InvalidURL|InvalidSchema|UnsupportedProtocol).*|Invalid URL",
+          "a placeholder or a slip in HF_ENDPOINT (or another address) was taken as it stands",
+          "unset HF_ENDPOINT, or give a whole address: https://…"),
+    Cause("MLflow could not be reached",
+          r"MlflowException|api_token not set|Failed to (?:connect|reach).*mlflow|mlflow.*(?:Connection refused"
+          r"|Max retries)", "report_to: mlflow logs from inside the training and ends it when the server is away",
+          "report_to: none (this project sends the same figures itself, outside the training), or start the server"),
+    Cause("the hub cannot be reached",
+          r"couldn't connect to 'https?://|NameResolutionError|LocalEntryNotFoundError|OfflineModeIsEnabled"
+          r"|outgoing traffic has been disabled|Cannot reach https://hugg|Max retries exceeded.*huggingface",
+          "no network from the workers, or HF_HUB_OFFLINE=1 with a model that is not in the cache",
+          "model_name_or_path: a folder that every node sees, or a way to the hub (HF_ENDPOINT, a proxy)"),
+    Cause("the tokenizer is missing",
+          r"Can't load tokenizer|model_file or model_proto must be|Failed to load tokenizer"
+          r"|Unable to load vocabulary", "the model's folder has weights but no tokenizer.json (or tokenizer.model)",
+          "copy tokenizer.json, tokenizer_config.json and special_tokens_map.json beside the weights"),
+    Cause("the model was not found",
+          r"is not a local folder and is not a valid model identifier|RepositoryNotFoundError|404 Client Error"
+          r"|Error no file named|does not appear to have a file named|Incorrect path_or_model_id|Unrecognized model",
+          "a slip in model_name_or_path, or a folder without config.json and weights",
+          "correct model_name_or_path, or give a folder that every node sees"),
+    Cause("the model is of an unknown kind",
+          r"does not recognize this architecture|Unrecognized configuration class|Unknown model type",
+          "this version of transformers does not know the model",
+          "another model, or the newer stack: see the requirements files"),
+    Cause("a weights file is damaged",
+          r"SafetensorError|incomplete metadata|invalid header|InvalidHeader|HeaderTooLarge"
+          r"|PytorchStreamReader failed|UnpicklingError|unexpected EOF",
+          "a download or a copy that was cut off, or a pointer file of Git LFS instead of the weights",
+          "fetch the file anew; for a checkpoint take the one before: notebook 5 says which are complete"),
+    Cause("the adapter does not fit the model",
+          r"[Tt]arget modules .* not found|size mismatch for|Error\(s\) in loading state_dict",
+          "lora_target names no layer of this model, or the adapter was trained on another model",
+          "lora_target: all, or the model's own layer names; for an adapter the base model it was trained on"),
+    Cause("the checkpoint was not found",
+          r"Can't find a valid checkpoint|No valid checkpoint found|resume_from_checkpoint.*not",
+          "resume_from_checkpoint names a folder that is not there or not complete",
+          "kto checkpoints RUN lists the complete ones; --resume auto takes the last"),
+    Cause("the template is unknown", r"Template \S+ does not exist", "`template` is none of LLaMA-Factory's names",
+          "correct `template`; notebook 1 names the one that fits the model"),
+    Cause("a setting is unknown",
+          r"not used by the HfArgumentParser|unrecognized arguments|got an unexpected keyword argument|extra keys",
+          "a slip in a key of the config, or a key of another version",
+          "correct the key; notebook 3 checks a config before anything is started"),
+    Cause("the metric that chooses the best checkpoint is not logged",
+          r"metric_for_best_model|load_best_model_at_end requires",
+          "KTO's evaluation returns eval_loss, eval_rewards/… and kl, and no accuracy",
+          "metric_for_best_model: eval_loss (or eval_rewards/margins), or load_best_model_at_end: false"),
+    Cause("DeepSpeed and the learning rate's schedule disagree",
+          r"zip\(\) argument 2 is (?:longer|shorter) than argument 1",
+          "DeepSpeed 0.16.9 drops LoRA's empty parameter group, while torch 2.13's scheduler still counts two",
+          "LoRA without DeepSpeed, or full tuning with it"),
+    Cause("half-precision weights cannot be trained with fp16", r"Attempting to unscale FP16 gradients",
+          "fp16: true needs float32 weights to train; these were loaded as float16",
+          "bf16: true, or upcast: pure_bf16: false and infer_dtype: auto; the model's torch_dtype: float32"),
+    Cause("the dataset was not read",
+          r"Undefined dataset|Cannot find valid samples|Cannot open .*dataset_info\.json|File .* not found\."
+          r"|ArrowInvalid|JSON parse error|CastError",
+          "the registry or the file is not where the workers look, it is malformed, or no row is valid",
+          "run 02_data again with the same run_name, on storage that every node sees"),
+    Cause("the dataset was not read", r"DatasetGenerationError",
+          "the libraries could not build the dataset; the line before says why",
+          "run 02_data again with the same run_name, on storage that every node sees"),
+    Cause("too many files are open", r"Too many open files|Errno 24|ulimit -n",
+          "the limit of open files is low and workers share tensors through files",
+          "ulimit -n 65536 before the launch (on every node), or fewer workers"),
+    Cause("a port is in use",
+          r"EADDRINUSE|Address already in use|address already in use|port .* (?:is|already) in use",
+          "another process, often an earlier launch, holds the port",
+          "end it, or give another port (MASTER_PORT, --port)"),
+    Cause("a path is too long for a socket", r"AF_UNIX path|path too long|path length cannot exceed",
+          "Ray's sockets lie under TMPDIR, and a socket's path has at most 107 bytes", "a short TMPDIR: TMPDIR=/tmp"),
+    Cause("a package is missing",
+          r"No module named|PackageNotFoundError|command not found|ImportError|is required by this application"
+          r"|No matching distribution|RuntimeEnvSetupError",
+          "this Python, or the workers', has not what the training imports",
+          "install it in the environment that trains, on every node; notebook 1 compares the packages"),
+    Cause("an older Ray instance was found", r"num_cpus and num_gpus must not be provided",
+          "a launch that was killed left its Ray running, and this one joined it",
+          "end it (ray stop, if it is yours), or set ray_init_kwargs: {address: local}"),
+    Cause("no Ray cluster was found", r"Could not find any running Ray instance|ray\.init\(address=.*ConnectionError"
+          r"|Failed to connect to (?:Ray|GCS)", "nothing runs at that address, or it cannot be reached from here",
+          "ray start --head there first; RAY_ADDRESS and the profile's address must be the cluster's"),
+    Cause("stopped by hand", r"KeyboardInterrupt", "Ctrl-C, or the notebook's stop", GO_ON),
+    Cause("something may not be read or written", r"Permission denied|PermissionError|Errno 13",
+          "the worker runs as another user than the folder's",
+          "give the workers' user the folder, or another `storage`"),
+    Cause("a node was lost",
+          r"marked dead|node has died|node was terminated unexpectedly|NodeDiedError|Raylet is terminated",
+          "the machine went away or froze: spot capacity taken back, its memory, its network",
+          f"when there are nodes enough again, {GO_ON}"),
+    Cause("a time limit ended it", r"DUE TO TIME LIMIT|DeadlineExceeded", "the scheduler's limit came first",
+          f"a longer limit; then {GO_ON}"),
+    Cause("a process crashed",
+          r"Segmentation fault|SIGSEGV|SIGABRT|SIGILL|SIGFPE|Aborted|Fatal Python error|exitcode: -(?:11|6|4|8)\b"
+          r"|exitcode\s*: -(?:11|6|4|8)\b",
+          "a fault in compiled code: packages built for another machine or for each other's other version",
+          "compare the packages with the lock (notebook 1); the lines above name the last Python frames"),
+    Cause("a worker ended without a word", r"failed \(exitcode: [1-9]",
+          "its program called exit, or printed its error elsewhere",
+          "torchrun's log folder (--log-dir, --tee 3) has each worker's own output"),
+    Cause("a worker was lost",
+          r"ActorDiedError|ActorUnavailableError|WorkerCrashedError|actor (?:is dead|died)|worker died|SIGKILL"
+          r"|raylet.*(?:died|terminated)|RayActorError|Killed|exitcode: -9|exitcode\s*: -9|exit code 137"
+          r"|killed by signal", "ended from outside: with its node, for memory, or by hand",
+          f"see whether the node is there, and its memory; then {GO_ON}"),
+    Cause("the workers lost each other",
+          r"NCCL (?:error|timeout|WARN)|nccl\w*Error|Watchdog caught collective operation timeout"
+          r"|gloo.*(?:Timed out|Connection (?:closed|reset)|timeout)|Connection (?:closed|reset) by peer"
+          r"|Timed out waiting|DistNetworkError|Application timeout|Socket Timeout",
+          "a worker died or hung, or the nodes' network blocks the workers' ports",
+          "look for the first worker's own error above; ddp_timeout bounds the wait; NCCL_DEBUG=INFO says more"),
+]

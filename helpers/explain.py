@@ -1,0 +1,248 @@
+"""A failed training explained by its log: the line that decided, where it came from; for known causes why, and what to do.
+
+The first failure in time decides: of a worker's exceptions the root of the chain, through the wrappers of Ray, torchrun and
+`raise … from`. Warnings and samples of the data are never causes. A log without an error is said to be that.
+"""
+
+import re
+import shutil
+from collections import deque
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+from . import logs
+from .causes import CAUSES
+
+CHUNK, MOST, TAIL = 1 << 20, 8 << 20, 4 << 20
+"""Bytes: of a log beyond MOST only its last TAIL is read, and the chunks in which a sign of trouble or of a start stands."""
+SIGNS = (
+    b"Traceback (most", b"Fatal Python", b" died", b"SIG", b"illed", b"oom", b"what():", b"Watchdog caught",
+    b"exitcode", b"rror: ", b"marked dead", b"No space left", b"Started ", b"Connected to Ray", b"No available node",
+    b"not started", b"command not found", b"DUE TO TIME",
+)
+EXCEPTION = re.compile(r"\s{0,2}(?:\| )?((?:[A-Za-z_]\w*\.)*[A-Za-z_]\w*)(\(\w+\))?(?:: .*|:?\s*)$")
+BARE_EXCEPTION = re.compile(r"(?:\w+\.)*\w+(?:Error|Exception|Interrupt): ")
+FRAME = re.compile(r"\s*(?:\| *)?File \"([^\"]+)\", line (\d+)(?:, in (.+))?")
+CHAINED = ("The above exception was the direct cause", "During handling of the above exception")
+WRAPPERS = re.compile(
+    r"RayTaskError|TrainingFailedError|ChildFailedError|WorkerGroupError|ControllerError|RayTrainError|UserException"
+    r"|TuneError|CalledProcessError|SystemExit")
+DEATH = re.compile(  # how others report a process that could print nothing more
+    r"A worker died or was killed|actor (?:is dead|died)|ActorDiedError|ActorUnavailableError|WorkerCrashedError"
+    r"|^Fatal Python error|(?:^|: +\d+ )(?:Killed|Segmentation fault|Bus error|Aborted)\b"
+    r"|SIG(?:SEGV|BUS|ABRT|KILL|FPE|ILL) received|is killed by signal|exitcode\s*: -(?!15\b)\d+"
+    r"|[Oo]ut of memory: Killed|oom[-_]kill|OOMKilled|memory pressure"
+    r"|running low on memory|exit code 137|marked dead|[Rr]aylet.*(?:died|terminated)|node has died|NodeDiedError"
+    r"|terminate called after|what\(\): |DUE TO TIME LIMIT|Watchdog caught collective operation timeout")
+SPOKEN = re.compile(  # errors that programs print without a traceback
+    r"command not found|: No module named |can't open file|^\S+: error: |^ERROR: |^Error: |^[\w./-]+: .*: "
+    r"(?:Permission denied|No such file or directory|No space left on device|Read-only file system|Killed)$")
+LOST_PEER = re.compile(
+    r"Connection (?:closed|reset|refused)|Broken pipe|remote process exited|Timed out waiting|Socket Timeout|NCCL error"
+    r"|closed by peer|DistBackendError|DistNetworkError|heartbeat|Application timeout|ncclRemoteError")
+WAITING = re.compile(
+    r"No available node types|has not started in the last|insufficient cluster resources|cannot be scheduled right now"
+    r"|Waiting for .*(?:resources|nodes|workers)|client socket has timed out|failed to connect.*retrying")
+START = re.compile(
+    r"Started (?:a local Ray instance|distributed worker processes|training worker group of)|Connected to Ray cluster")
+FINISHED = re.compile(r"\{'train_runtime'|Training completed after|\*\*\*\*\* train metrics|RUNNING -> FINISHED")
+NO_CAUSE = re.compile(r"WARN|[Ww]arning:|^\[W\d|Exception ignored|Logging error|DEBUG|\bretry(?:ing)?\b")
+ASIDE = re.compile(r"Assertion .* failed|\bERROR\b(?!.* tun\w+\.py)|CUDA error|FATAL")
+"""Lines before a traceback that belong to it."""
+GUESSES = re.compile(r" There are some potential root causes.*| Possible reasons include.*")
+"""What Ray lists of everything that may have been."""
+
+
+class Explanation(NamedTuple):
+    """`name` of the cause, or of the exception; the `line` that decided; `where` it was raised (file:line, function; worker);
+    `around`: lines before it that belong to it, and what it led to; `why` and `fix` where the cause is known."""
+
+    name: str
+    line: str = ""
+    where: str = ""
+    around: tuple[str, ...] = ()
+    why: str = ""
+    fix: str = ""
+    failed: bool = True
+
+    def __str__(self) -> str:
+        rows = [("at:", self.where), *(("", line) for line in self.around), ("why:", self.why), ("fix:", self.fix)]
+        first = f"{self.name}: {self.line}" if not self.line.startswith(self.name) else self.line
+        return "\n".join([first, *(f"  {title:<9} {text}" for title, text in rows if text)])
+
+
+class Trouble:
+    """A failure in the log: an exception chain of one worker, or one line. `errors`: (its line, where it was raised)."""
+
+    def __init__(self, at: int, teller: str | None, before: list[str], line: str = ""):
+        self.at, self.teller, self.worker, self.before = at, teller, teller, before
+        self.errors = [(line, "")] if line else []
+        self.frame, self.inside, self.chained, self.over, self.doubtful = "", False, False, False, False
+
+    @property
+    def chain(self) -> list[tuple[str, str]]:
+        """The errors in time, without wrappers where there are others."""
+        return [error for error in self.errors if not WRAPPERS.search(error[0].partition(": ")[0])] or self.errors
+
+    @property
+    def rank(self) -> int:
+        """0 an error of its own or a death, 1 what follows when another worker is gone, 2 a wrapper alone, 3 a warning's."""
+        first = self.chain[0][0]
+        lost_peer = LOST_PEER.search(first) and len(self.chain) < 3  # a server that refuses makes a longer chain
+        return 3 if self.doubtful else 2 if WRAPPERS.search(first.partition(": ")[0]) else 1 if lost_peer else 0
+
+    def add(self, text: str) -> bool:
+        """Take a line that belongs to the traceback; False where it does not."""
+        if frame := FRAME.match(text):
+            self.frame, self.inside = f"{frame[1]}:{frame[2]}" + (f", in {frame[3]}" if frame[3] else ""), True
+        elif self.inside and (found := EXCEPTION.match(text)) and ("." in found[1] or found[1][0].isupper()):
+            self.errors.append((text.strip(" |"), self.frame))
+            # Ray puts the worker's own traceback inside the message of its wrapper: there frames go on.
+            self.frame, self.inside, self.chained, self.over = "", bool(found[2]), False, False
+            if told := re.search(r"\(pid=(\d+), ip=([\w.:-]+)", text):
+                self.worker = f"{told[2]}:{told[1]}"
+        elif text.startswith(CHAINED):
+            self.chained = True
+        elif self.errors and self.errors[-1][0].endswith(":") and not self.inside and not self.over:
+            self.errors[-1] = f"{self.errors[-1][0]} {text.strip()}", self.errors[-1][1]  # a message that begins below
+        else:
+            return self.inside or self.chained
+        return True
+
+
+class Reader:
+    """A log line by line: `troubles` of the last launch, those of `earlier` ones, and how far the training came."""
+
+    def __init__(self):
+        self.troubles, self.earlier, self.open, self.samples = [], [], {}, {}
+        self.recent: dict[str | None, deque] = {}  # each worker's last lines
+        self.progressed: dict[str | None, int] = {}  # worker -> the line of its last window
+        self.finished = self.windows = -1
+        self.at, self.waiting, self.stopped, self.last, self.bare = 0, "", "", "", (-99, "")
+
+    def take(self, line: str) -> None:
+        worker, text = logs.split(line.rpartition("\r")[2] or line)
+        self.at += 1
+        trouble = self.open.get(worker)
+        if not text.strip() and trouble:
+            trouble.over = True  # a message ends at an empty line
+        if self.is_sample(worker, text) or not text.strip():
+            return
+        recent = self.recent.setdefault(worker, deque(maxlen=6))
+        if "Traceback (most recent call last)" in text or (FRAME.match(text) and not trouble):
+            if not (trouble and trouble.chained):
+                trouble = Trouble(self.at, worker, [line for line in recent if ASIDE.search(line)][-2:])
+                trouble.doubtful = bool(recent and NO_CAUSE.search(recent[-1]))
+                self.open[worker] = trouble
+                self.troubles.append(trouble)
+            trouble.add(text)
+        elif not (trouble and trouble.add(text)):
+            self.open.pop(worker, None)
+            recent.append(text)
+            self.mark(worker, text)
+        self.last = text if "%|" not in text and re.search(r"\w{3}", text) else self.last
+
+    def is_sample(self, worker: str | None, text: str) -> bool:
+        """Whether this is text of the data: LLaMA-Factory prints a row as `inputs:`, `label_ids:`, and again as `labels:`."""
+        state = self.samples.setdefault(worker, [False, set()])
+        if re.fullmatch(r"(?:chosen_|rejected_)?(?:inputs|label_ids):", text):
+            state[0] = text.endswith("inputs:")
+        elif state[0]:
+            state[1].add(text)
+        else:
+            return text in state[1]
+        return True
+
+    def mark(self, worker: str | None, text: str) -> None:
+        """What a line outside tracebacks says: a start, progress, the end, waiting, a death, an error."""
+        if BARE_EXCEPTION.match(text):
+            self.bare = self.at, text.strip()
+        if START.search(text):
+            self.earlier = [trouble for trouble in self.troubles if trouble.errors] or self.earlier
+            self.troubles, self.finished, self.waiting = [], -1, ""
+        if FINISHED.search(text):
+            self.finished = self.progressed[worker] = self.at
+        elif "{'loss'" in text and "metrics=" not in text:
+            self.windows = self.progressed[worker] = self.at
+            self.waiting = ""
+        elif WAITING.search(text):
+            self.waiting = text
+        elif "SIGTERM received" in text:
+            self.stopped = self.stopped or text
+        elif self.finished < 0 and (told := re.search(r"failed \(exitcode: (-?)\d+\) local_rank: (\d+)", text)):
+            # torchrun's report counts where the process had no words of its own.
+            if told[1] or not any(trouble.teller in (f"rank{told[2]}", None) for trouble in self.troubles):
+                self.troubles.append(Trouble(self.at, f"rank{told[2]}", [], text.strip()))
+        elif self.finished < 0 and not NO_CAUSE.search(text) and (DEATH.search(text) or SPOKEN.search(text)):
+            self.troubles.append(Trouble(self.at, worker, [], GUESSES.sub("", text.strip())))
+
+    def lasting(self) -> list[Trouble]:
+        """What ended the launch: no failure of a worker that went on training, and none before a good end."""
+        return [trouble for trouble in self.troubles if trouble.errors
+                and trouble.at > max(self.finished, self.progressed.get(trouble.teller, -1))]
+
+
+def explain(log: Path | str) -> Explanation:
+    """What ended the training of this log, within seconds also for 100 MB."""
+    log, reader = Path(log), Reader()
+    for line in _lines(log):
+        reader.take(line[:4000])
+    troubles = reader.lasting()
+    if not troubles and reader.finished > 0:
+        return Explanation("nothing failed", "the training came to its end", failed=False)
+    if not troubles and not reader.waiting:  # the launch before, or an error's last line where the log was cut
+        troubles = [trouble for trouble in reader.earlier if trouble.at > reader.windows]
+        if not troubles and reader.at - reader.bare[0] < 30:
+            troubles = [Trouble(reader.bare[0], None, [], reader.bare[1])]
+    if not troubles:
+        return _without_error(reader, log)
+    decisive = min(troubles, key=lambda trouble: (trouble.rank, trouble.at))
+
+    # The cause is looked for in this failure's own words; the reason of a death is told by others, later.
+    chain = decisive.chain
+    texts = [f"{error} at {place}" for error, place in chain] + decisive.before
+    if DEATH.search(chain[0][0]):
+        later = [error for other in troubles if other.at >= decisive.at for error, _ in other.errors]
+        texts += filter(DEATH.search, later)
+    cause = next((cause for cause in CAUSES if any(re.search(cause.pattern, text) for text in texts)), None)
+    at = max((at for at in range(len(chain)) if cause and re.search(cause.pattern, texts[at])), default=0)
+    around = [f"before: {text}" for text in decisive.before]
+    around += [f"from: {chain[0][0]}"] * (at > 0) + [f"then: {chain[-1][0]}"] * (at < len(chain) - 1)
+    place = next((place for _, place in chain[at:] if place), "")  # Ray leaves frames out
+    where = ", ".join(filter(None, [place, f"worker {decisive.worker}" if decisive.worker else ""]))
+    name = cause.name if cause else re.match(r"[\w.]*", chain[at][0])[0] or "the training failed"
+    around = tuple(line[:220] for line in around)
+    return Explanation(name, chain[at][0][:300], where, around, *(cause[2:] if cause else ()))
+
+
+def _without_error(reader: Reader, log: Path) -> Explanation:
+    if shutil.disk_usage(log.parent).free < CHUNK:
+        return Explanation("the disk is full", f"{log.parent} has no space left: the log may end before its last words",
+                           fix="free space, or another `storage`")
+    if not reader.last:
+        return Explanation("nothing was printed", "the log is empty")
+    if reader.waiting:
+        return Explanation("the training waits for resources", reader.waiting[:300], "", (),
+                           "the cluster has not, or not yet, the CPUs, GPUs or nodes that the workers ask for",
+                           "compare `ray status` with ray_num_workers and resources_per_worker")
+    reached = "after the last logged window" if reader.windows > 0 else "before the first logged window"
+    if reader.stopped:
+        return Explanation("stopped from outside", reader.stopped[:300], reached, (),
+                           "a time limit, a scheduler, or `kill`",
+                           "go on from the last complete checkpoint: the same run_name with --resume auto")
+    return Explanation("the log ends without an error", reader.last.strip()[:300], reached, (),
+                       "it still runs, or was killed from outside: for memory, with its node, with its terminal",
+                       "if no process of it lives: the exit status (137: killed), `dmesg | grep oom`, its node's log")
+
+
+def _lines(log: Path) -> Iterator[str]:
+    """The log's lines; of a large one those of the chunks that matter."""
+    size, kept = log.stat().st_size, 0
+    with open(log, "rb") as file:
+        while chunk := file.read(CHUNK) + file.readline():
+            if size > MOST and file.tell() < size - TAIL:
+                if kept > MOST or not any(sign in chunk for sign in SIGNS):
+                    continue
+                kept += len(chunk)
+            yield from chunk.decode("utf-8", "replace").split("\n")

@@ -1,0 +1,227 @@
+"""Log events into a table in KTO's units, one row a logged window, and that table against what the trainer recorded.
+
+LLaMA-Factory's rewards and log-probabilities are means over worker 0's rows of the window; its `kl` is a sum over
+micro-batches, so `kl_mean` divides it. TRL logs means over all workers' rows. transformers before 4.54 counts a short
+last group of an epoch in full, so `loss_mean` corrects the loss.
+"""
+
+import json
+import math
+import re
+from pathlib import Path
+
+from . import files, logs, schedule
+from .errors import KitError
+
+LOGGED = schedule.LOGGED
+COLUMNS = ["step", "epoch", "split", *LOGGED, "kl_mean", "loss_mean", "micro_batches", "rows", "num_input_tokens_seen"]
+
+
+def table(source, logging_steps: float | None = None, micro_batches: float | None = None, run: int = -1):
+    """The logged windows of a run as a pandas DataFrame, sorted by step; what a line lacks is NaN.
+
+    `source`: a log's path, or events of `logs.Parser`. `logging_steps`, `micro_batches` (of one window): for logs that do
+    not say. `run`: which launch of a log with several (the last). Columns: step; epoch (as logged); split (train, eval, or
+    eval_NAME of several held-out sets); loss; grad_norm; learning_rate; rewards/… (β·log-ratio) and logps/… (nats a reply),
+    means over the rows; kl (as logged); kl_mean (nats, of a micro-batch); loss_mean (of a micro-batch); micro_batches of
+    worker 0 and rows behind the point; num_input_tokens_seen (all workers, since the start). `attrs`: logging_steps,
+    logging_steps_from (argument, config, log), runs, resumed_from, "rows of" (worker 0, all workers), written_by
+    (llamafactory, trl, ""), digits (4 where transformers 5 printed), notes (what is assumed or does not fit). KitError
+    where nothing says which steps the lines are of.
+    """
+    import pandas as pd
+
+    launches = schedule.lines_of(logs.parse_file(source) if isinstance(source, str | Path) else source)
+    if not -len(launches) <= run < len(launches):
+        raise KitError(f"the log has no run {run}", f"0 to {len(launches) - 1}, or -1 for the last", "correct `run`")
+    lines, facts = launches[run]
+    plan, notes = schedule.from_facts(facts), []
+    train = [line for line in lines if line["split"] == "train"]
+
+    # Which step each line is of.
+    epochs, bars = [line["epoch"] for line in train], [line["bar"] for line in train]
+    every, how = schedule.spacing(facts, plan, logging_steps, epochs, bars)
+    if train and not how:
+        raise KitError(f"nothing in this log says which steps its {len(train)} training lines are of",
+                       "Ray's table, the trainer's own lines (Num examples = …), or progress bars that fit",
+                       "give logging_steps, as the training's config has it (--logging-steps N)")
+    for line, step in zip(train, schedule.steps_of(epochs, plan, every, facts), strict=True):
+        line["step"] = step
+    if not all(plan.at(line["step"], line["epoch"]) for line in train):
+        notes.append("the epochs do not fit the rows and workers that the log names: steps are counted by lines")
+
+    # In which units they are: whose rows, sums or means.
+    by = facts.get("written_by", "")
+    said = schedule.whole(facts, "gradient_accumulation_steps")
+    trl = by == "trl" or (not by and any(line["trl"] or (line["no_logits"] and not said) for line in lines))
+    if train and not by and not trl:
+        unit = "is taken for LLaMA-Factory's sum" if said or micro_batches else "may be a sum or a mean"
+        notes.append(f"the log names neither LLaMA-Factory nor TRL: kl {unit}")
+    workers = schedule.whole(facts, "metrics_of_workers") or (plan.world if trl else 1)
+    values = [line[key] for line in train for key in LOGGED if math.isfinite(line[key])]
+    digits = 4 if values and all(value == float(f"{value:.4g}") for value in values) else 17
+    version = [int(part) for part in re.findall(r"\d+", str(facts.get("transformers_version", "")))[:2]]
+    corrected = digits == 4 or version >= [4, 54]  # the trainer divides a short group by its own size
+    for line in train:
+        before = schedule.window_start(line["step"], every, facts)
+        count = micro_batches or plan.micro_batches(line["step"]) - plan.micro_batches(before)
+        rows = workers * (plan.rows(line["step"]) - plan.rows(before))
+        known = said or micro_batches
+        line.update(micro_batches=count, rows=rows, loss_mean=line["loss"])
+        if not known:  # no claim where nothing is said
+            line.update(micro_batches=math.nan, rows=math.nan)
+        if known and not corrected:
+            line["loss_mean"] = line["loss"] * (line["step"] - before) * plan.accumulation / count
+    schedule.place_evaluations(lines, facts, plan, workers)
+
+    frame = pd.DataFrame(lines, columns=COLUMNS)
+    frame["kl_mean"] = frame["kl"] if trl else frame["kl"] / frame["micro_batches"].where(frame["micro_batches"] > 0)
+    frame = frame.sort_values("step", kind="stable").reset_index(drop=True)
+    frame.attrs = {
+        "logging_steps": every, "logging_steps_from": how, "runs": len(launches), "digits": digits, "notes": notes,
+        "resumed_from": schedule.whole(facts, "resumed_from", 0), "written_by": "trl" if trl else by,
+        "rows of": "all workers" if trl or "metrics_of_workers" in facts else "worker 0"}
+    return frame
+
+
+def joined(source, logging_steps: float | None = None):
+    """The table of a run that was resumed, its launches as one: where two logged the same step, the later one counts.
+
+    A launch that logged nothing takes nothing away. A window that never reached the log, as its driver was killed, is
+    missing; the checkpoint's trainer_state.json has it. `source`: the log's path, every launch appended to it. As `table`
+    otherwise; `attrs["resumed_from"]` is the first's.
+    """
+    import pandas as pd
+
+    events = list(logs.parse_file(source))
+    whole = table(events, logging_steps, run=0)
+    attrs = whole.attrs
+    for number in range(1, attrs["runs"]):
+        later = table(events, logging_steps, run=number)
+        if later.empty:
+            continue
+        before = whole[whole["step"] <= later.attrs["resumed_from"]]
+        whole = pd.concat([before, later], ignore_index=True) if len(before) else later
+        attrs = {**later.attrs, "resumed_from": attrs["resumed_from"]}
+    whole.attrs = attrs
+    return whole
+
+
+def band(frame, span: int = 9):
+    """Standard errors of the training windows' rewards: a DataFrame of step and rewards/chosen, …/rejected, …/margins.
+
+    The log has no spread of rows, so it is estimated from neighbouring windows: for independent rows of variance σ² and
+    means of n rows, E (m₂ − m₁)² = σ² (1/n₁ + 1/n₂) (von Neumann's successive differences). σ² is the mean over `span`
+    neighbours, the standard error σ/√n, with half of the window's rows for n. Assumed: rows are independent, and the true
+    reward hardly changes from one window to the next; where it does, the band is too wide. NaN where windows are too few.
+    """
+    import numpy as np
+    import pandas as pd
+
+    train = frame[frame["split"] == "train"]
+    result = pd.DataFrame({"step": train["step"]})
+    for label in ("chosen", "rejected"):
+        there = pd.DataFrame({"mean": train[f"rewards/{label}"], "n": (train["rows"] / 2).clip(lower=1)}).dropna()
+        squares = there["mean"].diff() ** 2 / (1 / there["n"] + 1 / there["n"].shift())
+        variance = squares.rolling(span, center=True, min_periods=2).mean().bfill().ffill()
+        result[f"rewards/{label}"] = np.sqrt(variance / there["n"]).reindex(train.index)
+    result["rewards/margins"] = np.hypot(result["rewards/chosen"], result["rewards/rejected"])
+    return result
+
+
+def write_jsonl(frame, path: Path) -> Path:
+    """One JSON record a window, atomically; a missing number is null, an infinite one the string "inf" or "-inf"."""
+    def plain(value):
+        if isinstance(value, float) and not math.isfinite(value):
+            return None if math.isnan(value) else str(value)
+        return value
+
+    records = ({key: plain(value) for key, value in row.items()} for row in frame.to_dict("records"))
+    return files.write(Path(path), "".join(json.dumps(record) + "\n" for record in records))
+
+
+def read_jsonl(path: Path):
+    """The table that `write_jsonl` wrote (its `attrs` aside). KitError where the file is not one."""
+    import pandas as pd
+
+    try:
+        records = [json.loads(line) for line in Path(path).read_text().splitlines()]
+        frame = pd.DataFrame(records, columns=COLUMNS)
+        return frame.astype({key: "int64" if key == "step" else float for key in COLUMNS if key != "split"})
+    except OSError as error:
+        raise KitError(f"cannot read {path}: {error.strerror}", "a run's metrics.jsonl", "run 04_train first") from None
+    except (ValueError, TypeError) as error:
+        raise KitError(f"{path} is not a table of metrics: {error}", "what write_jsonl writes") from None
+
+
+def reconcile(frame, trainer_state: Path):
+    """The table against a checkpoint's trainer_state.json (`log_history`): a DataFrame of what differs, or empty.
+
+    Columns: step, split, key, parsed, recorded, difference (parsed − recorded; NaN where one side lacks the value). Both
+    sides up to the checkpoint's step, and only what the log could hold: a resumed run's log begins where it was resumed.
+    Numbers are compared as the log prints them: the epoch to two places, all else exactly, or to four digits where
+    transformers 5 printed them. `attrs["compared"]`: how many values.
+    """
+    import pandas as pd
+
+    try:
+        state = json.loads(Path(trainer_state).read_text())
+        history, last = state["log_history"], state["global_step"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise KitError(f"cannot read {trainer_state}: {error!r}", "a checkpoint's trainer_state.json") from None
+    short = frame.attrs.get("digits") == 4
+    recorded, parsed = {}, {}
+    for record in history:
+        step, line = record["step"], schedule.line_of("metrics" if "loss" in record else "eval", record, {})
+        window = any(key == "loss" or key.startswith("eval_") for key in record)  # not the record of the whole training
+        if window and step > frame.attrs.get("resumed_from", 0):
+            for key in ("epoch", *LOGGED):
+                exact = round(line[key], 2) if key == "epoch" else line[key]
+                recorded[step, line["split"], key] = float(f"{line[key]:.4g}") if short else exact
+    for row in frame[frame["step"] <= last].to_dict("records"):
+        parsed.update({(row["step"], row["split"], key): row[key] for key in ("epoch", *LOGGED)})
+    differences, compared = [], 0
+    for where in sorted(parsed.keys() | recorded.keys()):
+        here, there = parsed.get(where, math.nan), recorded.get(where, math.nan)
+        compared += not (math.isnan(here) and math.isnan(there))
+        if here != there and not (math.isnan(here) and math.isnan(there)):
+            differences.append((*where, here, there, here - there))
+    result = pd.DataFrame(differences, columns=["step", "split", "key", "parsed", "recorded", "difference"])
+    result.attrs["compared"] = compared
+    return result
+
+
+def summary(frame) -> str:
+    """What the picture of a table shows, in words: a few short lines; first and last are means of a fifth of it."""
+    train = frame[frame["split"] == "train"]
+    if train.empty:
+        return "No training window was logged yet."
+    last, some = train.iloc[-1], max(len(train) // 5, 1)
+    first_mean, last_mean = train.head(some).mean(numeric_only=True), train.tail(some).mean(numeric_only=True)
+    words = [f"{len(train)} windows, to step {last['step']} (epoch {last['epoch']:.2f}); first and last fifth of them:"]
+    for key, name, digits in (("loss_mean", "loss", 4), ("rewards/chosen", "chosen reward", 3),
+                              ("rewards/rejected", "rejected reward", 3), ("rewards/margins", "margin", 3),
+                              ("kl_mean", "KL of a micro-batch", 3)):
+        words.append(f"  {name}: {_say(first_mean[key], digits)} → {_say(last_mean[key], digits)}")
+    words.append(_verdict(train, some))
+    for split, rows in frame[(frame["split"] != "train") & frame["loss"].notna()].groupby("split", sort=False):
+        row, name = rows.iloc[-1], "held out" if split == "eval" else f"held out ({split.removeprefix('eval_')})"
+        words.append(f"  {name}, step {row['step']}: loss {row['loss']:.4f}, margin {_say(row['rewards/margins'], 3)}")
+    return "\n".join([*words, *(f"  note: {note}" for note in frame.attrs.get("notes", []))])
+
+
+def _say(value: float, digits: int) -> str:
+    return "none logged" if math.isnan(value) else f"{value:.{digits}f}"
+
+
+def _verdict(train, some: int) -> str:
+    """Whether the last margins stand clear of chance, judged by the noise of the windows."""
+    margins = train["rewards/margins"].tail(some).dropna()
+    errors = band(train)["rewards/margins"].reindex(margins.index).dropna()
+    if margins.empty or errors.empty:
+        return "  too few windows to judge the margin"
+    mean, error = margins.mean(), float((errors**2).sum() ** 0.5 / len(errors))
+    if abs(mean) > 2 * error:
+        preferred = "accepted" if mean > 0 else "rejected"
+        return f"  {preferred} rows are preferred: the last margins are {mean:.3f} ± {error:.3f}"
+    return f"  the last margins, {mean:.3f} ± {error:.3f}, are within chance of these few rows: held-out rows can tell"
