@@ -170,7 +170,15 @@ def _reply(value: dict, shape: Shape, side: str) -> tuple[dict, tuple[str, ...]]
         raise Refused("missing column", f"{parts[reply]} is empty")
     turns = said(get[reply], "" if reply == "messages" else "assistant", repairs)
     if reply != "messages" and not (len(turns) > 1 and _speaker(turns[0]) in ("user", "system")):
-        turns = _before(get, parts, repairs) + turns  # else the side is the whole dialogue
+        if isinstance(get[reply], str) and "text decoded" not in repairs:
+            before = _before(get, parts, repairs)
+            turns[0]["content"] = get[reply].strip() if repairs[-1:] == ["text decoded"] else get[reply]  # the template's own blanks
+            turns = before + turns
+        else:
+            turns = _before(get, parts, repairs) + turns
+    elif reply != "messages" and isinstance(get.get("prompt"), str) and "text decoded" in repairs:
+        if not any(get["prompt"].strip() in str(turn.get("content")) for turn in turns) and turns_in(get["prompt"], "user") is None:
+            raise Refused("transcript", "the reply holds another dialogue than the prompt's")
     return record(_earlier(get.get("history")) + turns, label, get.get("system"), get.get("tools")), tuple(dict.fromkeys(repairs))
 
 

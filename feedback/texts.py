@@ -14,8 +14,8 @@ TEMPLATES = [
 ]
 TRANSCRIPTS = [
     re.compile(r"^###[ \t]*(System|Instruction|Input|Human|User|Assistant|Response|Output):[ \t]*\n?", re.M),  # Alpaca
-    re.compile(r"^[ \t]*(?:\*\*)?(System|Human|User|Customer|Assistant|AI|Bot|Chatbot|ChatGPT)(?:\*\*)?:[ \t]*", re.M | re.I),
-    re.compile(r"(?:^|(?<=\s))(SYSTEM|HUMAN|USER|ASSISTANT|AI|BOT):\s"),  # Vicuna, all in one line
+    re.compile(r"(?:^|(?<=\s))(SYSTEM|HUMAN|USER|ASSISTANT):"),  # Vicuna, all in one line
+    re.compile(r"^[ \t]*\*{0,2}(System|Human|User|Customer|Assistant|AI|Bot|Chatbot|ChatGPT)(?::\*\*|\*\*:|:)[ \t]*", re.M | re.I),
 ]
 END = re.compile(r"(?:\s*(?:<\|(?:im_end|eot_id|end|endoftext|end_of_text)\|>|<end_of_turn>|</s>|<eos>))+\s*$")
 START = re.compile(r"^\s*(?:<s>|<bos>|<\|begin_of_text\|>|<\|endoftext\|>)\s*")
@@ -48,7 +48,7 @@ def turns_in(text: str, side: str) -> list[dict] | None:
         if turns := _told_apart(marker in TEMPLATES, before.strip(), roles, said, side, whole):
             return turns
     bare = END.sub("", text)
-    return None if bare == text else [{"role": side or "assistant", "content": bare}]
+    return None if bare == text else [{"role": side or "assistant", "content": bare.strip()}]
 
 
 def listed(text: str) -> list[dict] | None:
