@@ -13,12 +13,13 @@ import numpy as np
 from helpers import files
 from helpers.errors import KitError
 
-from . import importers, quality, read, register
+from . import importers, quality, read, register, tables
+from .columns import NO_VOTE, Columns, parse_columns
 from .find import Source, find
 from .labels import WORDS, scale_of
 from .problems import Ledger
 from .records import Refused
-from .shapes import NO_VOTE, Columns, Shape, parse_columns, recognise, rows
+from .shapes import Shape, recognise, rows
 
 REFUSE_SHARE = 0.05
 """`prepare` ends with an error where more of the rows are refused"""
@@ -97,7 +98,7 @@ def check(source: Source, report: Path | None = None, columns: str | dict = "", 
     problems stop instead of being counted; `refuse_share`: more refused rows than that are an error. KitError where no row is
     left, or only one label.
     """
-    read.refuse_what_does_not_fit(source.files)
+    tables.refuse_what_does_not_fit(source.files)
     given, ledger = parse_columns(columns), Ledger(report)
     try:
         table = _Table(source, given)

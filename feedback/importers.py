@@ -1,20 +1,15 @@
-"""Exports of other tools. An importer turns one of their records into judged replies; `IMPORTERS` at the end lists them all.
+"""The exports of other tools that are read as they are: `IMPORTERS` lists them, feedback/exports.py has a function for each.
 
 To add one: a function that takes a record (or, with `group`, all records that belong together) and gives a list of
 {"messages": turns, "label": the vote as it is, None for none}, and a line in the table. Scales, checks and counts are not its business.
 """
 
-import re
 from collections.abc import Callable
 from typing import NamedTuple
 
-from helpers.errors import KitError
-
-from .records import ROLES, Refused
-from .shapes import NO_VOTE, PARTS, said, value_at
-
-
-FOLDED = re.compile(r'<details type="reasoning".*?</details>\s*', re.DOTALL)
+from . import exports
+from .columns import NO_VOTE, value_at
+from .records import Refused
 
 
 class Importer(NamedTuple):
@@ -49,248 +44,53 @@ def replies(importer: Importer, found) -> list:
     return made or [Refused("not a record", "votes without their reply") if importer.group else Refused(NO_VOTE, "")]
 
 
-def open_webui(record: dict) -> list[dict]:
-    """A rated message in the snapshot of its chat; one whose text the user has edited is what they wanted to read."""
-    messages = value_at(record, "snapshot.chat.chat.history.messages") or {}
-    rated = str(value_at(record, "meta.message_id"))
-    if rated not in messages:
-        raise Refused("not a record", f"the rated message {rated} is not in the snapshot of its chat")
-    edited = bool(messages[rated].get("originalContent"))
-    return [{"messages": _branch(messages, rated, "parentId"), "label": True if edited else value_at(record, "data.rating")}]
+def _of_trace(record: dict):
+    return record.get("traceId") or record.get("trace_id") or record.get("id")
 
 
-def open_webui_chats(record: dict) -> list[dict]:
-    """A chat, in which votes stand beside the messages."""
-    messages = value_at(record, "chat.history.messages")
-    return [{"messages": _branch(messages, key, "parentId"),
-             "label": True if turn.get("originalContent") else value_at(turn, "annotation.rating")}
-            for key, turn in messages.items() if turn.get("role") == "assistant" and turn.get("content")]
-
-
-def librechat(record: dict) -> list[dict]:
-    """An exported conversation: its messages in a list, or as a tree of children."""
-    flat, waiting = {}, list(record.get("messages") or record.get("messagesTree") or [])
-    while waiting:
-        turn = waiting.pop()
-        flat[turn["messageId"]] = turn
-        waiting += turn.get("children") or []
-    return librechat_messages(list(flat.values()))
-
-
-def librechat_messages(records: list[dict]) -> list[dict]:
-    """The messages of a conversation, as the database's collection holds them."""
-    turns = {turn["messageId"]: {**turn, "role": "user" if turn.get("isCreatedByUser") else "assistant",
-                                 "content": turn.get("text") or _spoken(turn.get("content"))} for turn in records}
-    return [{"messages": _branch(turns, key, "parentMessageId"), "label": value_at(turn, "feedback.rating")}
-            for key, turn in turns.items() if turn["role"] == "assistant"]
-
-
-def langfuse(records: list[dict]) -> list[dict]:
-    """A trace and its scores: inside it, or as records of their own that name it."""
-    traces = [record for record in records if "output" in record]
-    scores = [score for record in records for score in _scores(record) if isinstance(score, dict)]
-    return [{"messages": _exchange(trace.get("input"), trace.get("output")), "label": _human(scores)} for trace in traces]
-
-
-def langsmith(records: list[dict]) -> list[dict]:
-    """A run and its feedback: summed up in feedback_stats, or as records of their own that name it."""
-    runs = [record for record in records if "outputs" in record]
-    scores = [{"name": record["key"], "value": record.get("score", record.get("value"))} for record in records if "key" in record]
-    for run in runs:
-        stats = run.get("feedback_stats") or {}
-        scores += [{"name": name, "value": stat.get("avg")} for name, stat in stats.items() if isinstance(stat, dict)]
-    return [{"messages": _exchange(run.get("inputs"), run.get("outputs")), "label": _human(scores)} for run in runs]
-
-
-def label_studio(record: dict) -> list[dict]:
-    """A task and its annotators' choices or ratings."""
-    votes = []
-    for annotation in record.get("annotations") or []:
-        for result in annotation.get("result") or [] if not annotation.get("was_cancelled") else []:
-            value = result.get("value") or {}
-            votes += value.get("choices") or [value[key] for key in ("rating", "number") if key in value]
-    return [_from_fields(record["data"], votes)]
-
-
-def argilla(record: dict) -> list[dict]:
-    """A record and its submitted responses; the question is the one that holds votes."""
-    asked = record.get("responses") or {}
-    name = next((name for name in asked if name.lower() in PARTS["label"]), next(iter(asked), None))
-    votes = [answer.get("value") for answer in asked.get(name) or [] if answer.get("status", "submitted") == "submitted"]
-    return [_from_fields(record["fields"], votes)]
-
-
-def arena(record: dict) -> list[dict]:
-    """Two conversations and a winner: an accepted and a rejected one; two rejected where both are bad; nothing for a tie."""
-    winner = str(record.get("winner", "")).lower().replace(" ", "").replace("_", "")
-    if not winner:
-        winner = next((side for side in ("model_a", "model_b", "tie") if record.get(f"winner_{side}") in (1, True, "1")), "").replace("_", "")
-    labels = {"modela": (True, False), "a": (True, False), "modelb": (False, True), "b": (False, True), "tie": (None, None)}
-    both = (False, False) if "bad" in winner else labels.get(winner)
-    if both is None:
-        raise Refused("label", f"the winner is {record.get('winner')!r}, expected model_a, model_b, tie or tie (bothbad)")
-    return [{"messages": _side(record, side), "label": label} for side, label in zip("ab", both, strict=True)]
-
-
-def oasst(record: dict) -> list[dict]:
-    """A tree of messages: of several replies the best-ranked is accepted, the last one rejected."""
-    found, waiting = [], [([], record["prompt"])]
-    while waiting:
-        before, message = waiting.pop()
-        turns = [*before, {"role": message.get("role"), "content": message.get("text")}]
-        replies = message.get("replies") or []
-        ranks = [reply["rank"] for reply in replies if reply.get("rank") is not None]
-        for reply in replies:
-            if ROLES.get(reply.get("role")) == "assistant":
-                votes = {min(ranks): True, max(ranks): False} if len(ranks) > 1 and min(ranks) < max(ranks) else {}
-                found.append({"messages": [*turns, {"role": "assistant", "content": reply.get("text")}],
-                              "label": votes.get(reply.get("rank"))})
-            waiting.append((turns, reply))
-    return found
-
-
-def oasst_messages(records: list[dict]) -> list[dict]:
-    """The same tree as a list of messages."""
-    nodes = {record["message_id"]: {**record, "replies": []} for record in records}
-    for node in nodes.values():
-        if node.get("parent_id") in nodes:
-            nodes[node["parent_id"]]["replies"].append(node)
-    return [row for node in nodes.values() if not node.get("parent_id") for row in oasst({"prompt": node})]
-
-
-def openai_preference(record: dict) -> list[dict]:
-    """OpenAI's file for preference tuning."""
-    asked, tools = said(record["input"], "user"), value_at(record, "input.tools")
-    return [{"messages": asked + said(record[key], "assistant"), "label": label, "tools": tools}
-            for key, label in (("preferred_output", True), ("non_preferred_output", False))]
-
-
-def _branch(messages: dict, key: str, parent: str) -> list[dict]:
-    """The turns from the beginning to this message; a chat with regenerated replies is a tree."""
-    turns = []
-    while key in messages and len(turns) < len(messages):
-        turn = messages[key]
-        if any(str(file.get("type", "")).startswith("image") for file in turn.get("files") or [] if isinstance(file, dict)):
-            raise Refused("images", "a message has an image; this kit trains text")
-        turns.insert(0, {name: turn[name] for name in ("role", "content", "tool_calls") if turn.get(name)})
-        if isinstance(turn.get("content"), str):  # Open WebUI keeps what its page folds away inside the text
-            turns[0]["content"] = FOLDED.sub("", turn["content"])
-            if "<details type=" in turns[0]["content"]:
-                raise Refused("words beside a call", "the message holds calls of tools as Open WebUI shows them")
-        key = turn.get(parent)
-    return turns
-
-
-def _spoken(parts) -> str:
-    """The words among LibreChat's content parts; Refused where tools were called, for those are stored without their order."""
-    parts = parts if isinstance(parts, list) else []
-    if any(part.get("type") == "tool_call" for part in parts):
-        raise Refused("words beside a call", "the message holds calls of tools")
-    texts = [part.get("text") for part in parts if part.get("type") == "text"]
-    return "".join(text["value"] if isinstance(text, dict) else text or "" for text in texts)
-
-
-def _scores(record: dict) -> list:
-    """The scores in a Langfuse record: a list, a mapping of the UI's export, or the record itself."""
-    if "output" not in record:
-        return [record]
-    scores = record.get("scores") or []
-    return [{"name": name, "value": value} for name, value in scores.items()] if isinstance(scores, dict) else scores
-
-
-def _human(scores: list[dict]):
-    """What people said, among scores that evaluators may have given too."""
-    by_name = {}
-    for score in scores:
-        if score.get("source") != "EVAL":
-            value = score.get("value") if score.get("value") is not None else score.get("stringValue", score.get("string_value"))
-            by_name.setdefault(score.get("name"), []).append(value)
-    likely = [name for name in by_name if any(word in str(name).lower() for word in ("feedback", "user", "thumb", "vote", "rating", "human"))]
-    names = likely if len(by_name) > 1 else list(by_name)
-    if len(by_name) > 1 and len(likely) != 1:
-        raise KitError(f"there are several scores: {', '.join(map(str, by_name))}", "one that people gave, with feedback, user, thumb, "
-                       "vote or rating in its name", "export this one alone")
-    return by_name[names[0]] if names else None
-
-
-def _exchange(asked, answered) -> list[dict]:
-    """Input and output of a traced call as turns."""
-    turns = said(asked, "user")
-    reply = said(answered, "assistant")
-    return reply if len(reply) > len(turns) and reply[: len(turns)] == turns else turns + reply
-
-
-def _from_fields(fields: dict, votes: list) -> dict:
-    """Prompt and reply among fields that go by one of the usual names."""
-    names = {part: next((name for name in fields if name.strip().lower() in usual), None) for part, usual in PARTS.items()}
-    if names["messages"] and not names["reply"]:
-        turns = said(fields[names["messages"]], "user")
-    elif (names["prompt"] or names["extra"] or names["messages"]) and names["reply"]:
-        turns = said(fields[names["prompt"] or names["extra"] or names["messages"]], "user") + said(fields[names["reply"]], "assistant")
-    else:
-        raise Refused("missing column", f"no prompt and reply among {', '.join(fields)}")
-    return {"messages": turns, "label": votes, "system": fields.get(names["system"]), "tools": fields.get(names["tools"])}
-
-
-def _side(record: dict, side: str) -> list[dict]:
-    if f"conversation_{side}" in record:
-        return said(record[f"conversation_{side}"], "user")
-    turns = []
-    texts = [record["prompt"], record[f"response_{side}"]]
-    prompts, replies = ([text] if isinstance(text, str) and not text.startswith("[") else _strings(text) for text in texts)
-    for prompt, reply in zip(prompts, replies, strict=False):
-        turns += [{"role": "user", "content": prompt}, {"role": "assistant", "content": reply}]
-    return turns
-
-
-def _strings(value) -> list:
-    from .texts import literal
-
-    value = literal(value) if isinstance(value, str) else value
-    if not isinstance(value, list):
-        raise Refused("not a record", "an arena's prompt and responses are lists of texts")
-    return value
+def _of_run(record: dict):
+    return str(record.get("run_id") or record.get("id"))
 
 
 IMPORTERS = [
     # open-webui 0.6: FeedbackModel in backend/open_webui/models/feedbacks.py; edits as in Messages.svelte
     Importer("Open WebUI 0.6, feedback export", ("snapshot.chat", "meta.message_id"),
-             ("data.rating", "meta.message_id", "snapshot.chat.chat.history.messages"), open_webui),
-    Importer("Open WebUI 0.6, chats", ("chat.history.messages",), ("chat.history.messages",), open_webui_chats),
+             ("data.rating", "meta.message_id", "snapshot.chat.chat.history.messages"), exports.open_webui),
+    Importer("Open WebUI 0.6, chats", ("chat.history.messages",), ("chat.history.messages",), exports.open_webui_chats),
     # LibreChat 0.8: packages/data-schemas/src/schema/message.ts; client/src/hooks/Conversations/useExportConversation.ts
-    Importer("LibreChat 0.8, conversation", ("conversationId", "messages"), ("messages",), librechat),
-    Importer("LibreChat 0.8, conversation", ("conversationId", "messagesTree"), ("messagesTree",), librechat),
+    Importer("LibreChat 0.8, conversation", ("conversationId", "messages"), ("messages",), exports.librechat),
+    Importer("LibreChat 0.8, conversation", ("conversationId", "messagesTree"), ("messagesTree",), exports.librechat),
     Importer("LibreChat 0.8, messages", ("messageId", "conversationId", "sender"),
              ("messageId", "parentMessageId", "conversationId", "isCreatedByUser", "text", "content", "feedback.rating"),
-             librechat_messages, lambda record: record.get("conversationId")),
+             exports.librechat_messages, lambda record: record.get("conversationId")),
     # Langfuse 3: TraceWithFullDetails and Score of its OpenAPI; traces/ and scores/ of its export to blob storage
-    Importer("Langfuse 3, traces with scores", ("timestamp", "output", "scores"), ("id", "input", "output", "scores"), langfuse,
-             lambda record: record.get("traceId") or record.get("trace_id") or record.get("id")),
-    Importer("Langfuse 3, traces and scores", ("trace_id", "name", "value"),
-             ("id", "input", "output", "trace_id", "name", "value", "string_value", "source"), langfuse,
-             lambda record: record.get("traceId") or record.get("trace_id") or record.get("id")),
-    Importer("Langfuse 3, traces and scores", ("traceId", "name", "value"),
-             ("id", "input", "output", "traceId", "name", "value", "stringValue", "source"), langfuse,
-             lambda record: record.get("traceId") or record.get("trace_id") or record.get("id")),
+    Importer("Langfuse 3, traces with scores", ("timestamp", "output", "scores"), ("id", "input", "output", "scores"), exports.langfuse,
+             _of_trace),
+    Importer("Langfuse 3, traces and scores", ("trace_id", "name", "source"),
+             ("id", "input", "output", "trace_id", "name", "value", "string_value", "source"), exports.langfuse,
+             _of_trace),
+    Importer("Langfuse 3, traces and scores", ("traceId", "name", "source"),
+             ("id", "input", "output", "traceId", "name", "value", "stringValue", "source"), exports.langfuse,
+             _of_trace),
     # LangSmith: Run and Feedback of its Python SDK 0.6 (langsmith/schemas.py)
-    Importer("LangSmith 0.6, runs", ("inputs", "outputs", "feedback_stats"), ("inputs", "outputs", "feedback_stats"), langsmith,
-             lambda record: str(record.get("run_id") or record.get("id"))),
-    Importer("LangSmith 0.6, runs and feedback", ("run_id", "key"), ("id", "inputs", "outputs", "run_id", "key", "score", "value"), langsmith,
-             lambda record: str(record.get("run_id") or record.get("id"))),
+    Importer("LangSmith 0.6, runs", ("inputs", "outputs", "feedback_stats"), ("inputs", "outputs", "feedback_stats"), exports.langsmith,
+             _of_run),
+    Importer("LangSmith 0.6, runs and feedback", ("run_id", "key"), ("id", "inputs", "outputs", "run_id", "key", "score", "value"), exports.langsmith,
+             _of_run),
     # Label Studio 1: labelstud.io/guide/task_format
-    Importer("Label Studio 1, JSON", ("data", "annotations"), ("data", "annotations"), label_studio),
+    Importer("Label Studio 1, JSON", ("data", "annotations"), ("data", "annotations"), exports.label_studio),
     # Argilla 2: Dataset.records.to_list() and to_json()
-    Importer("Argilla 2, records", ("fields", "responses"), ("fields", "responses"), argilla),
+    Importer("Argilla 2, records", ("fields", "responses"), ("fields", "responses"), exports.argilla),
     # lmsys/chatbot_arena_conversations, lmsys/lmsys-arena-human-preference-55k, lmarena-ai's later sets
-    Importer("arena votes", ("conversation_a", "conversation_b", "winner"), ("conversation_a", "conversation_b", "winner"), arena),
+    Importer("arena votes", ("conversation_a", "conversation_b", "winner"), ("conversation_a", "conversation_b", "winner"), exports.arena),
     Importer("arena votes", ("response_a", "response_b", "winner_model_a"),
-             ("prompt", "response_a", "response_b", "winner_model_a", "winner_model_b", "winner_tie"), arena),
-    Importer("arena votes", ("prompt", "response_a", "response_b", "winner"), ("prompt", "response_a", "response_b", "winner"), arena),
+             ("prompt", "response_a", "response_b", "winner_model_a", "winner_model_b", "winner_tie"), exports.arena),
+    Importer("arena votes", ("prompt", "response_a", "response_b", "winner"), ("prompt", "response_a", "response_b", "winner"), exports.arena),
     # OpenAssistant/oasst1 and oasst2, their cards
-    Importer("OASST trees", ("message_tree_id", "prompt.text"), ("prompt",), oasst),
+    Importer("OASST trees", ("message_tree_id", "prompt.text"), ("prompt",), exports.oasst),
     Importer("OASST messages", ("message_tree_id", "message_id", "text"), ("message_id", "parent_id", "message_tree_id", "text", "role", "rank"),
-             oasst_messages, lambda record: record.get("message_tree_id")),
+             exports.oasst_messages, lambda record: record.get("message_tree_id")),
     # OpenAI's guide to direct preference optimisation, 2025
     Importer("OpenAI, preferences", ("input.messages", "preferred_output", "non_preferred_output"),
-             ("input.messages", "input.tools", "preferred_output", "non_preferred_output"), openai_preference),
+             ("input.messages", "input.tools", "preferred_output", "non_preferred_output"), exports.openai_preference),
 ]

@@ -26,6 +26,10 @@ HINTS = ("<|", "<start_of", "<end_of", "[inst]", "###", "</s>", "<eos>", *(f"{wh
 TURNS = re.compile(r"""["'](?:role|from)["']\s*:.*["'](?:content|value)["']\s*:|["'](?:content|value)["']\s*:.*["'](?:role|from)["']\s*:""", re.S)
 
 
+TEXTS = ("input", "question", "query", "prompt", "instruction", "output", "answer", "response", "reply", "completion", "text", "content", "result")
+"""keys under which a traced call keeps its only text"""
+
+
 def turns_in(text: str, side: str) -> list[dict] | None:
     """The turns that `text` holds, None where it is plain text. `side`: who says it if it is (user, assistant, or "" for either).
 
@@ -98,3 +102,49 @@ def _told_apart(template: bool, before: str, roles: list, said: list[str], side:
 
 def _unclear(text: str) -> Refused:
     return Refused("transcript", f"{shorten(text)} holds the turns of a dialogue among other words")
+
+
+def said(value, side: str, repairs: list | None = None) -> list[dict]:
+    """Turns, however they are written: a list, one turn, a request with messages, a response with choices, or a text said by `side`."""
+    if isinstance(value, str):
+        turns = turns_in(value, side)
+        if turns is not None and repairs is not None:
+            repairs.append("text decoded")
+        return [{"role": side or None, "content": value}] if turns is None else turns
+    if isinstance(value, list | tuple):
+        return [_langchain(turn) if isinstance(turn, dict) else turn for turn in value]
+    if not isinstance(value, dict):
+        return [{"role": side, "content": value}]
+    if {"role", "from"} & set(value) or "lc" in value or value.get("type") in ("human", "ai"):
+        return [_langchain(value)]
+    for key in ("messages", "message", "choices", "generations"):
+        if inner := value.get(key):
+            first = inner[0] if key in ("choices", "generations") and isinstance(inner, list) else inner
+            return said(first, side, repairs)
+    names = [name for name in value if name.lower() in TEXTS]
+    if len(names) == 1 or len(value) == 1:
+        return said(value[names[0] if names else next(iter(value))], side, repairs)
+    raise Refused("not a record", f"{shorten(value)} holds no text that is known to be the {'reply' if side == 'assistant' else 'prompt'}")
+
+
+def earlier(history) -> list[dict]:
+    """Earlier turns, as LLaMA-Factory's Alpaca format has them: [[question, reply], …]; or a list of turns."""
+    if not history or history != history:  # NaN
+        return []
+    history = literal(history) if isinstance(history, str) else history
+    if not isinstance(history, list | tuple):
+        raise Refused("not a record", f"history is {shorten(history)}, expected [[question, reply], …]")
+    turns = []
+    for turn in history:
+        if isinstance(turn, list | tuple) and len(turn) == 2:
+            turns += [{"role": "user", "content": turn[0]}, {"role": "assistant", "content": turn[1]}]
+        else:
+            turns.append(turn)
+    return turns
+
+
+def _langchain(turn: dict) -> dict:
+    """A turn as LangChain serialises it ({"lc": 1, "id": […, "HumanMessage"], "kwargs": {…}}), with a role; others as they are."""
+    if turn.get("lc") and isinstance(turn.get("kwargs"), dict):
+        return {**turn["kwargs"], "role": str((turn.get("id") or [""])[-1]).lower().removesuffix("chunk").removesuffix("message")}
+    return {**turn, "content": turn["data"].get("content")} if isinstance(turn.get("data"), dict) and "content" not in turn else turn

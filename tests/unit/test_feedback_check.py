@@ -7,9 +7,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from feedback import check, find, problems
+from feedback.columns import NO_VOTE, PARTS
 from feedback.labels import WORDS
 from feedback.records import Refused
-from feedback.shapes import NO_VOTE, PARTS, Shape, rows
+from feedback.shapes import Shape, rows
 from helpers.errors import KitError
 
 

@@ -9,6 +9,7 @@ import pytest
 from feedback import check, stats
 from helpers import files
 
+
 def read_registered(folder, name):
     return [json.loads(line) for line in files.data_file(folder, name).read_text().splitlines()]
 

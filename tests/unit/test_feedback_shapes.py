@@ -4,9 +4,10 @@ import json
 
 import pytest
 
+from feedback.columns import Columns
 from feedback.labels import WORDS, scale_of
 from feedback.records import Refused, record
-from feedback.shapes import Columns, Shape, recognise, rows
+from feedback.shapes import Shape, recognise, rows
 from helpers.errors import KitError
 
 USER, REPLY = {"role": "user", "content": "Why?"}, {"role": "assistant", "content": "Because."}

@@ -1,0 +1,111 @@
+"""The columns of a table: what they hold, how often they are filled, and which part of a record is in which."""
+
+import re
+from collections import Counter
+from dataclasses import dataclass, field
+
+from helpers.errors import KitError, closest
+
+from .labels import Votes
+from .texts import literal
+
+PARTS = {
+    "messages": ("messages", "conversations", "conversation", "dialogue", "dialog", "chat", "turns"),
+    "chosen": ("chosen", "acceptedresponse", "preferred", "chosenresponse"),
+    "rejected": ("rejected", "rejectedresponse", "dispreferred"),
+    "label": ("label", "ktotag", "rating", "feedback", "thumb", "thumbs", "stars", "vote", "reaction", "score", "userrating", "userfeedback",
+              "userscore", "thumbsup", "liked", "like", "helpful", "grade", "accepted", "desirable", "humanrating", "choice", "evaluation"),
+    "prompt": ("prompt", "question", "query", "instruction", "userinput", "usermessage", "userprompt", "request"),
+    "reply": ("completion", "response", "reply", "answer", "output", "assistant", "botresponse", "modelresponse", "modeloutput", "generation"),
+    "extra": ("input",),
+    "history": ("history",),
+    "system": ("system", "systemprompt", "systemmessage"),
+    "tools": ("tools", "functions"),
+    "media": ("images", "image", "videos", "video", "audios", "audio"),
+}
+"""a record's part -> the columns it is found in, as `_plain` spells them, the first one present counting"""
+
+NO_VOTE = "nobody voted"
+
+
+@dataclass
+class Columns:
+    """What the columns of a source hold: in how many rows each is filled, and the votes in those that may be labels."""
+
+    filled: Counter = field(default_factory=Counter)
+    votes: dict[str, Votes] = field(default_factory=dict)
+    rows: int = 0
+
+    def add(self, row: dict, used: set[str], candidates: set[str]) -> None:
+        """Count one row. Inside a dict of which a part is used, the parts are counted; `candidates` may be labels."""
+        self.rows += 1
+        for name, value in _paths(row, used):
+            self.filled[name] += not empty(value)
+            if name in candidates or _may_be_label(name):
+                self.add_vote(name, value)
+
+    def add_vote(self, name: str, value) -> None:
+        self.votes.setdefault(name, Votes()).add(value)
+
+
+def parse_columns(text: str | dict | None) -> dict[str, str]:
+    """`prompt=question,label=data.rating` as a dict. KitError for an unknown part."""
+    pairs = text if isinstance(text, dict) else dict(
+        (piece.partition("=")[0].strip(), piece.partition("=")[2].strip()) for piece in (text or "").split(",") if piece.strip())
+    for part, column in pairs.items():
+        if part not in PARTS or not column:
+            raise KitError(f"--columns {text}: {part!r} names no part of a record{closest(part, PARTS)}",
+                           f"PART=COLUMN, with the parts {', '.join(PARTS)}", "correct --columns")
+    return pairs
+
+
+def match(found: list[str], votes: dict[str, Votes]) -> dict[str, str]:
+    """Which column holds which part, by its name; of several that may be the label the first whose values are votes."""
+    by_name = {plain(name): name for name in reversed(found)}
+    matches = {part: next((by_name[name] for name in names if name in by_name), None) for part, names in PARTS.items()}
+    candidates = [by_name[name] for name in PARTS["label"] if name in by_name] + [name for name in found if "." in name and _may_be_label(name)]
+    matches["label"] = next((name for name in candidates if votes[name].are_labels), None)
+    return {part: name for part, name in matches.items() if name is not None}
+
+
+def resolve(column: str, found: list[str]) -> str:
+    """A column as it is really spelled, blanks and capitals aside."""
+    same = [name for name in found if name.strip().lower() == column.strip().lower()]
+    if same:
+        return same[0]
+    raise KitError(f"--columns names {column!r}, but the columns are: {', '.join(found) or 'none'}{closest(column, found)}",
+                   "columns that are there", "correct --columns")
+
+
+def value_at(row, path: str):
+    """The value in a column, or at a dotted path inside one; None where there is none."""
+    if isinstance(row, dict) and path in row:
+        return row[path]
+    first, _, rest = path.partition(".")
+    if isinstance(row, str) and row[:1] == "{":  # CSV keeps nested data as text
+        row = literal(row)
+    return value_at(row[first], rest) if rest and isinstance(row, dict) and first in row else None
+
+
+def plain(name: str) -> str:
+    return re.sub(r"[^a-z0-9]", "", name.lower())
+
+
+def empty(value) -> bool:
+    return value is None or value != value or (isinstance(value, str | list | dict | tuple) and len(value) == 0)
+
+
+def _may_be_label(name: str) -> bool:
+    return plain(name) in PARTS["label"] or plain(name.split(".")[0]) in PARTS["label"]
+
+
+def _paths(row: dict, used: set[str], before: str = ""):
+    """(dotted name, value) of a row's columns; of a dict only a part of which is used, its parts."""
+    for name, value in row.items():
+        path = f"{before}{name}"
+        inner = any(each.startswith(f"{path}.") for each in used) and path not in used
+        value = literal(value) if inner and isinstance(value, str) else value
+        if inner and isinstance(value, dict):
+            yield from _paths(value, used, f"{path}.")
+        else:
+            yield path, value

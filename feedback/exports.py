@@ -1,0 +1,212 @@
+"""What other tools' exports say: one short function each, from a record to its judged replies. feedback/importers.py lists them."""
+
+import re
+
+from helpers.errors import KitError
+
+from .columns import PARTS, value_at
+from .records import ROLES, Refused
+from .texts import literal, said
+
+FOLDED = re.compile(r'<details type="reasoning".*?</details>\s*', re.DOTALL)
+
+
+def open_webui(record: dict) -> list[dict]:
+    """A rated message in the snapshot of its chat; one whose text the user has edited is what they wanted to read."""
+    messages = value_at(record, "snapshot.chat.chat.history.messages") or {}
+    rated = str(value_at(record, "meta.message_id"))
+    if rated not in messages:
+        raise Refused("not a record", f"the rated message {rated} is not in the snapshot of its chat")
+    edited = bool(messages[rated].get("originalContent"))
+    return [{"messages": _branch(messages, rated, "parentId"), "label": True if edited else value_at(record, "data.rating")}]
+
+
+def open_webui_chats(record: dict) -> list[dict]:
+    """A chat, in which votes stand beside the messages."""
+    messages = value_at(record, "chat.history.messages")
+    return [{"messages": _branch(messages, key, "parentId"),
+             "label": True if turn.get("originalContent") else value_at(turn, "annotation.rating")}
+            for key, turn in messages.items() if turn.get("role") == "assistant" and turn.get("content")]
+
+
+def librechat(record: dict) -> list[dict]:
+    """An exported conversation: its messages in a list, or as a tree of children."""
+    flat, waiting = {}, list(record.get("messages") or record.get("messagesTree") or [])
+    while waiting:
+        turn = waiting.pop()
+        flat[turn["messageId"]] = turn
+        waiting += turn.get("children") or []
+    return librechat_messages(list(flat.values()))
+
+
+def librechat_messages(records: list[dict]) -> list[dict]:
+    """The messages of a conversation, as the database's collection holds them."""
+    turns = {turn["messageId"]: {**turn, "role": "user" if turn.get("isCreatedByUser") else "assistant",
+                                 "content": turn.get("text") or _spoken(turn.get("content"))} for turn in records}
+    return [{"messages": _branch(turns, key, "parentMessageId"), "label": value_at(turn, "feedback.rating")}
+            for key, turn in turns.items() if turn["role"] == "assistant"]
+
+
+def langfuse(records: list[dict]) -> list[dict]:
+    """A trace and its scores: inside it, or as records of their own that name it."""
+    traces = [record for record in records if "output" in record]
+    scores = [score for record in records for score in _scores(record) if isinstance(score, dict)]
+    return [{"messages": _exchange(trace.get("input"), trace.get("output")), "label": _human(scores)} for trace in traces]
+
+
+def langsmith(records: list[dict]) -> list[dict]:
+    """A run and its feedback: summed up in feedback_stats, or as records of their own that name it."""
+    runs = [record for record in records if "outputs" in record]
+    scores = [{"name": record["key"], "value": record.get("score", record.get("value"))} for record in records if "key" in record]
+    for run in runs:
+        stats = run.get("feedback_stats") or {}
+        scores += [{"name": name, "value": stat.get("avg")} for name, stat in stats.items() if isinstance(stat, dict)]
+    return [{"messages": _exchange(run.get("inputs"), run.get("outputs")), "label": _human(scores)} for run in runs]
+
+
+def label_studio(record: dict) -> list[dict]:
+    """A task and its annotators' choices or ratings."""
+    votes = []
+    for annotation in record.get("annotations") or []:
+        for result in annotation.get("result") or [] if not annotation.get("was_cancelled") else []:
+            value = result.get("value") or {}
+            votes += value.get("choices") or [value[key] for key in ("rating", "number") if key in value]
+    return [_from_fields(record["data"], votes)]
+
+
+def argilla(record: dict) -> list[dict]:
+    """A record and its submitted responses; the question is the one that holds votes."""
+    asked = record.get("responses") or {}
+    name = next((name for name in asked if name.lower() in PARTS["label"]), next(iter(asked), None))
+    votes = [answer.get("value") for answer in asked.get(name) or [] if answer.get("status", "submitted") == "submitted"]
+    return [_from_fields(record["fields"], votes)]
+
+
+def arena(record: dict) -> list[dict]:
+    """Two conversations and a winner: an accepted and a rejected one; two rejected where both are bad; nothing for a tie."""
+    winner = str(record.get("winner", "")).lower().replace(" ", "").replace("_", "")
+    if not winner:
+        winner = next((side for side in ("model_a", "model_b", "tie") if record.get(f"winner_{side}") in (1, True, "1")), "").replace("_", "")
+    labels = {"modela": (True, False), "a": (True, False), "modelb": (False, True), "b": (False, True), "tie": (None, None)}
+    both = (False, False) if "bad" in winner else labels.get(winner)
+    if both is None:
+        raise Refused("label", f"the winner is {record.get('winner')!r}, expected model_a, model_b, tie or tie (bothbad)")
+    return [{"messages": _side(record, side), "label": label} for side, label in zip("ab", both, strict=True)]
+
+
+def oasst(record: dict) -> list[dict]:
+    """A tree of messages: of several replies the best-ranked is accepted, the last one rejected."""
+    found, waiting = [], [([], record["prompt"])]
+    while waiting:
+        before, message = waiting.pop()
+        turns = [*before, {"role": message.get("role"), "content": message.get("text")}]
+        replies = message.get("replies") or []
+        ranks = [reply["rank"] for reply in replies if reply.get("rank") is not None]
+        for reply in replies:
+            if ROLES.get(reply.get("role")) == "assistant":
+                votes = {min(ranks): True, max(ranks): False} if len(ranks) > 1 and min(ranks) < max(ranks) else {}
+                found.append({"messages": [*turns, {"role": "assistant", "content": reply.get("text")}],
+                              "label": votes.get(reply.get("rank"))})
+            waiting.append((turns, reply))
+    return found
+
+
+def oasst_messages(records: list[dict]) -> list[dict]:
+    """The same tree as a list of messages."""
+    nodes = {record["message_id"]: {**record, "replies": []} for record in records}
+    for node in nodes.values():
+        if node.get("parent_id") in nodes:
+            nodes[node["parent_id"]]["replies"].append(node)
+    return [row for node in nodes.values() if not node.get("parent_id") for row in oasst({"prompt": node})]
+
+
+def openai_preference(record: dict) -> list[dict]:
+    """OpenAI's file for preference tuning."""
+    asked, tools = said(record["input"], "user"), value_at(record, "input.tools")
+    return [{"messages": asked + said(record[key], "assistant"), "label": label, "tools": tools}
+            for key, label in (("preferred_output", True), ("non_preferred_output", False))]
+
+
+def _branch(messages: dict, key: str, parent: str) -> list[dict]:
+    """The turns from the beginning to this message; a chat with regenerated replies is a tree."""
+    turns = []
+    while key in messages and len(turns) < len(messages):
+        turn = messages[key]
+        if any(str(file.get("type", "")).startswith("image") for file in turn.get("files") or [] if isinstance(file, dict)):
+            raise Refused("images", "a message has an image; this kit trains text")
+        turns.insert(0, {name: turn[name] for name in ("role", "content", "tool_calls") if turn.get(name)})
+        if isinstance(turn.get("content"), str):  # Open WebUI keeps what its page folds away inside the text
+            turns[0]["content"] = FOLDED.sub("", turn["content"])
+            if "<details type=" in turns[0]["content"]:
+                raise Refused("words beside a call", "the message holds calls of tools as Open WebUI shows them")
+        key = turn.get(parent)
+    return turns
+
+
+def _spoken(parts) -> str:
+    """The words among LibreChat's content parts; Refused where tools were called, for those are stored without their order."""
+    parts = parts if isinstance(parts, list) else []
+    if any(part.get("type") == "tool_call" for part in parts):
+        raise Refused("words beside a call", "the message holds calls of tools")
+    texts = [part.get("text") for part in parts if part.get("type") == "text"]
+    return "".join(text["value"] if isinstance(text, dict) else text or "" for text in texts)
+
+
+def _scores(record: dict) -> list:
+    """The scores in a Langfuse record: a list, a mapping of the UI's export, or the record itself."""
+    if "output" not in record:
+        return [record]
+    scores = record.get("scores") or []
+    return [{"name": name, "value": value} for name, value in scores.items()] if isinstance(scores, dict) else scores
+
+
+def _human(scores: list[dict]):
+    """What people said, among scores that evaluators may have given too."""
+    by_name = {}
+    for score in scores:
+        if score.get("source") != "EVAL":
+            value = score.get("value") if score.get("value") is not None else score.get("stringValue", score.get("string_value"))
+            by_name.setdefault(score.get("name"), []).append(value)
+    likely = [name for name in by_name if any(word in str(name).lower() for word in ("feedback", "user", "thumb", "vote", "rating", "human"))]
+    names = likely if len(by_name) > 1 else list(by_name)
+    if len(by_name) > 1 and len(likely) != 1:
+        raise KitError(f"there are several scores: {', '.join(map(str, by_name))}", "one that people gave, with feedback, user, thumb, "
+                       "vote or rating in its name", "export this one alone")
+    return by_name[names[0]] if names else None
+
+
+def _exchange(asked, answered) -> list[dict]:
+    """Input and output of a traced call as turns."""
+    turns = said(asked, "user")
+    reply = said(answered, "assistant")
+    return reply if len(reply) > len(turns) and reply[: len(turns)] == turns else turns + reply
+
+
+def _from_fields(fields: dict, votes: list) -> dict:
+    """Prompt and reply among fields that go by one of the usual names."""
+    names = {part: next((name for name in fields if name.strip().lower() in usual), None) for part, usual in PARTS.items()}
+    if names["messages"] and not names["reply"]:
+        turns = said(fields[names["messages"]], "user")
+    elif (names["prompt"] or names["extra"] or names["messages"]) and names["reply"]:
+        turns = said(fields[names["prompt"] or names["extra"] or names["messages"]], "user") + said(fields[names["reply"]], "assistant")
+    else:
+        raise Refused("missing column", f"no prompt and reply among {', '.join(fields)}")
+    return {"messages": turns, "label": votes, "system": fields.get(names["system"]), "tools": fields.get(names["tools"])}
+
+
+def _side(record: dict, side: str) -> list[dict]:
+    if f"conversation_{side}" in record:
+        return said(record[f"conversation_{side}"], "user")
+    turns = []
+    texts = [record["prompt"], record[f"response_{side}"]]
+    prompts, replies = ([text] if isinstance(text, str) and not text.startswith("[") else _strings(text) for text in texts)
+    for prompt, reply in zip(prompts, replies, strict=False):
+        turns += [{"role": "user", "content": prompt}, {"role": "assistant", "content": reply}]
+    return turns
+
+
+def _strings(value) -> list:
+    value = literal(value) if isinstance(value, str) else value
+    if not isinstance(value, list):
+        raise Refused("not a record", "an arena's prompt and responses are lists of texts")
+    return value
