@@ -16,7 +16,7 @@ from helpers.errors import KitError
 from . import importers, quality, read, register, tables
 from .columns import NO_VOTE, Columns, parse_columns
 from .find import Source, find
-from .labels import WORDS, scale_of
+from .labels import WORDS, Scale, scale_of
 from .problems import Ledger
 from .records import Refused
 from .shapes import Shape, recognise, rows
@@ -76,7 +76,9 @@ class Checked:
     def text(self) -> str:
         """What was read, and how, in a few lines."""
         unused = ", ".join(f"{name} ({count:,} rows)" for name, count in self.unused.items())
-        return f"labels: {self.shape.scale.words}\nunused columns: {unused or 'none'}\n{quality.lengths_in_words(self)}"
+        columns = ", ".join(f"{part} from {column}" for part, column in self.shape.parts.items()) if self.shape.parts is not IMPORTED else ""
+        return (f"labels: {self.shape.scale.words}\n" + (f"columns: {columns}\n" if columns else "")
+                + f"unused columns: {unused or 'none'}\n{quality.lengths_in_words(self)}")
 
     def facts(self) -> dict:
         """The same for programs."""
@@ -104,10 +106,12 @@ def check(source: Source, report: Path | None = None, columns: str | dict = "", 
         table = _Table(source, given)
         name, parts = (table.importer.name, IMPORTED) if table.importer else recognise(table.columns, given)
         votes = table.columns.votes.get(parts.get("label"))
-        shape = Shape(name, parts, scale_of(votes, parts["label"], scale, accept_from, stars) if votes else WORDS)
-        used = set(table.importer.used if table.importer else parts.values())
-        unused = {column: count for column, count in table.columns.filled.items() if count and column not in used}
-        checked = Checked(source, shape, _digest(source), ledger, unused)
+        if "against" in parts:
+            read_as = Scale(0, 0, 0, f"more votes in {parts['label']} than in {parts['against']} are accepted")
+        else:
+            read_as = scale_of(votes, parts["label"], scale, accept_from, stars) if votes else WORDS
+        unused = table.columns.unused(set(table.importer.used if table.importer else parts.values()))
+        checked = Checked(source, Shape(name, parts, read_as), _digest(source), ledger, unused)
         _convert(table, checked)
         ledger.note("encoding", ((file, f"read as {encoding.replace('cp1252', 'Windows-1252')}") for file, encoding
                                  in zip(source.names, table.encodings, strict=True) if encoding not in ("utf-8", "utf-8-sig", "")))
@@ -121,7 +125,8 @@ def check(source: Source, report: Path | None = None, columns: str | dict = "", 
         ledger.close()
     if len(set(checked.labels.tolist())) < 2:
         only = "accepted" if checked.labels[0] else "rejected"
-        raise KitError(f"every usable row is {only}; labels were read as {shape.scale.words}\n{ledger.text()}", "accepted and rejected rows",
+        raise KitError(f"every usable row is {only}; labels were read as {checked.shape.scale.words}\n"
+                       f"{ledger.text(*ledger.refused) if ledger.refused else ledger.account}", "accepted and rejected rows",
                        "add rows of the other kind, or say how to read the labels: --scale and --accept-from "
                        "(scale and accept_from in notebook 2)")
     return checked

@@ -14,7 +14,9 @@ PARTS = {
     "chosen": ("chosen", "acceptedresponse", "preferred", "chosenresponse"),
     "rejected": ("rejected", "rejectedresponse", "dispreferred"),
     "label": ("label", "ktotag", "rating", "feedback", "thumb", "thumbs", "stars", "vote", "reaction", "score", "userrating", "userfeedback",
-              "userscore", "thumbsup", "liked", "like", "helpful", "grade", "accepted", "desirable", "humanrating", "choice", "evaluation"),
+              "userscore", "thumbsup", "liked", "like", "likes", "upvotes", "helpful", "grade", "accepted", "desirable", "humanrating",
+              "choice", "evaluation"),
+    "against": ("thumbsdown", "disliked", "dislike", "dislikes", "downvotes"),
     "prompt": ("prompt", "question", "query", "instruction", "userinput", "usermessage", "userprompt", "request"),
     "reply": ("completion", "response", "reply", "answer", "output", "assistant", "botresponse", "modelresponse", "modeloutput", "generation"),
     "extra": ("input",),
@@ -23,7 +25,11 @@ PARTS = {
     "tools": ("tools", "functions"),
     "media": ("images", "image", "videos", "video", "audios", "audio"),
 }
-"""a record's part -> the columns it is found in, as `_plain` spells them, the first one present counting"""
+"""a record's part -> the columns it is found in, as `plain` spells them, the first one present counting"""
+
+TURN_KEYS = {"role", "from", "author", "speaker", "type", "content", "value", "text", "tool_calls", "function_call", "tool_call_id", "id"}
+FOR = ("thumbsup", "liked", "like", "likes", "upvotes", "helpful", "accepted")
+"""columns of votes for a reply, beside which there may be one of votes against it"""
 
 NO_VOTE = "nobody voted"
 
@@ -34,15 +40,24 @@ class Columns:
 
     filled: Counter = field(default_factory=Counter)
     votes: dict[str, Votes] = field(default_factory=dict)
-    rows: int = 0
+    names: dict[str, None] = field(default_factory=dict)
 
     def add(self, row: dict, used: set[str], candidates: set[str]) -> None:
-        """Count one row. Inside a dict of which a part is used, the parts are counted; `candidates` may be labels."""
-        self.rows += 1
+        """Count one row; the parts of nested data under their dotted names. `candidates` may be labels."""
+        self.names.update(dict.fromkeys(row))
         for name, value in _paths(row, used):
             self.filled[name] += not empty(value)
             if name in candidates or _may_be_label(name):
                 self.add_vote(name, value)
+            if isinstance(value, list) and value and isinstance(value[0], dict) and value[0].keys() & {"role", "from"}:
+                inside = {key for turn in value if isinstance(turn, dict) for key in turn if key not in TURN_KEYS and not empty(turn[key])}
+                self.filled.update(f"{name}[].{key}" for key in inside)
+
+    def unused(self, used: set[str]) -> dict[str, int]:
+        """The columns, and keys of turns, that nothing was read from, with the rows that fill them."""
+        return {name: count for name, count in self.filled.items() if count and name not in used
+                and (name in self.names or not any(name.startswith(f"{column}.") for column in used))
+                and (name.partition("[]")[0] in used or "[]" not in name)}
 
     def add_vote(self, name: str, value) -> None:
         self.votes.setdefault(name, Votes()).add(value)
@@ -63,8 +78,10 @@ def match(found: list[str], votes: dict[str, Votes]) -> dict[str, str]:
     """Which column holds which part, by its name; of several that may be the label the first whose values are votes."""
     by_name = {plain(name): name for name in reversed(found)}
     matches = {part: next((by_name[name] for name in names if name in by_name), None) for part, names in PARTS.items()}
-    candidates = [by_name[name] for name in PARTS["label"] if name in by_name] + [name for name in found if "." in name and _may_be_label(name)]
-    matches["label"] = next((name for name in candidates if votes[name].are_labels), None)
+    candidates = [by_name[name] for name in PARTS["label"] if name in by_name] + [name for name in found if "." in name]
+    matches["label"] = next((name for name in candidates if name in votes and votes[name].are_labels), None)
+    if matches["against"] and plain(matches["label"] or "") not in FOR:
+        del matches["against"]
     return {part: name for part, name in matches.items() if name is not None}
 
 
@@ -96,16 +113,17 @@ def empty(value) -> bool:
 
 
 def _may_be_label(name: str) -> bool:
-    return plain(name) in PARTS["label"] or plain(name.split(".")[0]) in PARTS["label"]
+    """By its name, or the first or last part of a dotted one."""
+    return any(plain(part) in PARTS["label"] for part in (name, name.split(".")[0], name.rpartition(".")[2]))
 
 
 def _paths(row: dict, used: set[str], before: str = ""):
-    """(dotted name, value) of a row's columns; of a dict only a part of which is used, its parts."""
+    """(dotted name, value) of a row's columns and of what small dicts in them hold; `used` ones are not taken apart."""
     for name, value in row.items():
         path = f"{before}{name}"
-        inner = any(each.startswith(f"{path}.") for each in used) and path not in used
+        inner = path not in used and any(each.startswith(f"{path}.") for each in used)
         value = literal(value) if inner and isinstance(value, str) else value
-        if inner and isinstance(value, dict):
+        if isinstance(value, dict) and path not in used and (inner or (len(value) <= 30 and path.count(".") < 2)):
             yield from _paths(value, used, f"{path}.")
         else:
             yield path, value

@@ -187,7 +187,7 @@ def _named(scale: str, accept_from: float | None, stars: int) -> Scale:
         raise KitError(f"there is no scale {scale!r}", "binary, sign, stars, or the lowest and highest rating, such as 1-10",
                        "correct --scale")
     low, high = float(ends[1]), float(ends[2])
-    usual = stars if (low, high) == (1, 5) else ACCEPT.get((low, high), low + 0.6 * (high - low))
+    usual = stars if (low, high) == (1, 5) else _usual(low, high)
     accept = usual if accept_from is None else accept_from
     if not low < accept <= high:
         raise KitError(f"ratings of {accept:g} and more were to be accepted, on a scale of {low:g} to {high:g}",
@@ -199,12 +199,18 @@ def _rated(low: float, high: float, accept: float) -> Scale:
     return Scale(low, high, accept, f"ratings {low:g} to {high:g}; {accept:g} and more are accepted")
 
 
+def _usual(low: float, high: float) -> float:
+    """From where on ratings are accepted: as ACCEPT has it, else six tenths up the scale."""
+    accept = low + 0.6 * (high - low)
+    return ACCEPT.get((low, high), math.ceil(accept) if high - low > 2 else round(accept, 2))
+
+
 def _options(low: float, high: float) -> str:
     """The very option to add."""
-    ends = [(1, 3), (1, 5)] if high == 3 else [(0, math.ceil(high))] if low == 0 else [(1, 5)] if 1 <= low and high <= 5 else \
+    ends = [(0, math.ceil(high))] if low == 0 else [(1, 3), (1, 5)] if high == 3 and low >= 1 else [(1, 5)] if 1 <= low and high <= 5 else \
         [(1, 7), (1, 10)] if 1 <= low and high <= 7 else [(math.floor(low), math.ceil(high))]
     return "add " + ", or ".join(
-        f"--scale={a}{'..' if a < 0 else '-'}{b} --accept-from={ACCEPT.get((a, b), round(a + 0.6 * (b - a), 2)):g}" for a, b in ends)
+        f"--scale={a}{'..' if a < 0 else '-'}{b} --accept-from={_usual(a, b):g}" for a, b in ends)
 
 
 def label_of(value, scale: Scale) -> bool | None:
@@ -224,6 +230,20 @@ def label_of(value, scale: Scale) -> bool | None:
     if len(votes) > 1 and all(isinstance(vote, Number) for vote in votes) and scale is not SIGN:
         return sum(vote.value for vote in votes) / len(votes) >= scale.accept
     return sum(labels) * 2 > len(labels)
+
+
+def more_for(votes_for, votes_against) -> bool | None:
+    """The label where votes for and against stand in columns of their own: flags or counts. None where there are none."""
+    counts = []
+    for value in (votes_for, votes_against):
+        try:
+            vote = parse(value)
+            counts.append(vote.value if isinstance(vote, Number) else float(vote or 0))
+        except (ValueError, TypeError):
+            raise Refused("label", f"{shorten(value)} is no number of votes") from None
+    if counts[0] == counts[1] and counts[0]:
+        raise Refused("annotators disagree", f"as many votes for the reply as against it: {counts[0]:g}")
+    return None if counts[0] == counts[1] else counts[0] > counts[1]
 
 
 def _one(vote, scale: Scale) -> bool | None:

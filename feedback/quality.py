@@ -12,8 +12,9 @@ PERSONAL = {
     "an IBAN": re.compile(r"\b[A-Z]{2}\d{2}(?: ?[A-Z0-9]{4}){3,7}(?: ?[A-Z0-9]{1,3})?\b"),
     "a card number": re.compile(r"\b(?:\d{4}[ -]?){3}\d{1,4}\b"),
     "a social security number": re.compile(r"\b\d{3}-\d{2}-\d{4}\b"),
-    "a phone number": re.compile(r"(?<![\w.+/-])(?:\+\d{1,3}[ ./-]?\(?\d|\(\d{2,5}\) ?\d|0\d{1,4}[ -]\d|\d{3}[-.]\d{3}[-.]\d)[\d ()./-]{3,14}\d(?![\w-])"),
     "an IP address": re.compile(r"(?<![\w.])(?:(?:25[0-5]|2[0-4]\d|1?\d?\d)\.){3}(?:25[0-5]|2[0-4]\d|1?\d?\d)(?![\w.])"),
+    "a phone number": re.compile(r"(?<![\w.+/-])(?:\+\d{1,3}[ ./-]?\(?\d|\(\d{2,5}\) ?\d|0\d{1,4}[ -]\d|\d{3}[-.]\d{3}[-.]\d)"
+                                 r"[\d ()./-]{2,14}\d(?![\w-])"),
 }
 PASSWORD = re.compile(r"(?i)\b(?:password|passwd|passwort|api[_-]?key|secret)\b[ ]?(?:is|ist|[:=])[ ]?[\"']?(?=\S*\d)[^\s\"',;]{6,}")
 GARBLED = re.compile("Ã[\x80-\x9f]")
@@ -57,7 +58,7 @@ def look_across(checked) -> None:
         note("sorted by label", [("all rows", f"the label changes {changes:,} times in {count:,} rows")])
     equal = np.flatnonzero(checked.prompts[1:] == checked.prompts[:-1]) + 1
     note("neighbours", ((where(i), f"the prompt of {where(i - 1)}") for i in equal))
-    if count >= 20 and min(share, 1 - share) < RARE:
+    if count >= 20 and 0 < min(share, 1 - share) < RARE:
         rare = "accepted" if share < 0.5 else "rejected"
         note("one label is rare", [("all rows", f"{min(share, 1 - share):.1%} of the rows are {rare}")])
     if min(labels.sum(), (~labels).sum()) >= 10:

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from helpers.errors import KitError
 
 from .columns import NO_VOTE, Columns, empty, match, plain, resolve, value_at
-from .labels import Scale, label_of
+from .labels import Scale, label_of, more_for
 from .records import ROLES, Refused, record, shorten
 from .texts import earlier, said, turns_in
 
@@ -31,15 +31,15 @@ class Shape:
 
 def recognise(columns: Columns, given: dict[str, str]) -> tuple[str, dict[str, str]]:
     """The shape's name and which column holds which part. KitError prints the option to add, with the columns that were seen."""
-    found = list(columns.filled)
+    found = list(dict.fromkeys([*columns.names, *columns.filled]))
     parts = match(found, columns.votes) | {part: resolve(column, found) for part, column in given.items()}
     if parts.get("prompt") != parts.get("extra") and plain(parts.get("prompt", "")) != "instruction" and "extra" not in given:
         if "prompt" in parts or not {"reply", "chosen"} & set(parts) or "messages" in parts:
             parts.pop("extra", None)  # only Alpaca's `input` belongs to its instruction
         elif "extra" in parts:
             parts["prompt"] = parts.pop("extra")
-    extras = {part for part in ("system", "tools", "media") if part in parts}
-    if {"chosen", "rejected"} <= set(parts):
+    extras = {part for part in ("system", "tools", "media", "against") if part in parts}
+    if {"chosen", "rejected"} <= set(parts) and not {"reply", "label"} & set(given):
         name, used = "chosen/rejected pairs", {"chosen", "rejected", "extra", "history", "prompt" if "prompt" in parts else "messages"}
     elif {"messages", "label"} <= set(parts) and not {"prompt", "reply"} <= set(given):
         name, used = "messages and label (ShareGPT)", {"messages", "label"}
@@ -74,7 +74,7 @@ def _reply(value: dict, shape: Shape, side: str) -> tuple[dict, tuple[str, ...]]
     get = {part: value_at(value, column) for part, column in parts.items()}
     label = side == "chosen"
     if not side:
-        label = label_of(get["label"], shape.scale)
+        label = more_for(get["label"], get["against"]) if "against" in parts else label_of(get["label"], shape.scale)
         if label is None:
             raise Refused(NO_VOTE, "")
         if not isinstance(get["label"], bool):
