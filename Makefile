@@ -1,8 +1,9 @@
 # Two commands do everything: `make demo` and `make test`. Both set up .venv first; the second time nothing is installed.
-PYTHON ?= python3.11
-PY := .venv/bin/python
-STAMP := .venv/.installed-$(shell cat requirements.lock pyproject.toml | cksum | cut -d' ' -f1)
-PIP := $(PY) -m pip --disable-pip-version-check install -qq --no-input
+PYTHON ?= $(shell for p in python3.11 python3.12 python3; do $$p -c '' 2>/dev/null && echo $$p && exit; done; echo python3.11)
+VENV := .venv
+LOCK := requirements.lock
+PY := $(VENV)/bin/python
+STAMP := $(VENV)/.installed-$(shell cat $(LOCK) pyproject.toml | cksum | cut -d' ' -f1)
 
 .PHONY: demo test test-cluster install install-cluster lab mlflow serve notebooks hooks lint clean help
 
@@ -22,27 +23,24 @@ test-cluster: install ## several Ray nodes, jobs, kills and their resumes, plant
 
 install: $(STAMP) ## the locked stack in .venv (4 minutes, once)
 
-# torch first and with its own dependencies (a CUDA build brings libraries that a CPU build does not); the rest exactly as locked.
-$(STAMP): requirements.lock pyproject.toml
-	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(None if v == (3, 11) else f"error: {sys.executable} is Python {v[0]}.{v[1]}\n  expected: 3.11, which ray 2.48 and llamafactory 0.9.3 are locked for\n  to do:    install it, or: make $(MAKECMDGOALS) PYTHON=/path/to/python3.11")' \
-	  || { command -v $(PYTHON) >/dev/null || echo 'error: no $(PYTHON) found; to do: install Python 3.11, or: make PYTHON=/path/to/python3.11' >&2; exit 1; }
-	@echo 'Installing the locked stack into .venv (about 4 minutes, once) ...' >&2
-	@test -x $(PY) || $(PYTHON) -m venv .venv
-	@$(PIP) -c requirements.lock $$(grep -E '^(torch|setuptools)==' requirements.lock)
-	@$(PIP) --no-deps -r requirements.lock
-	@$(PIP) --no-deps --no-build-isolation -e .
-	@rm -f .venv/.installed-* && touch $@
+$(STAMP): $(LOCK) pyproject.toml
+	@command -v $(PYTHON) >/dev/null || { printf 'error: no $(PYTHON) found\n  expected: Python 3.11 or 3.12\n  fix: install it, or: make $(MAKECMDGOALS) PYTHON=/path/to/python3.11\n' >&2; exit 1; }
+	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(None if v in ((3, 11), (3, 12)) else f"error: {sys.executable} is Python {v[0]}.{v[1]}\n  expected: 3.11 or 3.12, which the stack is locked for\n  fix: install one, or: make $(MAKECMDGOALS) PYTHON=/path/to/python3.11")'
+	@echo 'Installing $(LOCK) into $(VENV) (about 4 minutes, once) ...' >&2
+	@test -x $(PY) || $(PYTHON) -m venv $(VENV)
+	@$(PY) tools/install.py $(LOCK)
+	@rm -f $(VENV)/.installed-* && touch $@
 
 # A cluster image brings a torch and a ray that fit its drivers and its nodes: they, and what is built against them, stay.
-install-cluster: ## on a cluster image: everything but torch and ray, which stay as the image has them
-	@$(PYTHON) tools/install_cluster.py
+install-cluster: ## on a cluster image: everything but torch and ray, which stay as the image has them (LOSE=vllm: it may break)
+	@$(PYTHON) tools/install_cluster.py $(addprefix --lose ,$(LOSE))
 
 lab: install ## JupyterLab on the first notebook, on this machine only
-	@.venv/bin/jupyter lab --ip=127.0.0.1 notebooks/01_setup.ipynb
+	@$(VENV)/bin/jupyter lab --ip=127.0.0.1 notebooks/01_setup.ipynb
 
 mlflow: install ## an MLflow server on this machine only, over the local storage's runs (PORT=5000)
 	@$(PY) tools/free_port.py $${PORT:-5000}
-	@.venv/bin/mlflow server --host 127.0.0.1 --port $${PORT:-5000} --workers 1 --backend-store-uri sqlite:///$${KTO_STORAGE:-$(CURDIR)/storage}/mlflow.db
+	@$(VENV)/bin/mlflow server --host 127.0.0.1 --port $${PORT:-5000} --workers 1 --backend-store-uri sqlite:///$${KTO_STORAGE:-$(CURDIR)/storage}/mlflow.db
 
 serve: install ## an OpenAI-compatible server on this machine only: the newest run's base with every adapter that fits it (PORT=8000)
 	@$(PY) -m kto serve --port $${PORT:-8000}
@@ -51,10 +49,10 @@ notebooks: install ## run the six notebooks for real and keep their outputs in n
 	@$(PY) tools/regenerate_notebooks.py
 
 hooks: install ## look at every commit before it is made: ruff, notebook outputs, secrets
-	@.venv/bin/pre-commit install
+	@$(VENV)/bin/pre-commit install
 
 lint: install ## ruff over everything
-	@.venv/bin/ruff check .
+	@$(VENV)/bin/ruff check .
 
 clean:       ## remove the environment; runs in storage/ stay
-	rm -rf .venv build
+	rm -rf .venv .venv-image .venv-newest build
