@@ -41,7 +41,8 @@ CAUSES = [
           "disable_gradient_checkpointing: false; enable_liger_kernel: true; quantization_bit: 4"),
     Cause("a node ran out of memory",
           r"running low on memory|memory pressure|Out of memory: Killed|oom[-_]kill|OOMKilled"
-          r"|Cannot allocate memory|can't allocate memory|^MemoryError|OutOfMemoryError: Task was killed",
+          r"|bytes failed|bad_alloc|Cannot allocate memory|can't allocate memory|^MemoryError"
+          r"|OutOfMemoryError: Task was killed",
           "each worker loads the model once into the node's own memory",
           "fewer workers on a node, a node with more memory, or preprocessing_num_workers down"),
     Cause("a token id lies outside the embedding",
@@ -148,10 +149,15 @@ CAUSES = [
     Cause("no Ray cluster was found", r"Could not find any running Ray instance|ray\.init\(address=.*ConnectionError"
           r"|Failed to connect to (?:Ray|GCS)", "nothing runs at that address, or it cannot be reached from here",
           "ray start --head there first; RAY_ADDRESS and the profile's address must be the cluster's"),
+    Cause("stopped from outside", r"got signal: (?:1|2|15)\b|SignalException",
+          "a time limit, a scheduler, or `kill`", GO_ON),
     Cause("stopped by hand", r"KeyboardInterrupt", "Ctrl-C, or the notebook's stop", GO_ON),
     Cause("something may not be read or written", r"Permission denied|PermissionError|Errno 13",
           "the worker runs as another user than the folder's",
           "give the workers' user the folder, or another `storage`"),
+    Cause("a file is not there", r"FileNotFoundError|No such file or directory",
+          "a path that this worker does not see, or may not read",
+          "the path must lie on storage that every node sees, readable for the workers' user"),
     Cause("a node was lost",
           r"marked dead|node has died|node was terminated unexpectedly|NodeDiedError|Raylet is terminated",
           "the machine went away or froze: spot capacity taken back, its memory, its network",

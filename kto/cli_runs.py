@@ -20,7 +20,11 @@ Chosen = Annotated[str, typer.Option(help="best, latest, a step's number, or a c
 
 
 @app.command()
-def metrics(log: Log, as_json: AsJson = False) -> None:
+def metrics(
+    log: Log,
+    logging_steps: Annotated[int, typer.Option(help="Steps between two of its lines, where the log does not say.")] = 0,
+    as_json: AsJson = False,
+) -> None:
     """The table of a training log in KTO's units; also of a log that this project did not make.
 
     Example: kto metrics storage/first-run
@@ -28,7 +32,10 @@ def metrics(log: Log, as_json: AsJson = False) -> None:
     from . import compare
 
     try:
-        show(records(compare.metrics_of(log)), as_json)
+        table = compare.metrics_of(log, logging_steps or None)
+        show(records(table), as_json)
+        for note in (f"rewards and logps are means over the rows of {table.attrs['rows of']}", *table.attrs["notes"]):
+            typer.echo(f"note: {note}", err=True)
     except KitError as error:
         raise Usage(error.found, error.expected, error.remedy) from None
 

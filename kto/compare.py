@@ -74,10 +74,10 @@ def log_of(path: Path) -> Path:
     return log
 
 
-def metrics_of(path: Path):
+def metrics_of(path: Path, logging_steps: int | None = None):
     """The table (helpers.metrics) of a log or of a run's folder. KitError where it logged nothing, with what log it is."""
     log = log_of(path)
-    if (found := metrics.joined(log)).empty:
+    if (found := metrics.joined(log, logging_steps)).empty:
         raise KitError(f"{log} holds no logged window: {explanation(log)}",
                        "lines like {'loss': …, 'learning_rate': …}")
     return found

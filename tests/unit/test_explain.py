@@ -4,6 +4,8 @@ import time
 from pathlib import Path
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from helpers.causes import CAUSES
 from helpers.explain import explain
@@ -11,8 +13,8 @@ from helpers.explain import explain
 FIXTURES = Path(__file__).parent.parent / "fixtures"
 FAILURES = {  # log -> (the explanation's name, words of its decisive line, words of where it was raised)
     "corrupt_safetensors": ("a weights file is damaged", "SafetensorError: Error while deserializing header", "modeling_utils.py"),
-    # "crash_alone": ("a process crashed", "Segmentation fault", ""),
-    # "ctrl_c": ("stopped by hand", "KeyboardInterrupt", "hurt.py:"),
+    "crash_alone": ("a process crashed", "Segmentation fault", ""),
+    "ctrl_c": ("stopped by hand", "KeyboardInterrupt", "hurt.py:"),
     "data_broken": ("the dataset was not read", "ArrowInvalid: JSON parse error", ""),
     "data_gone": ("the dataset was not read", "gone.json not found.", "loader.py:82"),
     "data_invalid": ("the dataset was not read", "Cannot find valid samples", "loader.py:"),
@@ -33,7 +35,12 @@ FAILURES = {  # log -> (the explanation's name, words of its decisive line, word
     "no_network": ("the hub cannot be reached", "We couldn't connect to 'https://huggingface.co'", ""),
     "node_memory": ("a node ran out of memory", "can't allocate memory", "worker rank1"),
     "package_missing": ("a package is missing", "bitsandbytes>=0.39.0", ""),
-    # "permission": ("something may not be read or written", "PermissionError: [Errno 13] Permission denied", ""),
+    "unreadable_model": ("a file is not there", "No such file or directory: /mnt/run/model/model.safetensors", "modeling_utils.py:"),
+    "not_writable": ("something may not be read or written", "PermissionError: [Errno 1]", ""),
+    "address_space": ("a node ran out of memory", "memory allocation of 12 bytes failed", ""),
+    "command_not_found": ("a package is missing", "lamafactory-cli: command not found", ""),
+    "no_module": ("a package is missing", "No module named 'llamafactory'", ""),
+    "killed_said": ("a worker was lost", "Killed", ""),
     "port_in_use": ("a port is in use", "EADDRINUSE", ""),
     "ray_v1_chain": ("KeyError", "KeyError: 'reward'", "worker 192.0.2.2:22209"),
     "ray_v1_killed": ("a worker was lost", "A worker died or was killed", ""),
@@ -46,7 +53,7 @@ FAILURES = {  # log -> (the explanation's name, words of its decisive line, word
     "resume_missing": ("the checkpoint was not found", "Can't find a valid checkpoint at", "trainer.py:"),
     "shm_full": ("shared memory is full", "OSError: [Errno 28] No space left on device", "multiprocessing/synchronize.py"),
     "tokenizer_missing": ("the tokenizer is missing", "Either model_file or model_proto must be specified", ""),
-    # "too_many_files": ("too many files are open", "Too many open files", ""),
+    "too_many_files": ("too many files are open", "Too many open files", ""),
     "torchrun_crash": ("a process crashed", "exitcode: -11", "worker rank1"),
     "torchrun_exception": ("IndexError", "list index out of range in the reader's own callback", "hurt.py:8, in on_step_begin, worker rank1"),
     "torchrun_exit": ("a worker ended without a word", "exitcode: 3", "worker rank1"),
@@ -116,6 +123,7 @@ PUBLIC = {  # in the words of public reports: no GPU, no second node and no kern
     "too many files are open": ["OSError: [Errno 24] Too many open files: '/mnt/run/data/train.json'"],
     "something may not be read or written": ["PermissionError: [Errno 13] Permission denied: '/mnt/run/output'"],
     "stopped by hand": ["KeyboardInterrupt"],
+    "stopped from outside": ["torch.distributed.elastic.multiprocessing.api.SignalException: Process 4711 got signal: 15"],
     "a time limit ended it": ["slurmstepd: error: *** JOB 123 ON node1 CANCELLED AT 2026-11-22T12:00:00 DUE TO TIME LIMIT ***"],
 }
 TRACEBACK = ["Traceback (most recent call last):", '  File "/venv/x.py", line 3, in f', "    g()"]
@@ -146,7 +154,7 @@ def test_every_known_cause_is_shown_by_a_log_or_a_line():
 
 @pytest.mark.parametrize(("name", "line"), [(name, line) for name, lines in PUBLIC.items() for line in lines])
 def test_a_failure_in_the_words_of_public_reports_is_told(tmp_path, name, line):
-    traceback = TRACEBACK if line.split(":")[0].endswith(("Error", "Interrupt")) else []
+    traceback = TRACEBACK if line.split(":")[0].endswith(("Error", "Interrupt", "Exception")) else []
     said = explain(log_of(tmp_path, "loading model", *traceback, line, "ray.train.base_trainer.TrainingFailedError: The Ray Train run failed."))
     assert said.name == name and line[9:40] in said.line
 
@@ -242,3 +250,69 @@ def test_a_log_of_100_mb_is_explained_in_seconds(tmp_path):
     began = time.process_time()
     assert explain(path).line == "KeyError: 'in the middle'"
     assert time.process_time() - began < 5
+
+
+OTHERS = {
+    "a process of datasets.map": (
+        "KeyError: 'content'", ["multiprocess.pool.RemoteTraceback: ", '"""', *TRACEBACK, "KeyError: 'content'", '"""', "",
+        "The above exception was the direct cause of the following exception:", "", *TRACEBACK, "KeyError: 'content'"]),
+    "a worker of the data loader": (
+        "ValueError: no row 7", [*TRACEBACK, "RuntimeError: Caught ValueError in DataLoader worker process 0.",
+        "Original Traceback (most recent call last):", *TRACEBACK[1:], "ValueError: no row 7"]),
+    "a notebook": (
+        "ValueError: no", ["-" * 75, "ValueError                                Traceback (most recent call last)", "Cell In[3], line 1",
+        "----> 1 f()", "", "File /venv/x.py:3, in f()", "      2 def f():", "----> 3     raise ValueError('no')", "", "ValueError: no"]),
+    "rich": (
+        "ValueError: no", ["╭───── Traceback (most recent call last) ─────╮", "│ /venv/x.py:3 in f                            │",
+        "│ ❱ 3     raise ValueError('no')               │", "╰──────────────────────────────────────────────╯", "ValueError: no"]),
+    "an exception group": (
+        "ExceptionGroup: two (2 sub-exceptions)", ["  + Exception Group Traceback (most recent call last):", '  |   File "/venv/x.py", line 3, in f',
+        "  | ExceptionGroup: two (2 sub-exceptions)", "  +-+---------------- 1 ----------------", "    | Traceback (most recent call last):",
+        '    |   File "/venv/y.py", line 4, in g', "    | ValueError: first"]),
+    "an environment that was not set up": (
+        "RuntimeError: Failed to install pip packages", [*TRACEBACK, "ray.exceptions.RuntimeEnvSetupError: Failed to set up runtime environment.",
+        *TRACEBACK, "RuntimeError: Failed to install pip packages"]),
+    "a message that begins below": (
+        "RuntimeError: Error(s) in loading state_dict for Llama: size mismatch for lm_head.weight", [
+            *TRACEBACK, "RuntimeError: Error(s) in loading state_dict for Llama:", "\tsize mismatch for lm_head.weight"]),
+    "a class of its own": ("botocore.exceptions.NoCredentialsError: Unable to locate credentials", [
+        *TRACEBACK, "botocore.exceptions.NoCredentialsError: Unable to locate credentials"]),
+    "no message": ("AssertionError", [*TRACEBACK, "AssertionError"]),
+    "pip spoke before": ("KeyError: 'x'", ["ERROR: pip's dependency resolver does not take into account", *TRACEBACK, "KeyError: 'x'"]),
+    "nested wrappers": ("ValueError: mine", [
+        *TRACEBACK, "ray.exceptions.RayTaskError(ValueError): ray::_Inner.train() (pid=1, ip=10.0.0.9)", *TRACEBACK[1:],
+        "ray.exceptions.RayTaskError(ValueError): ray::W.get_next() (pid=2, ip=10.0.0.8)", *TRACEBACK[1:], "ValueError: mine", "",
+        "The above exception was the direct cause of the following exception:", "", *TRACEBACK, "ray.train.base_trainer.TrainingFailedError: see"]),
+}
+
+
+@pytest.mark.parametrize("name", OTHERS)
+@pytest.mark.parametrize("worker", ["RayTrainWorker pid=7", None])
+def test_tracebacks_of_every_making_are_read(tmp_path, name, worker):
+    line, lines = OTHERS[name]
+    path = log_of(tmp_path, *lines, worker=worker) if worker else tmp_path / "train.log"
+    path.write_text(path.read_text() if worker else "\r\n".join(lines))  # and as Windows ends its lines
+    said = explain(path)
+    assert said.line == line and "/venv/x.py:3" in said.where
+
+
+def test_a_process_that_was_terminated_is_told_with_its_last_words(tmp_path):
+    said = explain(log_of(tmp_path, "terminate called after throwing an instance of 'c10::Error'", "  what():  CUDA error: out of memory"))
+    assert said.name == "a GPU ran out of memory" and "what():" in said.around[0]
+
+
+def test_a_death_that_the_training_survived_is_no_cause(tmp_path):
+    helper = "(raylet) A worker died or was killed while executing a task by an unexpected system error."
+    assert explain(log_of(tmp_path, helper, *[WORDS] * 5, *TRACEBACK, "KeyError: 'x'")).name == "KeyError"
+
+
+PIECES = [*TRACEBACK, "ValueError: x", "", "inputs:", "label_ids:", "labels:", WORDS, END, "The above exception was the direct cause", "Killed",
+          "E1126 failed (exitcode: -9) local_rank: 1", "(raylet) A worker died or was killed", "Started a local Ray instance", "(", "|", "╭─ Traceback"]
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.lists(st.sampled_from(PIECES) | st.text(max_size=20), max_size=30))
+def test_no_log_whatever_makes_the_explanation_raise(tmp_path_factory, pieces):
+    path = tmp_path_factory.getbasetemp() / "any.log"
+    path.write_bytes("\n".join(pieces).encode("utf-8", "replace"))
+    assert str(explain(path))
