@@ -10,6 +10,7 @@ import os
 import re
 import threading
 import time
+from pathlib import Path
 
 from . import metrics
 from .errors import KitError
@@ -44,6 +45,8 @@ def client(run: Run):
         return MlflowClient(uri_for(run))
     finally:
         logging.disable(before)
+        with contextlib.suppress(OSError):
+            Path("mlruns").rmdir()  # MLflow makes an empty one wherever it is, whatever the address
 
 
 def sync(run: Run, table=None, there: dict | None = None) -> dict:

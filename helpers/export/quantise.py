@@ -4,9 +4,11 @@ By llm-compressor into the compressed-tensors format, which vLLM serves and tran
 GGUF, for llama.cpp and Ollama.
 """
 
+import contextlib
 import math
 import random
 import shutil
+import tempfile
 from pathlib import Path
 
 from ..errors import KitError
@@ -93,7 +95,8 @@ def to_compressed_tensors(scheme: str, merged: Path, rows: list[Row], folder: Pa
 
     model = AutoModelForCausalLM.from_pretrained(merged, torch_dtype="auto")
     model = model.to("cuda" if torch.cuda.is_available() else "cpu")
-    oneshot(model=model, recipe=recipe(scheme, model), log_dir=None, **(data(rows) if scheme in CALIBRATED else {}))
+    with tempfile.TemporaryDirectory() as scratch, contextlib.chdir(scratch):  # it leaves a folder sparse_logs wherever it is
+        oneshot(model=model, recipe=recipe(scheme, model), log_dir=None, **(data(rows) if scheme in CALIBRATED else {}))
     model.save_pretrained(folder, save_compressed=True)
     AutoTokenizer.from_pretrained(merged).save_pretrained(folder)
 

@@ -129,3 +129,11 @@ def test_the_tracker_never_raises_and_says_what_to_do(trained, monkeypatch):
     assert (
         "kto track" in said and "secret" not in said and trained.record()["tracking"] == {"sent": False}
     )
+
+
+def test_nothing_is_left_in_the_folder_that_one_is_in(run, tmp_path, monkeypatch):
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    tracking.client(run)
+    assert list((tmp_path / "here").iterdir()) == []
