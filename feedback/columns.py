@@ -13,12 +13,13 @@ PARTS = {
     "messages": ("messages", "conversations", "conversation", "dialogue", "dialog", "chat", "turns"),
     "chosen": ("chosen", "acceptedresponse", "preferred", "chosenresponse"),
     "rejected": ("rejected", "rejectedresponse", "dispreferred"),
-    "label": ("label", "ktotag", "rating", "feedback", "thumb", "thumbs", "stars", "vote", "reaction", "score", "userrating", "userfeedback",
-              "userscore", "thumbsup", "liked", "like", "likes", "upvotes", "helpful", "grade", "accepted", "desirable", "humanrating",
-              "choice", "evaluation"),
+    "label": ("label", "ktotag", "rating", "feedback", "thumb", "thumbs", "stars", "vote", "reaction", "score", "userrating",
+              "userfeedback", "userscore", "thumbsup", "liked", "like", "likes", "upvotes", "helpful", "grade", "accepted",
+              "desirable", "humanrating", "choice", "evaluation"),
     "against": ("thumbsdown", "disliked", "dislike", "dislikes", "downvotes"),
     "prompt": ("prompt", "question", "query", "instruction", "userinput", "usermessage", "userprompt", "request"),
-    "reply": ("completion", "response", "reply", "answer", "output", "assistant", "botresponse", "modelresponse", "modeloutput", "generation"),
+    "reply": ("completion", "response", "reply", "answer", "output", "assistant", "botresponse", "modelresponse", "modeloutput",
+              "generation"),
     "extra": ("input",),
     "history": ("history",),
     "system": ("system", "systemprompt", "systemmessage"),
@@ -27,7 +28,8 @@ PARTS = {
 }
 """a record's part -> the columns it is found in, as `plain` spells them, the first one present counting"""
 
-TURN_KEYS = {"role", "from", "author", "speaker", "type", "content", "value", "text", "tool_calls", "function_call", "tool_call_id", "id"}
+TURN_KEYS = {"role", "from", "author", "speaker", "type", "content", "value", "text", "tool_calls", "function_call",
+             "tool_call_id", "id"}
 FOR = ("thumbsup", "liked", "like", "likes", "upvotes", "helpful", "accepted")
 """columns of votes for a reply, beside which there may be one of votes against it"""
 
@@ -50,8 +52,8 @@ class Columns:
             if name in candidates or _may_be_label(name):
                 self.add_vote(name, value)
             if isinstance(value, list) and value and isinstance(value[0], dict) and value[0].keys() & {"role", "from"}:
-                inside = {key for turn in value if isinstance(turn, dict) for key in turn if key not in TURN_KEYS and not empty(turn[key])}
-                self.filled.update(f"{name}[].{key}" for key in inside)
+                keys = {key for turn in value if isinstance(turn, dict) for key in turn if not empty(turn[key])}
+                self.filled.update(f"{name}[].{key}" for key in keys - TURN_KEYS)
 
     def unused(self, used: set[str]) -> dict[str, int]:
         """The columns, and keys of turns, that nothing was read from, with the rows that fill them."""
