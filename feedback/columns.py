@@ -80,11 +80,21 @@ def match(found: list[str], votes: dict[str, Votes]) -> dict[str, str]:
     """Which column holds which part, by its name; of several that may be the label the first whose values are votes."""
     by_name = {plain(name): name for name in reversed(found)}
     matches = {part: next((by_name[name] for name in names if name in by_name), None) for part, names in PARTS.items()}
-    candidates = [by_name[name] for name in PARTS["label"] if name in by_name] + [name for name in found if "." in name]
-    matches["label"] = next((name for name in candidates if name in votes and votes[name].are_labels), None)
+    named = [by_name[name] for name in PARTS["label"] if name in by_name and by_name[name] in votes]
+    matches["label"] = _label([name for name in named if votes[name].are_labels], votes) or next(
+        (name for name in found if "." in name and name in votes and votes[name].are_labels), None)
     if matches["against"] and plain(matches["label"] or "") not in FOR:
         del matches["against"]
     return {part: name for part, name in matches.items() if name is not None}
+
+
+def _label(candidates: list[str], votes: dict[str, Votes]) -> str | None:
+    """Of several columns that hold votes the one with thumbs; KitError where all have ratings, for which of them counts?"""
+    thumbs = [name for name in candidates if votes[name].words or not set(votes[name].numbers) - {-1, 0, 1}]
+    if len(candidates) > 1 and not thumbs:
+        raise KitError(f"several columns hold ratings: {', '.join(candidates)}", "one that is the label",
+                       "add " + ", or ".join(f"--columns label={name}" for name in candidates))
+    return next(iter(thumbs or candidates), None)
 
 
 def resolve(column: str, found: list[str]) -> str:

@@ -103,7 +103,9 @@ def _json(path: Path, encoding: str) -> Iterator[tuple[int, object]]:
 def _wrapped(value) -> list | None:
     """The list of records inside an object, such as {"data": […], "meta": {…}}."""
     if isinstance(value, dict) and len(value) > 1 and all(isinstance(column, dict) for column in value.values()):
-        first, *others = value.values()  # pandas' to_json(): {"prompt": {"0": …, "1": …}, "vote": {…}}
+        if all(key.isdigit() for key in value):  # pandas' to_json(orient="index")
+            return list(value.values())
+        first, *others = value.values()  # its to_json(): {"prompt": {"0": …, "1": …}, "vote": {…}}
         if first and all(key.isdigit() for key in first) and all(other.keys() == first.keys() for other in others):
             return [{name: column[key] for name, column in value.items()} for key in first]
     lists = [value[key] for key in WRAPPERS if isinstance(value.get(key), list)] if isinstance(value, dict) else []

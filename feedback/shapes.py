@@ -32,7 +32,8 @@ class Shape:
 def recognise(columns: Columns, given: dict[str, str]) -> tuple[str, dict[str, str]]:
     """The shape's name and which column holds which part. KitError prints the option to add, with the columns that were seen."""
     found = list(dict.fromkeys([*columns.names, *columns.filled]))
-    parts = match(found, columns.votes) | {part: resolve(column, found) for part, column in given.items()}
+    votes = {given["label"]: columns.votes[given["label"]]} if given.get("label") in columns.votes else columns.votes
+    parts = match(found, votes) | {part: resolve(column, found) for part, column in given.items()}
     if parts.get("prompt") != parts.get("extra") and plain(parts.get("prompt", "")) != "instruction" and "extra" not in given:
         if "prompt" in parts or not {"reply", "chosen"} & set(parts) or "messages" in parts:
             parts.pop("extra", None)  # only Alpaca's `input` belongs to its instruction
