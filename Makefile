@@ -5,7 +5,7 @@ LOCK := requirements.lock
 PY := $(VENV)/bin/python
 STAMP := $(VENV)/.installed-$(shell cat $(LOCK) pyproject.toml | cksum | cut -d' ' -f1)
 
-.PHONY: demo test test-cluster install install-cluster lab mlflow serve notebooks hooks lint clean help
+.PHONY: demo test test-stacks test-cluster install install-cluster lab mlflow serve notebooks hooks lint clean help
 
 help:        ## this list
 	@grep -E '^[a-z-]+: .*##' Makefile | sed 's/:.*##/ -/'
@@ -14,9 +14,19 @@ demo: install ## train a real model on two CPU workers: six executed notebooks, 
 	@$(PY) -m kto run --profile local
 
 test: install ## unit tests, then the six notebooks for real (nbval)
-	@$(PY) -m pytest tests/unit tests/browser
+	@$(PY) -m pytest tests/unit tests/browser tests/stacks
 	@scratch=$$(mktemp -d) && trap 'rm -rf "$$scratch"' EXIT && export KTO_STORAGE="$$scratch/storage" KTO_LIVE=off OMP_WAIT_POLICY=PASSIVE && \
 	  $(PY) -m pytest --nbval-lax --nbval-cell-timeout=900 --nbval-sanitize-with tests/nbval_sanitize.cfg notebooks
+
+# Each in an environment of its own (7 GB with torch's CUDA build): make test-stacks STACKS=newest
+STACKS := image newest
+test-stacks: ## two-worker training, killed worker, resume, checkpoints, curves on the other locks (Python 3.12; 7 minutes each)
+	@set -e; python=$$(for p in $${PYTHON_312:-} python3.12; do $$p -c '' 2>/dev/null && echo $$p && break; done); \
+	  test -n "$$python" || { echo 'error: no python3.12 found; fix: install it, or: PYTHON_312=/path make test-stacks' >&2; exit 1; }; \
+	  for stack in $(STACKS); do \
+	    $(MAKE) --no-print-directory install PYTHON=$$python VENV=.venv-$$stack LOCK=locks/$$stack.lock; \
+	    .venv-$$stack/bin/python -m pytest tests/stacks; \
+	  done
 
 test-cluster: install ## several Ray nodes, jobs, kills and their resumes, planted secrets (10 minutes; wants root for nodes of their own)
 	@$(PY) -m pytest tests/cluster

@@ -14,7 +14,7 @@ from pins import ROOT, lines, name
 DRIVER = Path("/proc/driver/nvidia")
 CPU_INDEX = "https://download.pytorch.org/whl/cpu"
 BUILT_TOGETHER = ("torch", "torchvision", "torchaudio")
-QUIET = ("--quiet", "--disable-pip-version-check", "--no-input")
+QUIET = ("-qq", "--no-warn-conflicts", "--disable-pip-version-check", "--no-input")
 
 
 def pip(*words) -> None:

@@ -81,6 +81,12 @@ def test_a_differences_file_says_only_what_differs():
         assert not stack.differences or not base & set(pins.lines(stack.differences))
 
 
+def test_the_workers_packages_are_those_of_the_images_lock_and_leave_torch_and_ray_alone():
+    workers = pins.lines(ROOT / "locks" / "workers.txt")
+    assert set(workers) <= set(pins.lines(pins.STACKS["image"].lock))
+    assert "llamafactory==0.9.3" in workers and not {"torch", "ray"} & {pins.name(line) for line in workers}
+
+
 def test_a_machine_with_a_driver_takes_the_indexs_torch(tmp_path, monkeypatch):
     monkeypatch.setattr(install, "cpu_builds", lambda *_: pytest.fail("asked although there is a driver"))
     assert install.choose_torch(["torch==2.13.0"], driver=tmp_path)[0] == []

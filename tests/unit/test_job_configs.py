@@ -124,15 +124,21 @@ def test_both_run_on_the_image_that_the_containerfile_makes_with_the_ray_that_is
     images = {group["template"]["spec"]["containers"][0]["image"] for group in groups()} | {JOB["image_uri"]}
     locked = re.search(r"^ray==(.*)$", (ROOT / "requirements.lock").read_text(), re.MULTILINE).group(1)
     assert len(images) == 1 and images.pop().rpartition("/")[2] == re.search(r"-t REGISTRY/(\S+)", CONTAINER).group(1)
-    assert f":{locked}-py311-" in re.search(r"^FROM (.*)$", CONTAINER, re.MULTILINE).group(1)
+    assert f":{locked}-py311-" in re.search(r"^ARG BASE=(.*)$", CONTAINER, re.MULTILINE).group(1)
     assert RAYJOB["spec"]["rayClusterSpec"]["rayVersion"] == locked
+
+
+def test_the_current_image_that_is_named_has_the_python_and_the_ray_of_its_lock():
+    ray, python = re.search(r"BASE=anyscale/ray-llm:([\d.]+)-py(\d+)-cu130 --build-arg", CONTAINER).groups()
+    assert f"ray=={ray}" in (ROOT / "locks" / "image.lock").read_text().splitlines() and python == "312"
+    assert f'`rayVersion: "{ray}"`' in CONTAINER and ray in (FOLDER / "rayjob.yaml").read_text()
 
 
 def test_the_containerfile_copies_what_there_is_and_all_that_a_run_needs():
     copied = [name for line in re.findall(r"^COPY --chown=ray (.*) \S+$", CONTAINER, re.MULTILINE) for name in line.split()]
     assert all((ROOT / name).exists() for name in copied)
     assert {"helpers", "kto", "serving", "notebooks", "train-configs", "dataset-configs", "tools", "requirements.txt", "Makefile"} <= set(copied)
-    assert "RUN make install-cluster PYTHON=python" in CONTAINER
+    assert 'RUN make install-cluster PYTHON=python LOSE="${LOSE}"' in CONTAINER
     assert not {"helpers", "kto", "serving", "notebooks", "train-configs", "dataset-configs", "requirements.txt"} & set(JOB["excludes"])
 
 
