@@ -183,7 +183,9 @@ def _fetch_hub(hub_id: str, downloads: Path) -> Path:
 
     def fill(part: Path) -> None:
         import datasets
+        from huggingface_hub.utils import logging
 
+        logging.set_verbosity_error()  # without a network it tells each of its five tries in raw lines
         try:
             datasets.load_dataset(name, config or None, split=split or "train").to_parquet(part)
         except Exception as error:  # the hub's client raises kinds of its own for each of many causes

@@ -10,8 +10,6 @@ from . import files
 from .errors import KitError
 from .profiles import Profile, load, storage_for
 
-OWN = ("output_dir", "ray_run_name")
-"""Keys of a config that differ between any two runs and say nothing."""
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 
 
@@ -139,7 +137,7 @@ def refuse_if_trained(run: Run) -> None:
         raise KitError(
             f"the run name {run.name!r} is in use: a training was launched in {run.folder} (status: {ended})",
             "a name not used yet in this storage",
-            f"choose another run_name, go on with 05_checkpoints, or delete the folder: rm -r {run.folder}",
+            "choose another run_name, or go on with 05_checkpoints (in a terminal: --resume auto)",
         )
 
 
@@ -163,38 +161,6 @@ def of_folder(folder: Path) -> Run:
         raise KitError(f"{folder} is no run's folder: no run.json there", "a folder in a storage", "correct the path")
     folder = Path(folder).resolve()
     return locate(files.read_json(file)["profile"], str(folder.parent), folder.name)
-
-
-def differences(parameters: dict[str, dict]) -> list[dict]:
-    """One row a key whose value is not the same in all runs: {"key", a run's name: its value (None: not set), …}.
-
-    `parameters`: run's name -> its keys and values (`tracking.parameters`). Keys that hold a run's own paths are left out.
-    """
-    rows = []
-    for key in dict.fromkeys(key for values in parameters.values() for key in values if key not in OWN):
-        found = {name: values.get(key) for name, values in parameters.items()}
-        if any(value != next(iter(found.values())) for value in found.values()):
-            rows.append({"key": key, **found})
-    return rows
-
-
-def listing(storage: Path) -> list[dict]:
-    """One row a run in `storage`, newest first: name, created, status of its training, held-out figures."""
-    rows = []
-    for file in storage.glob("*/run.json"):
-        record = files.read_json(file)
-        evaluation = record.get("evaluation", {})
-        rows.append(
-            {
-                "run": record.get("run_name", file.parent.name),
-                "created": record.get("created", ""),
-                "status": record.get("training", {}).get("status", "not launched"),
-                "dataset": record.get("dataset", {}).get("name", ""),
-                "auc": evaluation.get("auc"),
-                "margin": evaluation.get("margin"),
-            }
-        )
-    return sorted(rows, key=lambda row: row["created"], reverse=True)
 
 
 def now() -> str:

@@ -4,7 +4,12 @@ from pathlib import Path
 
 from helpers import checkpoints, files, metrics, plots, tracking
 from helpers.errors import KitError
-from helpers.runs import OWN, Run, of_folder
+from helpers.runs import Run, of_folder
+
+from .terminal import Usage
+
+OWN = ("output_dir", "ray_run_name")
+"""Keys of a config that differ between any two runs and say nothing."""
 
 
 def listing(storage: Path) -> list[dict]:
@@ -67,10 +72,10 @@ def outcome(run: Run) -> dict:
 
 
 def log_of(path: Path) -> Path:
-    """The log that is meant: the file itself, or a run's train.log. KitError where there is none."""
+    """The log that is meant: the file itself, or a run's train.log. Usage where there is none."""
     log = path / "train.log" if path.is_dir() else path
     if not log.is_file():
-        raise KitError(f"there is no log {log}", "a LLaMA-Factory log or a run's folder", "correct the path")
+        raise Usage(f"there is no log {log}", "a LLaMA-Factory log or a run's folder", "correct the path")
     return log
 
 

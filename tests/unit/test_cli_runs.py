@@ -1,7 +1,10 @@
 """The commands that look at runs and logs, as a terminal calls them; the logs are recorded ones."""
 
 import json
+import os
 import shutil
+import subprocess
+import sys
 
 import pytest
 import tiny
@@ -91,3 +94,22 @@ def test_evaluate_gives_the_held_out_figures_of_a_checkpoint(run):
     assert said["before"]["auc"] == 0.5 and said["before"]["margin"] == 0.0
     assert (said["after"]["accepted"], said["after"]["rejected"]) == (3, 2) and said["after"]["margin"] != 0.0
     assert "there is no checkpoint" in call("evaluate", run.folder, code=1)
+
+
+def test_the_listing_shows_the_newest_run_first(run):
+    runs.start("local", str(run.storage), "second").note(created="2999-01-01T00:00:00+00:00")
+    assert [row["run"] for row in compare.listing(run.storage)] == ["second", "first-run"]
+
+
+def test_explain_says_of_any_log_how_it_ended_and_is_done(tmp_path):
+    (tmp_path / "failed.log").write_text("(RayTrainWorker pid=7) ValueError: zip() argument 2 is longer than argument 1\n")
+    assert "zip() argument 2 is longer" in call("explain", tmp_path / "failed.log")
+    assert "there is no log" in call("explain", tmp_path / "none.log", code=2)
+
+
+@pytest.mark.slow
+def test_a_hub_id_without_a_network_is_one_message(tmp_path):
+    asked = [sys.executable, "-m", "kto", "data", "check", "org/name"]
+    settings = os.environ | {"HF_ENDPOINT": "http://127.0.0.1:9", "HF_HOME": str(tmp_path)}
+    done = subprocess.run(asked, capture_output=True, text=True, env=settings, cwd=ROOT)
+    assert done.returncode == 2 and done.stderr.startswith("error: the hub gave no dataset") and len(done.stderr.splitlines()) == 3

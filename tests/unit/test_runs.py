@@ -110,8 +110,3 @@ def test_a_storage_that_cannot_be_written_is_one_clear_message(tmp_path):
 
 def test_paths_are_shown_relative_to_the_storages_parent(run):
     assert run.show(run.config_file) == "storage/first-run/config.yaml"
-
-
-def test_the_listing_shows_the_newest_run_first(run):
-    runs.start("local", str(run.storage), "second").note(created="2999-01-01T00:00:00+00:00")
-    assert [row["run"] for row in runs.listing(run.storage)] == ["second", "first-run"]
