@@ -69,23 +69,25 @@ class Checked:
         self.records.append(json.dumps(made, ensure_ascii=False, separators=(",", ":")).encode() + b"\n")
         self.places.append(number * len(self.source.files) + place)
         self.scripts.append(quality.script_of(reply))
-        for name, value in (("prompts", _hash(prompt)), ("replies", _hash(prompt + reply.encode())), ("words", _hash(reply.encode())),
-                            ("labels", made["label"]), ("turns", len(made["messages"]) // 2), ("lengths", len(reply))):
+        kept = {"prompts": _hash(prompt), "replies": _hash(prompt + reply.encode()), "words": _hash(reply.encode()),
+                "labels": made["label"], "turns": len(made["messages"]) // 2, "lengths": len(reply)}
+        for name, value in kept.items():
             self.kept[name].append(value)
 
     def text(self) -> str:
         """What was read, and how, in a few lines."""
         unused = ", ".join(f"{name} ({count:,} rows)" for name, count in self.unused.items())
-        columns = ", ".join(f"{part} from {column}" for part, column in self.shape.parts.items()) if self.shape.parts is not IMPORTED else ""
+        parts = {} if self.shape.parts is IMPORTED else self.shape.parts
+        columns = ", ".join(f"{part} from {column}" for part, column in parts.items())
         return (f"labels: {self.shape.scale.words}\n" + (f"columns: {columns}\n" if columns else "")
                 + f"unused columns: {unused or 'none'}\n{quality.lengths_in_words(self)}")
 
     def facts(self) -> dict:
         """The same for programs."""
         accepted = int(self.labels.sum())
-        return {"shape": self.shape.name, "scale": self.shape.scale.words, "rows in": self.ledger.rows_in, "rows out": self.ledger.rows_out,
-                "accepted": accepted, "rejected": len(self.labels) - accepted, "unvoted": self.ledger.unvoted, "unused": self.unused,
-                "sha256": self.sha256}
+        return {"shape": self.shape.name, "scale": self.shape.scale.words, "rows in": self.ledger.rows_in,
+                "rows out": self.ledger.rows_out, "accepted": accepted, "rejected": len(self.labels) - accepted,
+                "unvoted": self.ledger.unvoted, "unused": self.unused, "sha256": self.sha256}
 
 
 KEPT = {"prompts": "Q", "replies": "Q", "words": "Q", "labels": "b", "turns": "i", "lengths": "i"}
@@ -113,8 +115,9 @@ def check(source: Source, report: Path | None = None, columns: str | dict = "", 
         unused = table.columns.unused(set(table.importer.used if table.importer else parts.values()))
         checked = Checked(source, Shape(name, parts, read_as), _digest(source), ledger, unused)
         _convert(table, checked)
-        ledger.note("encoding", ((file, f"read as {encoding.replace('cp1252', 'Windows-1252')}") for file, encoding
-                                 in zip(source.names, table.encodings, strict=True) if encoding not in ("utf-8", "utf-8-sig", "")))
+        encodings = zip(source.names, table.encodings, strict=True)
+        ledger.note("encoding", ((file, f"read as {encoding.replace('cp1252', 'Windows-1252')}") for file, encoding in encodings
+                                 if encoding not in ("utf-8", "utf-8-sig", "")))
         ledger.stop_if(refuse_share=refuse_share)
         quality.look_across(checked)
         ledger.stop_if(strict)
@@ -215,8 +218,9 @@ def _convert(table: _Table, checked: Checked) -> None:
                 continue
             record, repairs = made
             checked.add(record, place, number)
+            said = {"label repaired": f"read as {str(record['label']).lower()}", "text decoded": "its turns were told apart"}
             for kind in repairs:
-                ledger.add(kind, where, f"read as {str(record['label']).lower()}" if kind == "label repaired" else "its turns were told apart")
+                ledger.add(kind, where, said[kind])
             for kind, reason in quality.doubtful("\n".join(turn["content"] for turn in record["messages"])):
                 ledger.add(kind, where, reason)
     ledger.rows_out = len(checked.records)

@@ -13,12 +13,13 @@ PARTS = {
     "messages": ("messages", "conversations", "conversation", "dialogue", "dialog", "chat", "turns"),
     "chosen": ("chosen", "acceptedresponse", "preferred", "chosenresponse"),
     "rejected": ("rejected", "rejectedresponse", "dispreferred"),
-    "label": ("label", "ktotag", "rating", "feedback", "thumb", "thumbs", "stars", "vote", "reaction", "score", "userrating", "userfeedback",
-              "userscore", "thumbsup", "liked", "like", "likes", "upvotes", "helpful", "grade", "accepted", "desirable", "humanrating",
-              "choice", "evaluation"),
+    "label": ("label", "ktotag", "rating", "feedback", "thumb", "thumbs", "stars", "vote", "reaction", "score", "userrating",
+              "userfeedback", "userscore", "thumbsup", "liked", "like", "likes", "upvotes", "helpful", "grade", "accepted",
+              "desirable", "humanrating", "choice", "evaluation"),
     "against": ("thumbsdown", "disliked", "dislike", "dislikes", "downvotes"),
     "prompt": ("prompt", "question", "query", "instruction", "userinput", "usermessage", "userprompt", "request"),
-    "reply": ("completion", "response", "reply", "answer", "output", "assistant", "botresponse", "modelresponse", "modeloutput", "generation"),
+    "reply": ("completion", "response", "reply", "answer", "output", "assistant", "botresponse", "modelresponse", "modeloutput",
+              "generation"),
     "extra": ("input",),
     "history": ("history",),
     "system": ("system", "systemprompt", "systemmessage"),
@@ -27,7 +28,8 @@ PARTS = {
 }
 """a record's part -> the columns it is found in, as `plain` spells them, the first one present counting"""
 
-TURN_KEYS = {"role", "from", "author", "speaker", "type", "content", "value", "text", "tool_calls", "function_call", "tool_call_id", "id"}
+TURN_KEYS = {"role", "from", "author", "speaker", "type", "content", "value", "text", "tool_calls", "function_call",
+             "tool_call_id", "id"}
 FOR = ("thumbsup", "liked", "like", "likes", "upvotes", "helpful", "accepted")
 """columns of votes for a reply, beside which there may be one of votes against it"""
 
@@ -50,8 +52,8 @@ class Columns:
             if name in candidates or _may_be_label(name):
                 self.add_vote(name, value)
             if isinstance(value, list) and value and isinstance(value[0], dict) and value[0].keys() & {"role", "from"}:
-                inside = {key for turn in value if isinstance(turn, dict) for key in turn if key not in TURN_KEYS and not empty(turn[key])}
-                self.filled.update(f"{name}[].{key}" for key in inside)
+                keys = {key for turn in value if isinstance(turn, dict) for key in turn if not empty(turn[key])}
+                self.filled.update(f"{name}[].{key}" for key in keys - TURN_KEYS)
 
     def unused(self, used: set[str]) -> dict[str, int]:
         """The columns, and keys of turns, that nothing was read from, with the rows that fill them."""
@@ -78,11 +80,21 @@ def match(found: list[str], votes: dict[str, Votes]) -> dict[str, str]:
     """Which column holds which part, by its name; of several that may be the label the first whose values are votes."""
     by_name = {plain(name): name for name in reversed(found)}
     matches = {part: next((by_name[name] for name in names if name in by_name), None) for part, names in PARTS.items()}
-    candidates = [by_name[name] for name in PARTS["label"] if name in by_name] + [name for name in found if "." in name]
-    matches["label"] = next((name for name in candidates if name in votes and votes[name].are_labels), None)
+    named = [by_name[name] for name in PARTS["label"] if name in by_name and by_name[name] in votes]
+    matches["label"] = _label([name for name in named if votes[name].are_labels], votes) or next(
+        (name for name in found if "." in name and name in votes and votes[name].are_labels), None)
     if matches["against"] and plain(matches["label"] or "") not in FOR:
         del matches["against"]
     return {part: name for part, name in matches.items() if name is not None}
+
+
+def _label(candidates: list[str], votes: dict[str, Votes]) -> str | None:
+    """Of several columns that hold votes the one with thumbs; KitError where all have ratings, for which of them counts?"""
+    thumbs = [name for name in candidates if votes[name].words or not set(votes[name].numbers) - {-1, 0, 1}]
+    if len(candidates) > 1 and not thumbs:
+        raise KitError(f"several columns hold ratings: {', '.join(candidates)}", "one that is the label",
+                       "add " + ", or ".join(f"--columns label={name}" for name in candidates))
+    return next(iter(thumbs or candidates), None)
 
 
 def resolve(column: str, found: list[str]) -> str:

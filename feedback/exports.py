@@ -4,7 +4,7 @@ import re
 
 from helpers.errors import KitError
 
-from .columns import PARTS, value_at
+from .columns import PARTS, plain, value_at
 from .records import ROLES, Refused
 from .texts import literal, said
 
@@ -86,7 +86,8 @@ def arena(record: dict) -> list[dict]:
     """Two conversations and a winner: an accepted and a rejected one; two rejected where both are bad; nothing for a tie."""
     winner = str(record.get("winner", "")).lower().replace(" ", "").replace("_", "")
     if not winner:
-        winner = next((side for side in ("model_a", "model_b", "tie") if record.get(f"winner_{side}") in (1, True, "1")), "").replace("_", "")
+        sides = {"modela": "winner_model_a", "modelb": "winner_model_b", "tie": "winner_tie"}
+        winner = next((side for side, column in sides.items() if record.get(column) in (1, True, "1")), "")
     labels = {"modela": (True, False), "a": (True, False), "modelb": (False, True), "b": (False, True), "tie": (None, None)}
     both = (False, False) if "bad" in winner else labels.get(winner)
     if both is None:
@@ -165,13 +166,14 @@ def _human(scores: list[dict]):
     by_name = {}
     for score in scores:
         if score.get("source") != "EVAL":
-            value = score.get("value") if score.get("value") is not None else score.get("stringValue", score.get("string_value"))
+            words = score.get("stringValue", score.get("string_value"))
+            value = words if score.get("value") is None else score["value"]
             by_name.setdefault(score.get("name"), []).append(value)
-    likely = [name for name in by_name if any(word in str(name).lower() for word in ("feedback", "user", "thumb", "vote", "rating", "human"))]
+    likely = [name for name in by_name if re.search("feedback|user|thumb|vote|rating|human", str(name).lower())]
     names = likely if len(by_name) > 1 else list(by_name)
     if len(by_name) > 1 and len(likely) != 1:
-        raise KitError(f"there are several scores: {', '.join(map(str, by_name))}", "one that people gave, with feedback, user, thumb, "
-                       "vote or rating in its name", "export this one alone")
+        raise KitError(f"there are several scores: {', '.join(map(str, by_name))}",
+                       "one that people gave, with feedback, user, thumb, vote or rating in its name", "export this one alone")
     return by_name[names[0]] if names else None
 
 
@@ -184,11 +186,12 @@ def _exchange(asked, answered) -> list[dict]:
 
 def _from_fields(fields: dict, votes: list) -> dict:
     """Prompt and reply among fields that go by one of the usual names."""
-    names = {part: next((name for name in fields if name.strip().lower() in usual), None) for part, usual in PARTS.items()}
+    names = {part: next((name for name in fields if plain(name) in usual), None) for part, usual in PARTS.items()}
+    asked = names["prompt"] or names["extra"] or names["messages"]
     if names["messages"] and not names["reply"]:
         turns = said(fields[names["messages"]], "user")
-    elif (names["prompt"] or names["extra"] or names["messages"]) and names["reply"]:
-        turns = said(fields[names["prompt"] or names["extra"] or names["messages"]], "user") + said(fields[names["reply"]], "assistant")
+    elif asked and names["reply"]:
+        turns = said(fields[asked], "user") + said(fields[names["reply"]], "assistant")
     else:
         raise Refused("missing column", f"no prompt and reply among {', '.join(fields)}")
     return {"messages": turns, "label": votes, "system": fields.get(names["system"]), "tools": fields.get(names["tools"])}

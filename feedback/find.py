@@ -137,8 +137,8 @@ def _once(target: Path, fill, origin: str, sha256: str | None = None, size: int 
                 os.replace(part, target)
     except OSError as error:
         raise KitError(f"could not download {origin} to {target.parent}: {error.strerror or error}",
-                       "access to it, and a writable folder with free space", "check the credentials in the environment and the disk, "
-                       "then try again") from None
+                       "access to it, and a writable folder with free space",
+                       "check the credentials in the environment and the disk, then try again") from None
     finally:
         part.unlink(missing_ok=True)
     return target
@@ -191,7 +191,8 @@ def _fetch_hub(hub_id: str, downloads: Path) -> Path:
         except Exception as error:  # the hub's client raises kinds of its own for each of many causes
             if isinstance(error, OSError) and error.errno:
                 raise
-            raise KitError(f"the hub gave no dataset {hub_id!r}: {str(error).strip().splitlines()[0] if str(error) else type(error).__name__}",
+            words = (str(error).strip() or type(error).__name__).splitlines()[0]
+            raise KitError(f"the hub gave no dataset {hub_id!r}: {words}",
                            "org/name, org/name:config or org/name:config@split, and a connection to the hub",
                            "correct `dataset`; for a private or gated one set HF_TOKEN in the environment") from None
 

@@ -27,8 +27,9 @@ class Importer(NamedTuple):
 
 def find(records: list) -> Importer | None:
     """The importer for these records; None where they are plain rows."""
+    records = [record for record in records if isinstance(record, dict)]
     for importer in IMPORTERS:
-        if any(isinstance(record, dict) and all(value_at(record, path) is not None for path in importer.needs) for record in records):
+        if any(all(value_at(record, path) is not None for path in importer.needs) for record in records):
             return importer
     return None
 
@@ -75,20 +76,23 @@ IMPORTERS = [
     # LangSmith: Run and Feedback of its Python SDK 0.6 (langsmith/schemas.py)
     Importer("LangSmith 0.6, runs", ("inputs", "outputs", "feedback_stats"), ("inputs", "outputs", "feedback_stats"), exports.langsmith,
              _of_run),
-    Importer("LangSmith 0.6, runs and feedback", ("run_id", "key"), ("id", "inputs", "outputs", "run_id", "key", "score", "value"), exports.langsmith,
-             _of_run),
+    Importer("LangSmith 0.6, runs and feedback", ("run_id", "key"),
+             ("id", "inputs", "outputs", "run_id", "key", "score", "value"), exports.langsmith, _of_run),
     # Label Studio 1: labelstud.io/guide/task_format
     Importer("Label Studio 1, JSON", ("data", "annotations"), ("data", "annotations"), exports.label_studio),
     # Argilla 2: Dataset.records.to_list() and to_json()
     Importer("Argilla 2, records", ("fields", "responses"), ("fields", "responses"), exports.argilla),
     # lmsys/chatbot_arena_conversations, lmsys/lmsys-arena-human-preference-55k, lmarena-ai's later sets
-    Importer("arena votes", ("conversation_a", "conversation_b", "winner"), ("conversation_a", "conversation_b", "winner"), exports.arena),
+    Importer("arena votes", ("conversation_a", "conversation_b", "winner"),
+             ("conversation_a", "conversation_b", "winner"), exports.arena),
     Importer("arena votes", ("response_a", "response_b", "winner_model_a"),
              ("prompt", "response_a", "response_b", "winner_model_a", "winner_model_b", "winner_tie"), exports.arena),
-    Importer("arena votes", ("prompt", "response_a", "response_b", "winner"), ("prompt", "response_a", "response_b", "winner"), exports.arena),
+    Importer("arena votes", ("prompt", "response_a", "response_b", "winner"),
+             ("prompt", "response_a", "response_b", "winner"), exports.arena),
     # OpenAssistant/oasst1 and oasst2, their cards
     Importer("OASST trees", ("message_tree_id", "prompt.text"), ("prompt",), exports.oasst),
-    Importer("OASST messages", ("message_tree_id", "message_id", "text"), ("message_id", "parent_id", "message_tree_id", "text", "role", "rank"),
+    Importer("OASST messages", ("message_tree_id", "message_id", "text"),
+             ("message_id", "parent_id", "message_tree_id", "text", "role", "rank"),
              exports.oasst_messages, lambda record: record.get("message_tree_id")),
     # OpenAI's guide to direct preference optimisation, 2025
     Importer("OpenAI, preferences", ("input.messages", "preferred_output", "non_preferred_output"),

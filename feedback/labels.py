@@ -11,8 +11,9 @@ from helpers.errors import KitError
 from .records import Refused, shorten
 from .texts import literal
 
-UP = set("true t yes y up thumbsup thumbup 👍 good great like liked likes love ❤ accept accepted chosen desirable positive pos "
-         "helpful correct right upvote upvoted approve approved pass passed satisfied happy ✅ ✔ 😀 😊 🙂 😃 ja oui si sí sim да".split())
+UP = set("true t yes y up thumbsup thumbup 👍 good great like liked likes love ❤ accept accepted chosen desirable "
+         "positive pos helpful correct right upvote upvoted approve approved pass passed satisfied happy ✅ ✔ 😀 😊 🙂 😃 "
+         "ja oui si sí sim да".split())
 DOWN = set("false f no n down thumbsdown thumbdown 👎 bad poor dislike disliked dislikes hate reject rejected undesirable negative "
            "neg unhelpful nothelpful incorrect wrong downvote downvoted disapprove disapproved fail failed unsatisfied "
            "dissatisfied unhappy ❌ ✖ 🙁 ☹ 😞 😠 nein non nao não нет".split())
@@ -63,7 +64,9 @@ def parse(value):
             return _none_of(value)
         return parse(value[key])
     if isinstance(value, list | tuple):
-        votes = [vote for vote in map(parse, value) if vote is not None]
+        votes = []
+        for vote in map(parse, value):
+            votes += vote if isinstance(vote, list) else [vote] if vote is not None else []
         return votes[0] if len(votes) == 1 else votes or None
     if not isinstance(value, str) or len(value) > 200:
         raise ValueError(value)
@@ -207,8 +210,10 @@ def _usual(low: float, high: float) -> float:
 
 def _options(low: float, high: float) -> str:
     """The very option to add."""
-    ends = [(0, math.ceil(high))] if low == 0 else [(1, 3), (1, 5)] if high == 3 and low >= 1 else [(1, 5)] if 1 <= low and high <= 5 else \
-        [(1, 7), (1, 10)] if 1 <= low and high <= 7 else [(math.floor(low), math.ceil(high))]
+    if low < 1 or high > 7:
+        ends = [(math.floor(low), math.ceil(high))]
+    else:  # the part of a longer scale that happens to be used
+        ends = [(1, 3), (1, 5)] if high <= 3 else [(1, 5)] if high <= 5 else [(1, 7), (1, 10)]
     return "add " + ", or ".join(
         f"--scale={a}{'..' if a < 0 else '-'}{b} --accept-from={_usual(a, b):g}" for a, b in ends)
 

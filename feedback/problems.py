@@ -148,7 +148,8 @@ class Ledger:
                            "fix what is listed, say how to read the rows (--columns, --scale), or choose another `dataset`")
         if refuse_share is not None and refused > refuse_share * (refused + self.rows_out):
             raise KitError(f"{refused / (refused + self.rows_out):.0%} of the rows are refused: {self.text(*self.refused)}",
-                           f"at most {refuse_share:.0%}", "fix what is listed, or accept it: --refuse-share (refuse_share in notebook 2)")
+                           f"at most {refuse_share:.0%}",
+                           "fix what is listed, or accept it: --refuse-share (refuse_share in notebook 2)")
         stopping = [*self.refused, *(kind for kind in self.noted if NOTED[kind][2])]
         if strict and stopping:
             raise KitError(f"strict: {self.text(*stopping)}", "none of these",

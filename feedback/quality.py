@@ -16,7 +16,8 @@ PERSONAL = {
     "a phone number": re.compile(r"(?<![\w.+/-])(?:\+\d{1,3}[ ./-]?\(?\d|\(\d{2,5}\) ?\d|0\d{1,4}[ -]\d|\d{3}[-.]\d{3}[-.]\d)"
                                  r"[\d ()./-]{2,14}\d(?![\w-])"),
 }
-PASSWORD = re.compile(r"(?i)\b(?:password|passwd|passwort|api[_-]?key|secret)\b[ ]?(?:is|ist|[:=])[ ]?[\"']?(?=\S*\d)[^\s\"',;]{6,}")
+PASSWORD = re.compile(r"(?i)\b(?:password|passwd|passwort|api[_-]?key|secret)\b[ ]?(?:is|ist|[:=])[ ]?"
+                      r"[\"']?(?=\S*\d)[^\s\"',;]{6,}")
 GARBLED = re.compile("Ã[\x80-\x9f]")
 DIGITS = re.compile(r"\d[\d ()./-]{6,}")
 
@@ -38,7 +39,10 @@ def doubtful(text: str) -> list[tuple[str, str]]:
             break
     if "<|user|>" in text or "\ufffd" in text or ("Ã" in text and GARBLED.search(text)):
         found.append(("garbled text", "leftovers of another encoding, such as Ã‰ for É, or of a chat template, such as <|user|>"))
-    if hit := ((longest >= 19 or "-----BEGIN" in text) and LITERAL.search(text)) or (any(word in lower for word in ("passw", "api", "secret")) and PASSWORD.search(text)):
+    hit = LITERAL.search(text) if longest >= 19 or "-----BEGIN" in text else None
+    if not hit and any(word in lower for word in ("passw", "api", "secret")):
+        hit = PASSWORD.search(text)
+    if hit:
         found.append(("secrets", _masked(hit[0])))
     return found
 
@@ -69,7 +73,7 @@ def look_across(checked) -> None:
 
 
 def length_auc(checked) -> float:
-    """Area under the curve of the reply's length against the label: the share of (accepted, rejected) pairs whose accepted one is longer."""
+    """Area under the curve of the reply's length against the label: in so many pairs the longer reply is the accepted one."""
     import pandas as pd
 
     ranks = pd.Series(checked.lengths).rank().to_numpy()
@@ -81,8 +85,8 @@ def lengths_in_words(checked) -> str:
     """Lengths by label in one line; both labels must be there."""
     accepted, rejected = (int(np.median(checked.lengths[side])) for side in (checked.labels, ~checked.labels))
     auc = length_auc(checked)
-    return (f"accepted replies have {accepted:,} characters (median), rejected ones {rejected:,}; the longer of two is the accepted one "
-            f"in {auc:.0%} of the pairs (50 % would be no link)")
+    return (f"accepted replies have {accepted:,} characters (median), rejected ones {rejected:,}; the longer of two is the "
+            f"accepted one in {auc:.0%} of the pairs (50 % would be no link)")
 
 
 def script_of(text: str) -> str:

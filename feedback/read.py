@@ -68,8 +68,8 @@ def _not_utf8(path: Path, error: UnicodeDecodeError, line: int) -> str:
         return "cp1252"
     raise KitError(f"{path.name} is neither UTF-8 nor Windows-1252: line {line} has the byte 0x{data[error.start]:02x}",
                    "text in UTF-8, UTF-16 or Windows-1252",
-                   f"convert it from its own encoding, such as CP1251 or SHIFT_JIS: iconv -f CP1251 -t UTF-8 {path.name} > utf8_{path.name}; "
-                   "if it is UTF-8 with a broken place, correct that line")
+                   "convert it from its own encoding, such as CP1251 or SHIFT_JIS: "
+                   f"iconv -f CP1251 -t UTF-8 {path.name} > utf8_{path.name}; if it is UTF-8 with a broken place, correct that line")
 
 
 def _binary(path: Path):
@@ -103,7 +103,9 @@ def _json(path: Path, encoding: str) -> Iterator[tuple[int, object]]:
 def _wrapped(value) -> list | None:
     """The list of records inside an object, such as {"data": […], "meta": {…}}."""
     if isinstance(value, dict) and len(value) > 1 and all(isinstance(column, dict) for column in value.values()):
-        first, *others = value.values()  # pandas' to_json(): {"prompt": {"0": …, "1": …}, "vote": {…}}
+        if all(key.isdigit() for key in value):  # pandas' to_json(orient="index")
+            return list(value.values())
+        first, *others = value.values()  # its to_json(): {"prompt": {"0": …, "1": …}, "vote": {…}}
         if first and all(key.isdigit() for key in first) and all(other.keys() == first.keys() for other in others):
             return [{name: column[key] for name, column in value.items()} for key in first]
     lists = [value[key] for key in WRAPPERS if isinstance(value.get(key), list)] if isinstance(value, dict) else []
@@ -168,7 +170,8 @@ def _values(path: Path, encoding: str) -> Iterator[tuple[int, object]]:
                     break
                 more()  # a number may go on
             at = end
-            yield from enumerate(_wrapped(value), 1) if number == 1 and not inside and _wrapped(value) else [(number, value)]
+            inner = _wrapped(value) if number == 1 and not inside else None
+            yield from enumerate(inner, 1) if inner else [(number, value)]
         if inside and mark != "]":
             raise broken("the file ends inside the list", at)
         at += inside

@@ -32,7 +32,8 @@ class Shape:
 def recognise(columns: Columns, given: dict[str, str]) -> tuple[str, dict[str, str]]:
     """The shape's name and which column holds which part. KitError prints the option to add, with the columns that were seen."""
     found = list(dict.fromkeys([*columns.names, *columns.filled]))
-    parts = match(found, columns.votes) | {part: resolve(column, found) for part, column in given.items()}
+    votes = {given["label"]: columns.votes[given["label"]]} if given.get("label") in columns.votes else columns.votes
+    parts = match(found, votes) | {part: resolve(column, found) for part, column in given.items()}
     if parts.get("prompt") != parts.get("extra") and plain(parts.get("prompt", "")) != "instruction" and "extra" not in given:
         if "prompt" in parts or not {"reply", "chosen"} & set(parts) or "messages" in parts:
             parts.pop("extra", None)  # only Alpaca's `input` belongs to its instruction
@@ -40,7 +41,8 @@ def recognise(columns: Columns, given: dict[str, str]) -> tuple[str, dict[str, s
             parts["prompt"] = parts.pop("extra")
     extras = {part for part in ("system", "tools", "media", "against") if part in parts}
     if {"chosen", "rejected"} <= set(parts) and not {"reply", "label"} & set(given):
-        name, used = "chosen/rejected pairs", {"chosen", "rejected", "extra", "history", "prompt" if "prompt" in parts else "messages"}
+        name = "chosen/rejected pairs"
+        used = {"chosen", "rejected", "extra", "history", "prompt" if "prompt" in parts else "messages"}
     elif {"messages", "label"} <= set(parts) and not {"prompt", "reply"} <= set(given):
         name, used = "messages and label (ShareGPT)", {"messages", "label"}
     elif {"prompt", "reply", "label"} <= set(parts):
@@ -86,14 +88,14 @@ def _reply(value: dict, shape: Shape, side: str) -> tuple[dict, tuple[str, ...]]
         raise Refused("missing column", f"{parts[reply]} is empty")
     turns = said(get[reply], "" if reply == "messages" else "assistant", repairs)
     if reply != "messages" and not (len(turns) > 1 and _speaker(turns[0]) in ("user", "system")):
-        if isinstance(get[reply], str) and "text decoded" not in repairs:
-            before = _before(get, parts, repairs)
-            turns[0]["content"] = get[reply].strip() if repairs[-1:] == ["text decoded"] else get[reply]  # the template's own blanks
-            turns = before + turns
-        else:
-            turns = _before(get, parts, repairs) + turns
+        own = "text decoded" not in repairs
+        before = _before(get, parts, repairs)
+        if own and "text decoded" in repairs and isinstance(get[reply], str):
+            turns[0]["content"] = get[reply].strip()  # the blank after "Assistant:" is the template's
+        turns = before + turns
     elif reply != "messages" and isinstance(get.get("prompt"), str) and "text decoded" in repairs:
-        if not any(get["prompt"].strip() in str(turn.get("content")) for turn in turns) and turns_in(get["prompt"], "user") is None:
+        prompt = get["prompt"]
+        if turns_in(prompt, "user") is None and not any(prompt.strip() in str(turn.get("content")) for turn in turns):
             raise Refused("transcript", "the reply holds another dialogue than the prompt's")
     return record(earlier(get.get("history")) + turns, label, get.get("system"), get.get("tools")), tuple(dict.fromkeys(repairs))
 

@@ -61,5 +61,6 @@ def refuse_what_does_not_fit(files: tuple[Path, ...]) -> None:
     with contextlib.suppress(OSError, ValueError):
         free = min(free, int(limit.read_text()) - int(limit.with_name("memory.current").read_text()))
     if need > free:
-        raise KitError(f"the feedback needs about {need / 1e9:.1f} GB of memory, {free / 1e9:.1f} GB are free", "room for the records",
+        raise KitError(f"the feedback needs about {need / 1e9:.1f} GB of memory, {free / 1e9:.1f} GB are free",
+                       "room for the records",
                        "use a machine with more memory, or split the file and prepare a part")

@@ -23,10 +23,11 @@ HINTS = ("<|", "<start_of", "<end_of", "[inst]", "###", "</s>", "<eos>", *(f"{wh
          ("human", "user", "customer", "assistant", "ai", "bot", "gpt")))
 """one of them is in every text that needs a closer look, in small letters; most have none, and are done"""
 
-TURNS = re.compile(r"""["'](?:role|from)["']\s*:.*["'](?:content|value)["']\s*:|["'](?:content|value)["']\s*:.*["'](?:role|from)["']\s*:""", re.S)
+TURNS = re.compile(r"""(?=.*["'](?:role|from)["']\s*:)(?=.*["'](?:content|value)["']\s*:)""", re.S)
 
 
-TEXTS = ("input", "question", "query", "prompt", "instruction", "output", "answer", "response", "reply", "completion", "text", "content", "result")
+TEXTS = ("input", "question", "query", "prompt", "instruction", "output", "answer", "response", "reply", "completion", "text",
+         "content", "result")
 """keys under which a traced call keeps its only text"""
 
 
@@ -45,7 +46,8 @@ def turns_in(text: str, side: str) -> list[dict] | None:
             raise Refused("turns as text", f"{shorten(text)} looks like a list of turns, but is neither JSON nor Python")
     whole = text
     text = re.sub(r"\[INST\]\s*<<SYS>>\s*(.*?)\s*<</SYS>>\s*", r"<|im_start|>system\n\1<|im_start|>user\n", text, flags=re.S)
-    text = re.sub(r"\s*\[/INST\]\s*", "<|im_start|>assistant\n", re.sub(r"(?:</s>\s*)?(?:<s>\s*)?\[INST\]\s*", "<|im_start|>user\n", text))
+    text = re.sub(r"(?:</s>\s*)?(?:<s>\s*)?\[INST\]\s*", "<|im_start|>user\n", text)
+    text = re.sub(r"\s*\[/INST\]\s*", "<|im_start|>assistant\n", text)
     for marker in (*TEMPLATES, *TRANSCRIPTS):
         before, *rest = marker.split(START.sub("", text))
         roles, said = [ROLES.get(role.lower()) for role in rest[::2]], [END.sub("", words).strip() for words in rest[1::2]]
@@ -124,7 +126,7 @@ def said(value, side: str, repairs: list | None = None) -> list[dict]:
     names = [name for name in value if name.lower() in TEXTS]
     if len(names) == 1 or len(value) == 1:
         return said(value[names[0] if names else next(iter(value))], side, repairs)
-    raise Refused("not a record", f"{shorten(value)} holds no text that is known to be the {'reply' if side == 'assistant' else 'prompt'}")
+    raise Refused("not a record", f"{shorten(value)} holds no text that is known to be said by {side}")
 
 
 def earlier(history) -> list[dict]:
@@ -146,5 +148,8 @@ def earlier(history) -> list[dict]:
 def _langchain(turn: dict) -> dict:
     """A turn as LangChain serialises it ({"lc": 1, "id": […, "HumanMessage"], "kwargs": {…}}), with a role; others as they are."""
     if turn.get("lc") and isinstance(turn.get("kwargs"), dict):
-        return {**turn["kwargs"], "role": str((turn.get("id") or [""])[-1]).lower().removesuffix("chunk").removesuffix("message")}
-    return {**turn, "content": turn["data"].get("content")} if isinstance(turn.get("data"), dict) and "content" not in turn else turn
+        kind = str((turn.get("id") or [""])[-1]).lower()
+        return {**turn["kwargs"], "role": kind.removesuffix("chunk").removesuffix("message")}
+    if isinstance(turn.get("data"), dict) and "content" not in turn:
+        return {**turn, "content": turn["data"].get("content")}
+    return turn

@@ -17,10 +17,10 @@ app = typer.Typer(no_args_is_help=True, help="Feedback: what is wrong with it, a
 Feedback = Annotated[str, typer.Argument(help="A file, a folder, a glob, an address, or a hub id.")]
 Columns = Annotated[str, typer.Option(help="Which column is which, as prompt=…,reply=…,label=… (history, messages, chosen, "
                                            "rejected, system, tools too); dots lead into nested data.")]
-Scale = Annotated[str, typer.Option(help="How numbers as labels are read where it cannot be told: binary, sign, stars, or ends as 1-10.")]
+Scale = Annotated[str, typer.Option(help="How numbers as labels are read: binary, sign, stars, or their ends as 1-10.")]
 AcceptFrom = Annotated[float, typer.Option(help="From which rating on a reply is accepted, on any scale.")]
 Stars = Annotated[int, typer.Option(help="Where ratings are 1 to 5: from how many on a row is accepted.")]
-Strict = Annotated[bool, typer.Option(help="Stop at rows that cannot be used, contradictions and personal data, instead of counting them.")]
+Strict = Annotated[bool, typer.Option(help="Stop at refused rows, contradictions and personal data, instead of counting them.")]
 
 
 @contextlib.contextmanager
@@ -58,7 +58,8 @@ def check(
     if as_json:
         typer.echo(json.dumps(facts | {"refused": checked.ledger.refused, "noted": checked.ledger.noted}, indent=2))
     else:
-        typer.echo(f"{two_columns(facts | {'unused': ', '.join(facts['unused']) or 'none'})}\n\n{checked.text()}\n\n{checked.ledger.text()}")
+        told = two_columns({name: value for name, value in facts.items() if name not in ("scale", "unused")})
+        typer.echo(f"{told}\n\n{checked.text()}\n\n{checked.ledger.text()}")
     if checked.ledger.refused:
         raise typer.Exit(1)
 
@@ -87,8 +88,8 @@ def prepare(
 
     with as_usage():
         folder = Path(profiles.storage_for(profiles.load(profile), storage)) / "datasets"
-        facts = checking.prepare(feedback, folder, heldout, seed, name, refuse_share, columns=columns, scale=scale, accept_from=accept_from,
-                                 stars=stars, strict=strict)
+        facts = checking.prepare(feedback, folder, heldout, seed, name, refuse_share, columns=columns, scale=scale,
+                                 accept_from=accept_from, stars=stars, strict=strict)
     typer.echo(json.dumps({**facts, "registry": str(folder / "dataset_info.json")}, indent=2))
 
 
@@ -115,6 +116,8 @@ def sample(
     say(f"checkpoint of step {step}: {why}")
     scorer = evaluate.Scorer(export.config_of(run), chosen)
     rows = choose(scorer.rows(evaluate.heldout(run)), count)
-    replies = [reply for place in range(0, len(rows), 8) for reply in scorer.replies(rows[place : place + 8], max_new_tokens=max_new_tokens)]
+    replies = []
+    for place in range(0, len(rows), 8):
+        replies += scorer.replies(rows[place : place + 8], max_new_tokens=max_new_tokens)
     told = sampling.write([{"turns": row.messages, "reply": reply} for row, reply in zip(rows, replies, strict=True)], output)
     typer.echo(told)

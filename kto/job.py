@@ -132,7 +132,8 @@ def submit(client, profile: str, storage: str, name: str, values: list[str], sen
     storage = storage or os.environ.get("KTO_STORAGE", "") or loaded.storage
     if loaded.ray_address == "local":
         raise KitError(f"the profile {loaded.name!r} starts a Ray instance of its own",
-                       "one that joins the job's cluster", "--profile ray, anyscale, or one of your own; on this machine `kto run` does without a job")
+                       "one that joins the job's cluster",
+                       "--profile ray, anyscale, or one of your own; on this machine `kto run` does without a job")
     if not Path(storage).is_absolute():
         raise KitError(f"the storage {storage!r} is not an absolute path", "a folder that every node sees",
                        "set --storage")

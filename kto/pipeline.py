@@ -15,7 +15,7 @@ from helpers import files, runs
 from helpers.errors import KitError, closest
 from helpers.runs import Run
 
-from . import compare, environment, parameters
+from . import compare, environment, parameters, report
 from .terminal import Usage
 
 PAUSE = 10.0
@@ -171,6 +171,7 @@ def execute(run: Run, values: dict, say=print, begin: str = "01", log: bool = Fa
         seconds[path.stem] = round(time.monotonic() - began, 1)
         say(f"[{number}/{len(books)}] {path.stem} done in {seconds[path.stem]:.0f} s")
     run.note(seconds=seconds, failed=None)
+    report.write(run, summary(run))
     return run
 
 
@@ -232,6 +233,7 @@ def summary(run: Run) -> dict:
         "held-out reward margin, after": evaluation.get("margin"),
         "training": record.get("training", {}).get("says"),
         "seconds": record.get("seconds", {}),
+        "report": str(run.folder / "report.html"),
         "executed notebooks": str(run.notebooks),
         "figures": str(run.figures),
         "checkpoint": str(run.folder / best) if (best := record.get("checkpoint", {}).get("best")) else None,

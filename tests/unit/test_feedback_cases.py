@@ -260,3 +260,41 @@ def test_memory_that_would_run_out_is_a_refusal_with_the_figure(tmp_path, monkey
     monkeypatch.setattr(psutil, "virtual_memory", lambda: type("Memory", (), {"available": 100}))
     with pytest.raises(KitError, match="needs about 0.0 GB of memory"):
         checked_rows(tmp_path, [{"prompt": "a", "response": "b" * 200, "vote": True}])
+
+
+def test_of_two_columns_with_votes_the_thumbs_are_taken_and_of_two_with_ratings_none_is_guessed(tmp_path):
+    rows = [{"prompt": f"{i}?", "response": f"{i}.", "label": i % 5, "vote": "up" if i % 2 else "down"} for i in range(20)]
+    checked = checked_rows(tmp_path, rows)
+    assert checked.facts()["accepted"] == 10 and checked.unused == {"label": 20}
+    rows = [{"prompt": f"{i}?", "response": f"{i}.", "rating": 1 + i % 5, "score": i / 20} for i in range(20)]
+    with pytest.raises(KitError, match="several columns hold ratings: rating, score[\\s\\S]*add --columns label=rating, or --columns label=score"):
+        checked_rows(tmp_path, rows)
+    assert checked_rows(tmp_path, rows, columns="label=rating").unused == {"score": 20}
+
+
+def test_votes_for_and_against_in_columns_of_their_own_are_counted_against_each_other(tmp_path):
+    rows = [{"prompt": f"{i}?", "response": f"{i}.", "thumbs_up": int(i % 4 == 0), "thumbs_down": int(i % 4 == 1)} for i in range(20)]
+    checked = checked_rows(tmp_path, [*rows, {"prompt": "x", "response": "y", "thumbs_up": 2, "thumbs_down": 2}])
+    assert (checked.facts()["accepted"], checked.facts()["rejected"], checked.ledger.unvoted) == (5, 5, 10)
+    assert checked.ledger.refused == {"annotators disagree": 1}
+    assert checked.shape.scale.words == "more votes in thumbs_up than in thumbs_down are accepted"
+
+
+def test_keys_of_turns_that_are_not_read_are_named_and_nested_votes_found(tmp_path):
+    rows = [{"messages": [{"role": "user", "content": f"{i}?", "weight": 0}, {"role": "assistant", "content": f"{i}.", "reasoning_content": "hm"}],
+             "metadata": {"rating": "good" if i % 2 else "bad", "by": "me"}} for i in range(8)]
+    checked = checked_rows(tmp_path, rows)
+    assert checked.facts()["accepted"] == 4
+    assert checked.unused == {"messages[].weight": 8, "messages[].reasoning_content": 8, "metadata.by": 8}
+
+
+def test_a_frame_as_pandas_writes_it_to_json_is_read(tmp_path):
+    import pandas as pd
+
+    path = tmp_path / "frame.json"
+    frame = pd.DataFrame({"prompt": [f"{i}?" for i in range(9)], "response": [f"{i}." for i in range(9)], "vote": [i % 2 for i in range(9)]})
+    for orient in ("columns", "records", "index"):
+        frame.to_json(path, orient=orient)
+        assert checked_file(path).ledger.rows_out == 9
+    frame.to_json(tmp_path / "lines.jsonl", orient="records", lines=True)
+    assert checked_file(tmp_path / "lines.jsonl").ledger.rows_out == 9

@@ -75,6 +75,30 @@ def test_no_row_of_any_file_is_lost(tmp_path, values):
     assert len(checked.labels) == ledger.rows_out == len(checked.rows(range(ledger.rows_out)))
 
 
+cells = st.none() | st.booleans() | st.integers(-2, 12) | st.floats() | st.sampled_from(
+    ["up", "down", "👍", "", "4/5", "85%", "[5, 4]", "User: a\nAI: b", "<|im_end|>", "[{'role': 'user', 'content': 'a'}]", "nonsense"]) | st.text()
+names = st.sampled_from(["prompt", "response", "rating", "label", "messages", "chosen", "rejected", "input", "history", "images", "thumbs_up",
+                         "thumbs_down", "comment", "data.vote", "conversation_a", "trace_id", "id"])
+
+
+@given(columns=st.lists(names, min_size=2, max_size=7, unique=True), rows=st.data())
+@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_rows_in_are_used_refused_and_unvoted_for_any_table_and_every_column_is_used_or_named(tmp_path, columns, rows):
+    table = rows.draw(st.lists(st.fixed_dictionaries({column: cells for column in columns}), min_size=1, max_size=8))
+    path = tmp_path / "table.jsonl"
+    path.write_text("\n".join(json.dumps(row) for row in table))
+    try:
+        checked = check.check(find.find(str(path), tmp_path))
+    except KitError as error:
+        assert "Traceback" not in str(error)
+        return
+    ledger = checked.ledger
+    assert ledger.rows_in == len(table) * checked.shape.rows_each
+    assert ledger.rows_in == ledger.rows_out + sum(ledger.refused.values()) + ledger.unvoted
+    filled = {column for row in table for column, value in row.items() if value not in (None, "") and value == value}
+    assert filled <= set(checked.shape.parts.values()) | set(checked.unused)
+
+
 @given(text=st.binary(max_size=200))
 @settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_any_bytes_end_in_records_or_a_readable_error(tmp_path, text):
