@@ -4,12 +4,15 @@ The models are tiny and random; all else is real: LLaMA-Factory's parser, data p
 `trainer` builds by LLaMA-Factory's own `run_kto`, stopped where the training would begin.
 """
 
+import sys
 import types
 
 import pytest
 import tiny
 
-from helpers.process import accelerator, packed
+import kto_accelerator
+from kto_accelerator import enable, packed
+from kto_accelerator import trainer as accelerator
 
 ROWS = [(f"Question {i}: " + "why " * (i % 7) + "?", "Because. " + "So. " * (i * 5 % 9), i % 3 > 0) for i in range(16)]
 SHAPE = dict(hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2,
@@ -155,7 +158,7 @@ def padded_logps(model, rows):
     return get_batch_logps(model(ids, attention_mask=mask, use_cache=False).logits.float(), labels)[0]
 
 
-@pytest.mark.parametrize("kind", packed.MODELS)
+@pytest.mark.parametrize("kind", enable.MODELS)
 def test_packed_log_probabilities_and_their_gradients_are_those_of_the_padded_batch(kind, monkeypatch):
     import torch
 
@@ -246,22 +249,45 @@ def test_trainings_it_was_not_proved_for_are_refused():
 @pytest.mark.slow
 def test_another_llamafactory_is_refused_and_ours_is_replaced_by_name(monkeypatch):
     from llamafactory.extras import env
+    from llamafactory.train.kto import workflow
+
+    monkeypatch.setattr(workflow, "CustomKTOTrainer", workflow.CustomKTOTrainer)
+    kto_accelerator.install()
+    kto_accelerator.install()  # the second time it is there already
+    assert workflow.CustomKTOTrainer.__mro__[1] is accelerator.Accelerated
+    monkeypatch.setattr(env, "VERSION", "0.9.9")
+    with pytest.raises(RuntimeError, match="0.9.9"):
+        kto_accelerator.install()
+
+
+@pytest.mark.slow
+def test_the_command_trains_with_it_by_a_function_that_ray_sends_by_name(monkeypatch):
     from llamafactory.train import tuner
     from llamafactory.train.kto import workflow
     from ray import cloudpickle
 
+    from kto_accelerator import __main__ as command
+
     ran = []
     monkeypatch.setattr(workflow, "CustomKTOTrainer", workflow.CustomKTOTrainer)
     monkeypatch.setattr(tuner, "_training_function", ran.append)
-    monkeypatch.setattr(accelerator, "_stock", None)
-    accelerator.replace_training_function()
-    tuner._training_function({"args": 1})
-    assert ran == [{"args": 1}]
+    monkeypatch.setattr(tuner, "run_exp", lambda: tuner._training_function({"args": sys.argv[1:]}))
+    monkeypatch.setattr(tuner, "_stock_training_function", None, raising=False)
+    monkeypatch.setattr(sys, "argv", ["kto_accelerator", "train", "config.yaml"])
+    command.main()
+    assert ran == [{"args": ["config.yaml"]}]
     assert issubclass(workflow.CustomKTOTrainer, accelerator.Accelerated)
-    assert len(cloudpickle.dumps(tuner._training_function)) < 100  # its name, not its code: what it imports is there
-    monkeypatch.setattr(env, "VERSION", "0.9.9")
-    with pytest.raises(RuntimeError, match="0.9.9"):
-        accelerator.install()
+    assert len(cloudpickle.dumps(tuner._training_function)) < 100  # its name, not its code
+
+
+def test_what_is_supported_is_said_with_the_reason(tmp_path):
+    good = {"stage": "kto", "finetuning_type": "lora", "model_name_or_path": "meta-llama/Meta-Llama-3-8B-Instruct"}
+    assert kto_accelerator.supports(good) == (True, "")
+    (tmp_path / "config.json").write_text('{"model_type": "gpt2"}')
+    for change, why in [({"stage": "dpo"}, "dpo"), ({"finetuning_type": "full"}, "full"), ({"deepspeed": "ds.json"}, "DeepSpeed"),
+                        ({"ref_model": "x"}, "ref_model"), ({"model_name_or_path": str(tmp_path)}, "gpt2")]:
+        supported, reason = kto_accelerator.supports(good | change)
+        assert not supported and why in reason
 
 
 def on_gpu() -> bool:

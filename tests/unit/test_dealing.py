@@ -7,7 +7,7 @@ import pytest
 from accelerate.data_loader import BatchSamplerShard, skip_first_batches
 from torch.utils.data import BatchSampler, DataLoader, SequentialSampler
 
-from helpers.process import dealing
+from kto_accelerator import dealing
 
 COSTS = [random.Random(seed).randint(20, 2048) for seed in range(203)]
 

@@ -1,4 +1,4 @@
-"""Which worker trains on which rows of a step, for helpers.process.accelerator: each gets about as many tokens as the others.
+"""Which worker trains on which rows of a step, for the accelerator: each gets about as many tokens as the others.
 
 Workers wait for the slowest at the end of a step. Without padding a step takes as long as its rows are, so rows dealt out
 blindly cost two GPUs some 6 % of their speed, eight more. The rows of a step stay the same, and with them loss and gradient:

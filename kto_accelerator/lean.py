@@ -1,4 +1,4 @@
-"""A LoRA layer with fewer passes over memory and fewer kernels than peft's, for helpers.process.packed.
+"""A LoRA layer with fewer passes over memory and fewer kernels than peft's, for packed.py.
 
 peft casts each layer's input to float32 and back, keeps a copy of it, and adds the adapter's part in an operation of its
 own. Here the input is kept once, parts are added in place, forward and backward, and all adapters are cast at once.

@@ -1,5 +1,5 @@
 """Log-probabilities of replies, computed without what they do not need: no padding, no logits where no reply token is
-predicted, never the logits of a whole batch at once. Made for helpers.process.accelerator; runs in the training's workers.
+predicted, never the logits of a whole batch at once.
 
 Rows are laid end to end as one sequence; attention stays within each row. Equal to LLaMA-Factory's `get_batch_logps`
 on the padded batch, up to the order of additions. Nothing here waits for the GPU.
@@ -9,10 +9,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from types import MethodType
 
+from .enable import MODELS
 from .lean import LeanLayer
 
-MODELS = ("llama", "mistral", "qwen2", "qwen3")
-"""Model types (config.json) whose attention is known to accept packed rows; each is tested."""
 LOGITS_AT_ONCE = 2**27
 """Logits in memory at a time: 0.5 GiB in float32, 1,046 tokens of Llama-3's 128,256 words."""
 

@@ -1,0 +1,39 @@
+"""`python -m kto_accelerator train CONFIG.yaml` is `llamafactory-cli train CONFIG.yaml` with the faster KTO trainer.
+
+On several GPUs: `torchrun --nproc-per-node N -m kto_accelerator train CONFIG.yaml`, or Ray (USE_RAY=1); this package must
+be importable where the workers are.
+"""
+
+import sys
+
+
+def training_function(config: dict) -> None:
+    """What every worker runs. Ray sends it by its name."""
+    import kto_accelerator
+
+    kto_accelerator.install()
+    stock_training_function()(config)
+
+
+def stock_training_function():
+    """LLaMA-Factory's own, kept where `main` has put ours in its place."""
+    from llamafactory.train import tuner
+
+    return getattr(tuner, "_stock_training_function", tuner._training_function)
+
+
+def main() -> None:
+    """Replace LLaMA-Factory's training function, then run its command."""
+    if sys.argv[1:2] != ["train"] or len(sys.argv) < 3:
+        sys.exit(__doc__)
+    from llamafactory.train import tuner
+
+    from kto_accelerator.__main__ import training_function  # by its real name: Ray's workers import it
+
+    tuner._stock_training_function, tuner._training_function = tuner._training_function, training_function
+    del sys.argv[1]
+    tuner.run_exp()
+
+
+if __name__ == "__main__":
+    main()

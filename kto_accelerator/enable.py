@@ -1,0 +1,71 @@
+"""Switch the accelerator on in this process, and say for which configurations it is proved. Imports nothing heavy."""
+
+import json
+import os
+from pathlib import Path
+
+VERSIONS = ("0.9.3",)
+"""LLaMA-Factory versions whose KTO trainer was compared with this one."""
+MODELS = ("llama", "mistral", "qwen2", "qwen3")
+"""Model types (config.json) whose attention is known to accept packed rows; each is tested."""
+
+
+def supports(config: dict) -> tuple[bool, str]:
+    """Whether the accelerator is proved for a LLaMA-Factory configuration, and why not.
+
+    A model that is not a local folder is not looked up: its type is checked when training starts.
+    """
+    model = str(config.get("model_name_or_path", ""))
+    kind = model_type(model)
+    found = [
+        (config.get("stage") != "kto", f"stage is {config.get('stage')}, not kto"),
+        (config.get("finetuning_type", "lora") != "lora", f"finetuning_type is {config.get('finetuning_type')}, not lora"),
+        (config.get("ref_model"), "it has a ref_model of its own"),
+        (config.get("deepspeed") or config.get("fsdp"), "it uses DeepSpeed or FSDP"),
+        (config.get("neftune_alpha"), "it uses neftune_alpha"),
+        (config.get("use_unsloth"), "it uses Unsloth"),
+        (config.get("flash_attn") in ("disabled", "off"), "flash_attn is off"),
+        (kind and kind not in MODELS, f"the model type is {kind}; known are {', '.join(MODELS)}"),
+    ]
+    reasons = [why for true, why in found if true]
+    return not reasons, "; ".join(reasons)
+
+
+def model_type(model: str) -> str | None:
+    """`model_type` of a local folder's config.json; None where there is none."""
+    try:
+        return json.loads((Path(model) / "config.json").read_text()).get("model_type")
+    except (OSError, ValueError):
+        return None
+
+
+def install() -> None:
+    """Put the accelerated trainer in the place of LLaMA-Factory's, in this process; call it in every worker.
+
+    RuntimeError if LLaMA-Factory is not one that was compared, or what is replaced is gone.
+    """
+    from llamafactory.extras.env import VERSION as found
+    from llamafactory.train.kto import workflow
+
+    from .trainer import Accelerated, accelerated
+
+    stock = getattr(workflow, "CustomKTOTrainer", None)
+    if found not in VERSIONS or not hasattr(stock, "get_batch_loss_metrics"):
+        raise RuntimeError(f"the accelerator knows the KTO trainer of LLaMA-Factory {', '.join(VERSIONS)}, this is {found}\n"
+                           "  expected: llamafactory.train.kto.workflow.CustomKTOTrainer.get_batch_loss_metrics\n"
+                           f"  fix:      pip install llamafactory=={VERSIONS[-1]}, or train without the accelerator")
+    if not issubclass(stock, Accelerated):
+        workflow.CustomKTOTrainer = accelerated(stock)
+    let_segments_grow()
+
+
+def let_segments_grow() -> None:
+    """Let GPU memory segments grow: packed rows vary in length, which fragments torch's memory otherwise.
+
+    The same as PYTORCH_CUDA_ALLOC_CONF=expandable_segments:True, but after torch was imported. Your own setting wins.
+    """
+    import torch
+
+    if torch.cuda.is_available() and not os.environ.get("PYTORCH_CUDA_ALLOC_CONF"):
+        setter = getattr(torch._C, "_accelerator_setAllocatorSettings", None)  # torch 2.10 and later
+        (setter or torch.cuda.memory._set_allocator_settings)("expandable_segments:True")
