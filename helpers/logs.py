@@ -54,8 +54,9 @@ PHASES = {
     "***** train metrics": (0, "finished"),
 }
 """Words of a line -> (the order of the signs of a launch's start, or 0; the phase that begins)."""
-FACTS = ("world", "[kto]", "trainable", "llamafactory", "trl", "KTOTrainer", "transformers_v")
-CLUES = ("%|", "{'", " = ", "│ train", *FACTS, " Continuing", *PHASES)
+PHASE = re.compile("|".join(map(re.escape, PHASES)))
+FACTS = re.compile(r"world|\[kto\]|trainable|llamafactory|trl|KTOTrainer|transformers_v")
+CLUES = re.compile(rf"%\||\{{'| = |│ train| Continuing|{FACTS.pattern}|{PHASE.pattern}")
 """A line without any of them says nothing that is read here."""
 
 
@@ -104,7 +105,7 @@ class Parser:
         worker, text = split(line[:20_000])
         worker = worker or self.worker  # what follows a carriage return is the same worker's
         self.worker = worker if line.endswith("\r") else None
-        if not self.cut and not any(clue in text for clue in CLUES):
+        if not self.cut and not CLUES.search(text):
             return
         for kind, data in self.read(self.joined(text), worker):
             if kind == "metrics":
@@ -132,6 +133,11 @@ class Parser:
 
     def read(self, text: str, worker: str | None) -> Iterator[tuple[str, dict]]:
         """(kind, data) of what one line says."""
+        if bar := BAR.search(text) if "%|" in text else None:
+            title = text[: bar.start(1)].strip(" :")
+            yield from self.progress(title, *bar.groups()[1:])
+            if not title and len(text) - bar.end() < 25:  # its end, `,  1.54s/it]`, and nothing else
+                return
         for record in RECORD.findall(text) if "{'" in text else ():
             data = {key: number(quoted or bare) for key, quoted, bare in PAIR.findall(record)}
             evaluation = any(key.startswith("eval_") and key.endswith("loss") for key in data)
@@ -145,10 +151,8 @@ class Parser:
             if kind == "summary":
                 self.ended = True
                 self.finished.add(worker)
-        if start := next((words for words in PHASES if words in text), None):
-            yield from self.enter(*PHASES[start], worker)
-        if "%|" in text and (bar := BAR.search(text)):
-            yield from self.progress(text[: bar.start(1)].strip(" :"), *bar.groups()[1:])
+        if start := PHASE.search(text):
+            yield from self.enter(*PHASES[start[0]], worker)
         if saving := SAVING.search(text):
             yield "checkpoint", {"step": int(saving[2]), "path": saving[1]}
         elif fact := FACT.search(text):
@@ -160,7 +164,7 @@ class Parser:
             value = int((count[2] or count[4]).replace(",", ""))
             self.total = value if name == "total_steps" else self.total
             yield "config", {"eval_examples" if held_out else name: value}
-        for words in WORDS.finditer(text) if any(clue in text for clue in FACTS) else ():
+        for words in WORDS.finditer(text) if FACTS.search(text) else ():
             facts = {name: number(value) for name, value in words.groupdict().items() if value}
             if not (facts.keys() <= {"written_by", "transformers_version"} and words[0] in self.said):
                 self.said.add(words[0])
@@ -234,12 +238,12 @@ def parse_file(path: Path | str) -> Iterable[Event]:
     """The events of a whole log. What a terminal of fixed width has broken over several lines is joined again."""
     parser = Parser()
     with open(path, "rb") as file:
-        lines = file.read(1 << 18).decode("utf-8", "replace").split("\n")
+        lines = file.read(1 << 18).decode("utf-8", "replace").replace("\r\n", "\n").split("\n")[:-1] or [""]
         file.seek(0)
-        width = max(map(len, lines))
-        if {len(line) for line in lines if CUT.search(line)} == {width} and width < 1000:
+        width, cut = max(map(len, lines)), {len(line) for line in lines if CUT.search(line)}
+        if cut and max(cut) == width and min(cut) > width - 3 and width < 1000:
             begins = r"\(\w+ pid=|\[\w+[]|]|\{'|\d{4}-\d\d|\*\*\*|│|╭|╰| *\d+%\|"
-            text = file.read().decode("utf-8", "replace")
+            text = file.read().decode("utf-8", "replace").replace("\r\n", "\n")
             yield from parser.feed(re.sub(rf"(?m)^(.{{{width}}})\n(?!{begins})", r"\1", text))
         while data := file.read(1 << 20):
             yield from parser.feed(data)

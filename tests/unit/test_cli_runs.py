@@ -61,6 +61,15 @@ def test_a_log_without_windows_is_an_error_and_leaves_no_picture(tmp_path):
     assert "no logged window" in call("metrics", empty, code=2)
 
 
+def test_a_log_that_does_not_say_its_steps_needs_them_told_and_what_is_assumed_is_said(tmp_path):
+    log = tmp_path / "some.log"
+    log.write_text("{'loss': 0.5, 'learning_rate': 1e-05, 'kl': 1.0, 'epoch': 0.5}\n")
+    assert "--logging-steps" in call("metrics", log, code=2)
+    done = CliRunner().invoke(app, ["metrics", str(log), "--logging-steps", "5", "--json"])
+    assert json.loads(done.stdout)[0]["step"] == 5
+    assert "rows of worker 0" in done.stderr and "neither LLaMA-Factory nor TRL" in done.stderr
+
+
 def test_runs_are_compared_by_what_differs_and_by_where_they_ended(two):
     said = json.loads(call("compare", *(run.folder for run in two), "--json"))
     assert said["differences"] == [{"key": "learning_rate", "first-run": 0.001, "second-run": 0.0005}]
