@@ -20,8 +20,8 @@ from statistics import mean
 
 import psutil
 
-from helpers import config, launch, logs, models, runs, tracking
 from feedback.check import prepare
+from helpers import config, launch, logs, models, runs, tracking
 from helpers.launch.follow import follow
 from helpers.plots.live import LiveView
 from helpers.plots.livehtml import page

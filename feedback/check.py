@@ -64,9 +64,11 @@ class Checked:
 
     def add(self, made: dict, place: int, number: int) -> None:
         """Keep one record."""
+        import orjson
+
         reply = made["messages"][-1]["content"]
-        prompt = json.dumps([made["tools"], made["messages"][:-1]], ensure_ascii=False).encode()
-        self.records.append(json.dumps(made, ensure_ascii=False, separators=(",", ":")).encode() + b"\n")
+        prompt = orjson.dumps([made["tools"], made["messages"][:-1]])
+        self.records.append(orjson.dumps(made) + b"\n")
         self.places.append(number * len(self.source.files) + place)
         self.scripts.append(quality.script_of(reply))
         kept = {"prompts": _hash(prompt), "replies": _hash(prompt + reply.encode()), "words": _hash(reply.encode()),

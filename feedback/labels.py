@@ -165,10 +165,10 @@ def _ends(low: float, high: float, votes: Votes) -> tuple[int, int] | None:
     if high <= 1:
         return 0, 1
     if high == 5:
-        return (0, 5) if low == 0 else (1, 5)
+        return (0, 5) if low < 1 else (1, 5)
     if high == 4.5 and low >= 1:
         return 1, 5
-    if high == 4 and low == 0:
+    if high == 4 and low < 1:
         return 0, 4
     if high == 3 and low == 1 and votes.numbers.total() >= 20:  # so many ratings without a 4 or 5
         return 1, 3

@@ -21,6 +21,9 @@ PASSWORD = re.compile(r"(?i)\b(?:password|passwd|passwort|api[_-]?key|secret)\b[
 GARBLED = re.compile("Ã[\x80-\x9f]")
 DIGITS = re.compile(r"\d[\d ()./-]{6,}")
 
+ISSUED_STARTS = ("hf_", "akia", "asia", "aph0_", "sk-", "dapi", "ghp_", "gho_", "ghu_", "ghs_", "ghr_", "github_pat_", "private key")
+"""how what `helpers.secrets.LITERAL` finds begins, in small letters: texts without any are done without a search"""
+
 RARE = 0.1
 LENGTH_AUC = 0.7
 """from here on a label is said to follow from the reply's length (0.5: not at all, 1: entirely)"""
@@ -28,7 +31,7 @@ LENGTH_AUC = 0.7
 
 def doubtful(text: str) -> list[tuple[str, str]]:
     """(kind, reason) of what looks garbled, personal or secret in a text; the latter masked but for its first letters."""
-    found, lower, longest = [], text.lower(), max(map(len, text.split()), default=0)
+    found, lower = [], text.lower()
     if "@" in text and (hit := EMAIL.search(text)):
         found.append(("personal data", f"an e-mail address: {_masked(hit[0])}"))
     near = (text[max(digits.start() - 20, 0) : digits.end() + 20] for digits in DIGITS.finditer(text))
@@ -39,7 +42,7 @@ def doubtful(text: str) -> list[tuple[str, str]]:
             break
     if "<|user|>" in text or "\ufffd" in text or ("Ã" in text and GARBLED.search(text)):
         found.append(("garbled text", "leftovers of another encoding, such as Ã‰ for É, or of a chat template, such as <|user|>"))
-    hit = LITERAL.search(text) if longest >= 19 or "-----BEGIN" in text else None
+    hit = LITERAL.search(text) if any(start in lower for start in ISSUED_STARTS) else None
     if not hit and any(word in lower for word in ("passw", "api", "secret")):
         hit = PASSWORD.search(text)
     if hit:

@@ -113,6 +113,12 @@ def _wrapped(value) -> list | None:
 
 
 def _load(line: str, number: int):
+    import orjson
+
+    try:
+        return orjson.loads(line)
+    except ValueError:  # broken, or what the standard library reads besides: NaN, Infinity, long integers, half a surrogate pair
+        pass
     try:
         return json.loads(line)
     except json.JSONDecodeError as error:

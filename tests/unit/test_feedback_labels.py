@@ -57,6 +57,7 @@ SCALES = {
     "stars as signs": (each("★★☆☆☆", "⭐⭐⭐⭐⭐"), "ratings 1 to 5; 4 and more are accepted", ["★★☆☆☆"], ["⭐⭐⭐⭐⭐"]),
     "4/5": (each("2/5", "4/5"), "ratings 1 to 5; 4 and more are accepted", ["2/5"], ["4/5"]),
     "5 stars": (each("1 star", "5 stars"), "ratings 1 to 5; 4 and more are accepted", ["1 star"], ["5 stars"]),
+    "half a star to 5": (each(0.5, 3.5, 5), "ratings 0 to 5; 4 and more are accepted", [0.5, 3.5], [5]),
     "1 to 10": (each(1, 4, 7, 10), "ratings 1 to 10; 7 and more are accepted", [1, 6], [7, 10]),
     "2 to 9 of 10": (each(2, 4, 9), "ratings 1 to 10; 7 and more are accepted", [2, 4], [9]),
     "7/10": (each("3/10", "7/10"), "ratings 1 to 10; 7 and more are accepted", ["3/10"], ["7/10"]),
@@ -81,12 +82,10 @@ def test_a_scale_is_recognised_from_the_values_ends_and_stated(values, words, re
 @pytest.mark.parametrize("values, option", [
     (each(1, 2, 3, times=2), "--scale=1-3 --accept-from=3, or --scale=1-5 --accept-from=4"), (each(2, 3, 4), "--scale=1-5 --accept-from=4"),
     (each(1, 2), "--scale=1-5"), (each(0, 1, 2), "--scale=0-2"), (each(12, 20), "--scale=12-20"), (each(-5, 5), "--scale=-5..5"),
-    (each(-0.4, 0.9), "--scale=-1..1"), (each(1, 2, 3, 99, times=9), "--scale=0-99|--scale=1-99"), (each("2/5", "7/10"), "--scale=1-7"),
+    (each(-0.4, 0.9), "--scale=-1..1"), (each("2/5", "7/10"), "--scale=1-7"),
     (each(1, 4, 6), "--scale=1-7 --accept-from=5, or --scale=1-10 --accept-from=7"),
 ])
 def test_ends_that_leave_the_scale_open_are_asked_about_with_the_option_to_add(values, option):
-    if values[-1] == 99:  # 51 to 100 can only be per cent
-        return
     with pytest.raises(KitError) as error:
         scale_of(votes_of(values), "rating")
     assert option in str(error.value) and "'rating'" in str(error.value) and "×)" in str(error.value)

@@ -5,6 +5,7 @@ import json
 import pytest
 
 from feedback import check, find, problems, quality
+from helpers import secrets
 from helpers.errors import KitError
 
 
@@ -63,7 +64,15 @@ def test_personal_data_are_counted_and_shown_masked_and_stop_strict(what, text, 
         ledger_of(tmp_path, rows, strict=True)
 
 
-@pytest.mark.parametrize("text", ["hf_" + "a" * 34, "password: hunter22", "AKIA" + "A" * 16, "api_key=abc123def456"])
+ISSUED = {"a Hugging Face token": "hf_" + "a" * 34, "an AWS key": "AKIA" + "A" * 16, "an Anyscale or OpenAI key": "sk-" + "a" * 40,
+          "a Databricks token": "dapi" + "a" * 32, "a GitHub token": "ghp_" + "a" * 36, "a private key": "-----BEGIN RSA " + "PRIVATE KEY-----"}
+
+
+def test_every_kind_of_issued_secret_has_a_sample_here():
+    assert set(ISSUED) == set(secrets.ISSUED)
+
+
+@pytest.mark.parametrize("text", [*ISSUED.values(), "password: hunter22", "api_key=abc123def456"])
 def test_secrets_in_the_text_are_counted_and_shown_masked(text, tmp_path):
     ledger = ledger_of(tmp_path, [row(i) for i in range(20)] + [row(20, f"use {text} please")])
     assert ledger.counts["secrets"] == 1 and text not in ledger.text()
