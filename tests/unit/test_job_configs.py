@@ -137,7 +137,7 @@ def test_the_current_image_that_is_named_has_the_python_and_the_ray_of_its_lock(
 def test_the_containerfile_copies_what_there_is_and_all_that_a_run_needs():
     copied = [name for line in re.findall(r"^COPY --chown=ray (.*) \S+$", CONTAINER, re.MULTILINE) for name in line.split()]
     assert all((ROOT / name).exists() for name in copied)
-    assert {"helpers", "kto", "serving", "notebooks", "train-configs", "dataset-configs", "tools", "requirements.txt", "Makefile"} <= set(copied)
+    assert {"helpers", "feedback", "kto_accelerator", "kto", "serving", "locks", "notebooks", "train-configs", "dataset-configs", "tools", "requirements.txt", "Makefile"} <= set(copied)
     assert 'RUN make install-cluster PYTHON=python LOSE="${LOSE}"' in CONTAINER
     assert not {"helpers", "kto", "serving", "notebooks", "train-configs", "dataset-configs", "requirements.txt"} & set(JOB["excludes"])
 
