@@ -1,5 +1,6 @@
 """The project's own promises: notebooks, README and the map of the rooms say what is there."""
 
+import ast
 import json
 import re
 import subprocess
@@ -173,3 +174,32 @@ def test_pictures_have_words_and_headings_go_down_one_step_at_a_time():
         assert all(words.strip() for words in re.findall(r"!\[(.*?)\]\(", text, flags=re.S)), name
         levels = [len(marks) for marks in re.findall(r"^(#+) ", re.sub(r"```.*?```", "", text, flags=re.S), flags=re.M)]
         assert levels[0] == 1 and all(after - before <= 1 for before, after in zip(levels, levels[1:], strict=False)), name
+
+
+ARROWS = {
+    "notebooks": {"helpers", "feedback"},
+    "helpers": {"kto_accelerator"},
+    "feedback": {"helpers.errors", "helpers.files", "helpers.secrets", "helpers.profiles", "helpers.runs"},
+    "kto_accelerator": set(),
+    "serving": {"helpers"},
+    "kto": {"helpers", "feedback", "serving"},
+}
+
+
+@pytest.mark.parametrize("room", ARROWS)
+def test_each_package_imports_only_what_it_may(room):
+    found = {}
+    for path in sorted((ROOT / room).rglob("*.py")) + sorted((ROOT / room).glob("0*.ipynb")):
+        text = path.read_text() if path.suffix == ".py" else "\n".join("".join(c["source"]) for c in cells(path, "code"))
+        for node in ast.walk(ast.parse(text)):
+            if isinstance(node, ast.Import):
+                named = [alias.name for alias in node.names]
+            elif isinstance(node, ast.ImportFrom) and not node.level:
+                named = [f"{node.module}.{alias.name}" for alias in node.names]
+            else:
+                continue
+            for name in named:
+                if name.split(".")[0] in ARROWS and name.split(".")[0] != room:
+                    found.setdefault(name, path.name)
+    may = tuple(f"{name}." for name in ARROWS[room])
+    assert {name: file for name, file in found.items() if not f"{name}.".startswith(may)} == {}
