@@ -57,6 +57,8 @@ def command(case: dict, folder: Path, options) -> tuple[list[str], dict]:
     env["PYTHONPATH"] = os.pathsep.join(filter(None, [str(ROOT), env.get("PYTHONPATH")]))
     ray = options.ray or options.workers > 1 or case.get("ray")
     env |= {"USE_RAY": "1"} if ray else {"USE_RAY": "0", "CUDA_VISIBLE_DEVICES": env.get("CUDA_VISIBLE_DEVICES", "0")[:1]}
+    if "reference" in case:
+        env["KTO_REFERENCE_DIR"] = str(options.work / case["reference"])
     flags = ["--accelerated"] if case.get("accelerated") else []
     return [*worker, "llamafactory", str(folder / "config.yaml"), result, *flags], env
 

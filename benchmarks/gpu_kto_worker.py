@@ -68,16 +68,12 @@ def row_lengths(dataset) -> dict:
 def llamafactory(config: str, result: str, *flags: str) -> None:
     """LLaMA-Factory's own command, in this process or on Ray (USE_RAY=1), with the clock among its callbacks."""
     import yaml
-    from llamafactory.train import trainer_utils, tuner
+    from llamafactory.train import tuner
 
     if "--accelerated" in flags:
-        from helpers.process import accelerator
+        from kto_accelerator.__main__ import training_function
 
-        accelerator.replace_training_function()
-    else:
-        from helpers.process import cpu
-
-        cpu.replace_scaling_config(trainer_utils)
+        tuner._stock_training_function, tuner._training_function = tuner._training_function, training_function
     with open(config) as file:
         tuner.run_exp(yaml.safe_load(file), [clock(result)])
 
@@ -103,7 +99,8 @@ def trl(job: str, result: str) -> None:
                          max_length=job["cutoff_len"], bf16=cuda, beta=0.1, learning_rate=job["learning_rate"],
                          logging_steps=job["logging_steps"], lr_scheduler_type="cosine", warmup_steps=job["steps"] // 10,
                          save_strategy="no", report_to="none", use_liger_kernel=cuda,
-                         gradient_checkpointing=job["gradient_checkpointing"])
+                         gradient_checkpointing=job["gradient_checkpointing"],
+                         precompute_ref_log_probs=job.get("precompute_ref_log_probs", False))
     lora = LoraConfig(r=8, lora_alpha=16, target_modules="all-linear", task_type="CAUSAL_LM")
     KTOTrainer(model=model, args=settings, train_dataset=Dataset.from_list(rows), processing_class=tokenizer,
                peft_config=lora, callbacks=[clock(result)]).train()

@@ -8,9 +8,12 @@ The metric `logits/*`, a raw sum of no use, is 0.
 """
 
 import hashlib
+import os
 from dataclasses import dataclass
 
-from . import dealing, packed
+import numpy as np
+
+from . import dealing, packed, reference
 
 ROWS = "rows_without_padding"
 
@@ -53,6 +56,43 @@ class Accelerated:
         self._values = None
         self._shared_until = None  # the epoch
         self.data_collator = WithRows(self.data_collator)
+        self._open_store()
+
+    def _open_store(self) -> None:
+        """Take up the reference log-probabilities that earlier runs left in KTO_REFERENCE_DIR; save ours there too."""
+        import torch
+        from transformers import TrainerCallback
+
+        self._store, self._unsaved = None, []
+        if not (folder := os.environ.get("KTO_REFERENCE_DIR")):
+            return
+        template = str(getattr(self.data_collator.collator, "template", ""))
+        self._store = reference.Store(folder, reference.identity_of(self.model, self.args, template))
+        keys, values = self._store.read()
+        if keys:
+            self._places = {key: place for place, key in enumerate(keys)}
+            self._values = torch.from_numpy(values).to(self.args.device)
+        print(f"[kto_accelerator] {len(keys)} reference log-probabilities found in {self._store.folder}", flush=True)
+        save = self.save_reference
+
+        class SaveReference(TrainerCallback):
+            def on_epoch_end(self, args, state, control, **kwargs):
+                save()
+
+            on_save = on_train_end = on_evaluate = on_epoch_end
+
+        self.add_callback(SaveReference())
+
+    def save_reference(self) -> None:
+        """Write what this worker computed since the last time; a full disk or a lost mount must not end the training."""
+        if self._store is None or not self._unsaved:
+            return
+        keys = [key for part, _ in self._unsaved for key in part]
+        try:
+            self._store.write(keys, np.concatenate([values.cpu().numpy() for _, values in self._unsaved]))
+        except OSError as error:
+            print(f"[kto_accelerator] reference log-probabilities were not saved: {error}", flush=True)
+        self._unsaved = []
 
     def get_train_dataloader(self):
         """The stock one, but workers get equally many tokens."""
@@ -107,6 +147,8 @@ class Accelerated:
         """Keep new reference log-probabilities, here and, where they are shared, in every worker."""
         import torch
 
+        if keys and self._store is not None:
+            self._unsaved.append((keys, found))
         if self._sharing():
             from accelerate.utils import gather_object
 

@@ -11,7 +11,7 @@ import pytest
 import tiny
 
 import kto_accelerator
-from kto_accelerator import enable, packed
+from kto_accelerator import enable, packed, reference
 from kto_accelerator import trainer as accelerator
 
 ROWS = [(f"Question {i}: " + "why " * (i % 7) + "?", "Because. " + "So. " * (i * 5 % 9), i % 3 > 0) for i in range(16)]
@@ -222,6 +222,7 @@ def test_reference_log_probabilities_are_computed_once_a_row_and_shared_among_wo
     packed.prepare(model)
     made = types.SimpleNamespace(_one_pass=True, _places={}, _values=None,
                                  accelerator=types.SimpleNamespace(num_processes=2))
+    made._store = None
     made.model, made.state, made._shared_until = model, types.SimpleNamespace(epoch=0.5), None
     for name in ("_learn", "_sharing"):
         setattr(made, name, types.MethodType(getattr(accelerator.Accelerated, name), made))
@@ -288,6 +289,55 @@ def test_what_is_supported_is_said_with_the_reason(tmp_path):
                         ({"ref_model": "x"}, "ref_model"), ({"model_name_or_path": str(tmp_path)}, "gpt2")]:
         supported, reason = kto_accelerator.supports(good | change)
         assert not supported and why in reason
+
+
+@pytest.mark.slow
+def test_a_later_run_takes_the_reference_from_disk_and_has_the_same_losses_to_the_bit(folder, monkeypatch, tmp_path):
+    monkeypatch.setenv("KTO_REFERENCE_DIR", str(tmp_path))
+    first = trainer(folder, monkeypatch, True)
+    batches = list(first.get_train_dataloader())
+    for batch in batches:
+        outcome(first, batch)  # every row is known now
+    losses = [outcome(first, batch)[0] for batch in batches]
+    first.save_reference()
+    second, asked = trainer(folder, monkeypatch, True), []
+    monkeypatch.setattr(packed, "logps", lambda model, rows, adapted=None, logps=packed.logps: (
+        asked.append(len(rows) - (len(rows) if adapted is None else adapted)), logps(model, rows, adapted))[1])
+    assert [outcome(second, batch)[0] for batch in batches] == losses
+    assert asked and not any(asked)  # no row went through the reference model
+
+
+def test_reference_values_of_another_model_precision_or_template_are_not_taken(tmp_path):
+    import torch
+
+    model, args = adapted("llama"), types.SimpleNamespace(bf16=False, fp16=False, device=torch.device("cpu"))
+    first = reference.identity_of(model, args, "llama3")
+    assert reference.identity_of(adapted("llama"), args, "llama3") == first
+    shake(model, 0.5)  # the adapter is no part of the reference
+    assert reference.identity_of(model, args, "llama3") == first
+    others = [reference.identity_of(model, args, "qwen")]
+    args.bf16 = True
+    others.append(reference.identity_of(model, args, "llama3"))
+    args.bf16 = False
+    with torch.no_grad():  # one bit of one weight
+        next(weight for name, weight in model.named_parameters() if "base_layer" in name)[3, 5] += 1e-6
+    others.append(reference.identity_of(model, args, "llama3"))
+    folders = {reference.Store(tmp_path, one).folder for one in (first, *others)}
+    assert len(folders) == 4
+
+
+def test_two_writers_add_up_and_a_damaged_file_is_passed_over(tmp_path):
+    import numpy as np
+
+    one, two = (reference.Store(tmp_path, {"model": 1}) for _ in range(2))
+    keys = [bytes([i]) + bytes(15) for i in range(4)]
+    one.write(keys[:2], np.array([1.5, 2.5], np.float32))
+    two.write(keys[1:], np.array([2.5, 3.5, 4.5], np.float32))
+    known, values = one.read()
+    assert dict(zip(known, values.tolist(), strict=True)) == dict(zip(keys, (1.5, 2.5, 3.5, 4.5), strict=True))
+    for path in one.folder.glob("*.bin"):
+        path.write_bytes(path.read_bytes()[:-1])
+    assert one.read()[0] == []
 
 
 def on_gpu() -> bool:
