@@ -3,6 +3,7 @@
 `explain` finds which line decided; a cause is looked for in that failure's own words alone, in this order.
 """
 
+import re
 from typing import NamedTuple
 
 
@@ -184,3 +185,8 @@ CAUSES = [
           "a worker died or hung, or the nodes' network blocks the workers' ports",
           "look for the first worker's own error above; ddp_timeout bounds the wait; NCCL_DEBUG=INFO says more"),
 ]
+
+
+def cause_of(texts: list[str]) -> Cause | None:
+    """The first cause with a pattern that one of these texts fits."""
+    return next((cause for cause in CAUSES if any(re.search(cause.pattern, text) for text in texts)), None)

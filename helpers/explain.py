@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from . import logs
-from .causes import CAUSES, GO_ON
+from .causes import GO_ON, cause_of
 
 CHUNK, MOST, TAIL = 1 << 20, 8 << 20, 4 << 20
 """Bytes: of a log beyond MOST only its last TAIL is read, and the chunks in which a sign of trouble or of a start stands."""
@@ -204,11 +204,11 @@ def explain(log: Path | str) -> Explanation:
     # The cause is looked for in this failure's own words; the reason of a death is told by others, later.
     chain = decisive.chain()
     texts = [f"{error} at {place}" for error, place in chain] + decisive.before
-    if DEATH.search(chain[0][0]):
+    cause = cause_of(texts)
+    if DEATH.search(chain[0][0]) and (not cause or cause.name.startswith("a worker")):
         later = (error for other in troubles if other.at > decisive.at for error, _ in other.errors)
         decisive.more += filter(DEATH.search, later)
-        texts += decisive.more
-    cause = next((cause for cause in CAUSES if any(re.search(cause.pattern, text) for text in texts)), None)
+        cause = cause_of(texts + decisive.more)
     at = max((at for at in range(len(chain)) if cause and re.search(cause.pattern, texts[at])), default=0)
     around = [f"before: {text}" for text in decisive.before]
     around += [f"with: {text}" for text in decisive.more[:2]] if at == len(chain) - 1 else []

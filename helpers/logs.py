@@ -21,12 +21,10 @@ PREFIX = re.compile(r"(?:\d{4}-\d\d-\d\d[T ][\d:.,]+(?:Z|[+-]\d\d:?\d\d)? +)?"  
 RECORD = re.compile(r"(?<![=\w])\{'(?:loss|eval_|train_)[^{}]*\}")  # `metrics={'loss': …` is Ray's repetition of one
 CUT = re.compile(r"(?<![=\w])\{'(?:loss|eval_|train_)[^{}]*$")
 PAIR = re.compile(r"'([^']+)':\s*(?:'([^']*)'|([^,{}']+))")
-SHORT = {"loss", "learning_rate", "epoch", "reward", "accuracy", "throughput"}
-"""What LLaMA-Factory's web UI logs of a window just before transformers prints the whole of it."""
+SHORT = {"loss", "learning_rate", "epoch", "reward", "accuracy", "throughput"}  # LLaMA-Factory's web UI prints these
 BAR = re.compile(r"(?:^|[^0-9])(\d{1,3})%\|[^|]*\| (\d{1,15})/(\d{1,15}) \[([\d:]+)<([\d:?]+)")
 FACT = re.compile(r"│ train_loop_config/(?:args/)?(\S+) +(\S.*?) +│")
-OUR_FACT = re.compile(r"(\w+)\"?(?:=|: )\"?([^\s,;\"}]+)")
-"""On a line of our own trainer, `[kto] logging_steps: 5` or several."""
+OUR_FACT = re.compile(r"(\w+)\"?(?:=|: )\"?([^\s,;\"}]+)")  # after `[kto] `, from helpers.trainer
 COUNT = re.compile(r"  ([A-Z][^=]{4,80}) = ([\d,]{1,30})\s*$| (Continuing training from global step) (\d{1,18})\s*$")
 COUNTS = {
     "Num examples": "num_examples", "Instantaneous batch size per device": "per_device_train_batch_size",
@@ -34,14 +32,12 @@ COUNTS = {
     "Total train batch size (w. parallel, distributed & accumulation)": "total_train_batch_size",
     "Continuing training from global step": "resumed_from", "Batch size": "eval_batch_size",
 }
-"""The trainer's own lines with a number -> the fact's name."""
 WORDS = re.compile(r"ip=(?P<rank0>[\w.:-]+, pid=\d{1,18})\) world_rank=0\b"
                    r"|\[kto\] metrics of all (?P<metrics_of_workers>\d{1,9}) workers"
                    r"|(?:Process rank: \d+, world size: |Started training worker group of size )(?P<world_size>\d{1,9})"
                    r"|trainable params: (?P<trainable_params>[\d,]{1,30}) \|\| all params: (?P<all_params>[\d,]{1,30})"
                    r"|\"transformers_version\": \"(?P<transformers_version>[\d.]+)"
                    r"|(?P<written_by>llamafactory|trl(?=[/.]trainer)|KTOTrainer)")
-"""Other words that hold a fact of that name."""
 SAVING = re.compile(r"Saving model checkpoint to (\S.*checkpoint-(\d{1,18}))\s*$")
 PHASES = {
     "Started a local Ray instance": (1, "starting"), "Connected to Ray cluster": (1, "starting"),
@@ -81,7 +77,7 @@ class Parser:
     def __init__(self):
         self.decoder = codecs.getincrementaldecoder("utf-8")("replace")
         self.rest = self.cut = ""
-        self.run, self.mark, self.trainer, self.worker = -1, 0, None, None
+        self.run, self.mark, self.trainer, self.worker, self.config = -1, 0, None, None, {}
         self.begin()
 
     def begin(self) -> None:
@@ -155,10 +151,10 @@ class Parser:
             yield from self.enter(*PHASES[start[0]], worker)
         if saving := SAVING.search(text):
             yield "checkpoint", {"step": int(saving[2]), "path": saving[1]}
-        elif fact := FACT.search(text):
-            yield "config", {fact[1]: number(fact[2])}
-        elif "[kto] " in text and (facts := OUR_FACT.findall(text.partition("[kto] ")[2])):
-            yield "config", {name: number(value) for name, value in facts}
+        elif facts := FACT.findall(text) or ("[kto] " in text and OUR_FACT.findall(text.partition("[kto] ")[2])):
+            facts = {name: number(value) for name, value in facts}
+            self.config = {**self.config, **facts}
+            yield "config", facts
         elif (count := COUNT.search(text)) and (name := COUNTS.get(count[1] or count[3])):
             held_out = name == "num_examples" and self.phase == "evaluating"
             value = int((count[2] or count[4]).replace(",", ""))
@@ -187,9 +183,13 @@ class Parser:
         """A new phase. `mark`: the order of the signs of a launch's start; one that does not come later begins another launch."""
         if mark:
             another_worker = mark == self.mark == 4 and worker != self.trainer and not self.ended
-            if mark <= self.mark and not another_worker:
+            again = mark <= self.mark and not another_worker
+            if again:
                 self.begin()
             self.mark, self.trainer = mark, worker
+            self.config = self.config if mark > 2 else {}
+            if again and self.config:
+                yield "config", self.config  # said once, before workers were lost and replaced
         self.ended |= phase == "finished"
         if phase != self.phase:
             self.phase = phase

@@ -316,3 +316,11 @@ def test_no_log_whatever_makes_the_explanation_raise(tmp_path_factory, pieces):
     path = tmp_path_factory.getbasetemp() / "any.log"
     path.write_bytes("\n".join(pieces).encode("utf-8", "replace"))
     assert str(explain(path))
+
+
+def test_the_reason_of_a_lost_worker_is_told_by_others_later_and_a_reason_in_its_own_words_comes_first(tmp_path):
+    died = "(raylet) A worker died or was killed while executing a task by an unexpected system error."
+    assert explain(log_of(tmp_path, died, PUBLIC["a node ran out of memory"][1])).name == "a node ran out of memory"
+    watchdog = [PUBLIC["the workers lost each other"][1], "terminate called after throwing an instance of 'c10::DistBackendError'",
+                "Fatal Python error: Aborted", "E1123 api.py:1002] failed (exitcode: -6) local_rank: 0 (pid: 124)"]
+    assert explain(log_of(tmp_path, *watchdog)).name == "the workers lost each other"

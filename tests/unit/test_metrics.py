@@ -382,3 +382,15 @@ def test_metrics_of_all_workers_are_said_to_be_that_and_their_band_is_narrower()
 def test_a_torchrun_log_without_ray_is_read():
     table = metrics.table(FIXTURES / "torchrun-two-workers.log")
     assert table["step"].tolist() == [1, 2, 3, 4] and table["rows"].tolist() == [4, 2, 4, 2]
+
+
+def test_workers_that_were_replaced_go_on_with_the_facts_said_at_the_launch(tmp_path):
+    ray, group = "INFO worker.py:1927 -- Started a local Ray instance.\n", "(TrainController pid=1) Started training worker group of size 2: \n"
+    again = group + started(steps=8) + "x >>   Continuing training from global step 4\n" + window(epoch=0.16) + window(epoch=0.21)
+    log = tmp_path / "train.log"
+    log.write_text(ray + "[kto] logging_steps: 2\n" + group + started(steps=8) + window(epoch=0.05) + window(epoch=0.11) + again)
+    table = metrics.joined(log)
+    assert table["step"].tolist() == [2, 4, 6, 8] and table.attrs["logging_steps_from"] == "config"
+    log.write_text(log.read_text() + ray + group + window(epoch=0.05))  # another launch says its own
+    with pytest.raises(KitError, match="nothing in this log says"):
+        metrics.table(log)
