@@ -59,9 +59,11 @@ def parse(value):
             raise ValueError(value)
         return Number(float(value))
     if isinstance(value, dict):
+        if not value or value.get("status") in ("draft", "discarded", "pending"):
+            return None
         key = next((key for key in ("value", "rating", "score", "vote", "label", "thumb") if key in value), None)
-        if key is None or value.get("status") in ("draft", "discarded", "pending"):
-            return _none_of(value)
+        if key is None:
+            raise ValueError(value)
         return parse(value[key])
     if isinstance(value, list | tuple):
         votes = []
@@ -86,12 +88,6 @@ def _parse_text(text: str):
     if not word or word in NOBODY:
         return None
     raise ValueError(text)
-
-
-def _none_of(value: dict):
-    if not value or value.get("status") in ("draft", "discarded", "pending"):
-        return None
-    raise ValueError(value)
 
 
 @dataclass
@@ -141,14 +137,14 @@ def scale_of(votes: Votes, column: str, scale: str = "", accept_from: float | No
     if scale:
         return _named(scale, accept_from, stars)
     seen = sorted(votes.numbers)
-    if not seen or (votes.words and accept_from is None and not set(seen) - {-1, 0, 1}):
-        return SIGN if -1 in seen else WORDS
+    if not seen:
+        return WORDS
     low, high, whole = seen[0], seen[-1], all(value == int(value) for value in seen)
     tops = votes.tops - {0}
     if accept_from is not None:
         return _rated(min(low, accept_from), max(high, accept_from), accept_from)
-    if votes.words > votes.numbers.total():  # a number that is no 0 or 1 among words is the fault, not the scale
-        return SIGN if -1 in seen else WORDS
+    if votes.words > votes.numbers.total() or (votes.words and not set(seen) - {-1, 0, 1}):
+        return SIGN if -1 in seen else WORDS  # any other number among words is the fault, not the scale
     if len(tops) == 1 and 0 not in votes.tops and low >= 0 and high <= (top := tops.pop()):
         return _named(f"{0 if top == 100 else min(1, int(low))}-{top}", None, stars)
     if whole and {low, high} <= {-1.0, 0.0, 1.0}:
@@ -164,16 +160,12 @@ def _ends(low: float, high: float, votes: Votes) -> tuple[int, int] | None:
     """The scale that an extent can only mean; None where it may be several that disagree on what is accepted."""
     if high <= 1:
         return 0, 1
-    if high == 5:
+    if high == 5 or (high == 4.5 and low >= 1):
         return (0, 5) if low < 1 else (1, 5)
-    if high == 4.5 and low >= 1:
-        return 1, 5
     if high == 4 and low < 1:
         return 0, 4
-    if high == 3 and low == 1 and votes.numbers.total() >= 20:  # so many ratings without a 4 or 5
-        return 1, 3
-    if high == 7 and low == 1 and votes.numbers.total() >= 20:
-        return 1, 7
+    if high in (3, 7) and low == 1 and votes.numbers.total() >= 20:  # so many ratings without a higher one
+        return 1, int(high)
     if 7 < high <= 10:
         return (0, 10) if low < 1 else (1, 10)
     return (0, 100) if 50 < high <= 100 else None
