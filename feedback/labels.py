@@ -18,7 +18,7 @@ DOWN = set("false f no n down thumbsdown thumbdown 👎 bad poor dislike dislike
            "neg unhelpful nothelpful incorrect wrong downvote downvoted disapprove disapproved fail failed unsatisfied "
            "dissatisfied unhappy ❌ ✖ 🙁 ☹ 😞 😠 nein non nao não нет".split())
 NOBODY = set("none null nan na n/a nil undefined neutral tie novote notvoted unrated skip skipped nofeedback pending 😐 🤷".split())
-"""words as `_plain` leaves them: small letters, without blanks, dashes, underscores, colons and skin tones"""
+"""words in small letters, without MARKS"""
 
 MARKS = re.compile(r"[\s_:;.!\-–—\"'\ufe0e\ufe0f\u200d\U0001F3FB-\U0001F3FF]")
 NUMBER = re.compile(r"([+-]?\d+(?:[.,]\d+)?)\s*(?:(%)|(?:/|of|out of)\s*(\d+)|(?:stars?|points?|pts|★|⭐)*)", re.I)
@@ -134,11 +134,9 @@ def scale_of(votes: Votes, column: str, scale: str = "", accept_from: float | No
     `scale`: binary, sign, stars, or its ends as 1-10; `accept_from`: ratings from here on are accepted; `stars`: the same for
     a scale of 1 to 5 alone.
     """
-    if scale:
-        return _named(scale, accept_from, stars)
     seen = sorted(votes.numbers)
-    if not seen:
-        return WORDS
+    if scale or not seen:
+        return _named(scale, accept_from, stars) if scale else WORDS
     low, high, whole = seen[0], seen[-1], all(value == int(value) for value in seen)
     tops = votes.tops - {0}
     if accept_from is not None:
@@ -246,7 +244,7 @@ def more_for(votes_for, votes_against) -> bool | None:
 def _one(vote, scale: Scale) -> bool | None:
     if isinstance(vote, bool):
         return vote
-    limits = {-1, 0, 1} if scale is SIGN else {0, 1} if scale in (WORDS, BINARY) else None
-    if (limits and vote.value not in limits) or not scale.low <= vote.value <= scale.high:
+    whole = scale in (WORDS, BINARY, SIGN) and vote.value != int(vote.value)
+    if whole or not scale.low <= vote.value <= scale.high:
         raise ValueError(vote.value)
     return None if scale is SIGN and not vote.value else vote.value >= scale.accept
