@@ -14,7 +14,7 @@ from typing import NamedTuple
 from . import logs
 from .causes import GO_ON, cause_of
 
-CHUNK, MOST, TAIL = 1 << 20, 8 << 20, 4 << 20
+CHUNK, MOST, TAIL = 1 << 20, 4 << 20, 2 << 20
 """Bytes: of a log beyond MOST only its last TAIL is read, and the chunks in which a sign of trouble or of a start stands."""
 SIGNS = (
     b"Traceback (most", b"Fatal Python", b" died", b"SIG", b"illed", b"oom", b"what():", b"Watchdog caught",
@@ -130,7 +130,7 @@ class Reader:
         trouble = self.open.get(worker)
         if not text.strip() and trouble:
             trouble.over = True  # a message ends at an empty line
-        if not text.strip() or self.is_sample(worker, text):
+        if not text.strip() or text.endswith(("it]", "/s]")) or self.is_sample(worker, text):  # nothing, a bar, the data
             return
         recent = self.recent.setdefault(worker, deque(maxlen=6))
         if "Traceback (most recent call last)" in text or (FRAME.match(text) and not trouble):
