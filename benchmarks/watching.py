@@ -22,7 +22,7 @@ import psutil
 
 from feedback.check import prepare
 from helpers import config, launch, logs, models, runs, tracking
-from helpers.launch.follow import follow
+from helpers.follow import follow
 from helpers.plots.live import LiveView
 from helpers.plots.livehtml import page
 

@@ -1,11 +1,6 @@
-"""KTO at scale: the small package behind the six notebooks.
+"""KTO at scale: what the six notebooks import.
 
-Each module is one room of the project; a notebook imports the rooms it needs. Importing `helpers` itself stays cheap:
-torch, ray, transformers and mlflow are imported inside the functions that need them.
+Importing `helpers` itself stays cheap: torch, ray, transformers and mlflow are imported inside the functions that need them.
 """
 
 __version__ = "0.1.0"
-
-from . import secrets
-
-secrets.arm()

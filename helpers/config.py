@@ -5,9 +5,6 @@ import json
 import os
 import subprocess
 import sys
-import tempfile
-from contextlib import suppress
-from functools import cache
 from pathlib import Path
 
 from . import files, secrets
@@ -98,50 +95,17 @@ def write(run: Run, config: dict) -> Path:
 
 
 def check(path: Path) -> None:
-    """LLaMA-Factory's own parser as the judge (helpers.process.judge). KitError names every wrong key and the closest valid one."""
+    """LLaMA-Factory's own parser as the judge (helpers.judge). KitError names every wrong key and the closest valid one."""
     files.read_yaml(path)
-    judge = _judge()
-    with suppress(BrokenPipeError):
-        judge.stdin.write(f"{path.resolve()}\n")
-        judge.stdin.flush()
-    answer = judge.stdout.readline()
-    if not answer:
-        _judge.cache_clear()
-        judge.wait()
-        judge.stderr.seek(0)
-        raise KitError(
-            f"the config could not be judged: {judge.stderr.read().strip().splitlines()[-1:]}",
-            "LLaMA-Factory 0.9.3 that can be imported",
-            "run `make install`",
-        )
-    if found := json.loads(answer):
+    judged = subprocess.run([sys.executable, "-m", "helpers.judge", path.resolve()], capture_output=True, text=True, cwd=ROOT,
+                            env={**os.environ, "LLAMAFACTORY_VERBOSITY": "ERROR", "USE_RAY": "1"})
+    if judged.returncode:
+        raise KitError(f"the config could not be judged: {(judged.stderr.strip().splitlines() or [''])[-1]}",
+                       "LLaMA-Factory that can be imported", "run `make install`")
+    if found := json.loads(judged.stdout)[0]:
         lines = [f["found"] + (f"; expected: {f['expected']}" if f["expected"] else "") for f in found]
-        raise KitError(
-            "the config has "
-            + (f"{len(lines)} errors" if len(lines) > 1 else "an error")
-            + ":\n  - "
-            + "\n  - ".join(lines),
-            "",
-            "correct these keys (in 03's parameters, or the template)",
-        )
-
-
-@cache
-def _judge() -> subprocess.Popen:
-    """The judge, started on the first question; it ends with this process, whose pipe it reads."""
-    stderr = tempfile.TemporaryFile("w+")
-    judge = subprocess.Popen(
-        [sys.executable, "-m", "helpers.process.judge"],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=stderr,
-        text=True,
-        start_new_session=True,  # an interrupted cell does not end it
-        cwd=ROOT,
-        env={**os.environ, "LLAMAFACTORY_VERBOSITY": "ERROR", "USE_RAY": "1"},
-    )
-    judge.stderr = stderr
-    return judge
+        heading = f"the config has {f'{len(lines)} errors' if len(lines) > 1 else 'an error'}:"
+        raise KitError("\n  - ".join([heading, *lines]), "", "correct these keys (in 03's parameters, or the template)")
 
 
 def traps(config: dict, record: dict) -> list[str]:

@@ -6,7 +6,7 @@ from pathlib import Path
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from . import files
+from . import files, secrets
 from .errors import KitError, closest
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -49,6 +49,7 @@ def known() -> dict[str, dict]:
 
 def load(profile: str) -> Profile:
     """The profile of that name, or the one in the YAML file at that path. KitError names what is wrong with it."""
+    secrets.load()  # every notebook and command comes through here
     entries = known()
     if profile in entries:
         return Profile(name=profile, **entries[profile])

@@ -9,7 +9,6 @@ a worker starts. (Ray writes a runtime environment's `env_vars` to every node's 
 import json
 import os
 import re
-import sys
 from pathlib import Path
 from urllib.parse import quote
 
@@ -118,32 +117,3 @@ def carried() -> dict[str, str]:
     """What goes to the workers, of what is set."""
     names = (*TRAVELLING, *os.environ.get("KTO_SECRETS", "").split())
     return {name: os.environ[name] for name in names if os.environ.get(name)}
-
-
-def arm() -> None:
-    """For every process of this project: secrets are read from their files, and masked in uncaught errors and notebook outputs."""
-    load()
-    shown = sys.excepthook
-
-    def hook(kind, error, trace):
-        import traceback
-
-        if values():
-            sys.stderr.write(mask("".join(traceback.format_exception(kind, error, trace))))
-        else:
-            shown(kind, error, trace)
-
-    sys.excepthook = hook
-    kernel = getattr(getattr(sys.modules.get("IPython"), "get_ipython", lambda: None)(), "kernel", None)
-    session = getattr(kernel, "session", None)
-    if session is not None and not getattr(session.pack, "masks", False):  # whatever a kernel says is packed here
-        pack = session.pack
-
-        def packed(content):
-            data = pack(content)
-            for form, shown in spellings().items():
-                data = data.replace(form.encode(), shown.encode())
-            return data
-
-        packed.masks = True
-        session.pack = packed

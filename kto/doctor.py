@@ -14,8 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from helpers import config as configs
-from helpers import doctor as cluster
-from helpers import files, profiles, secrets
+from helpers import cluster, files, profiles, secrets
 from helpers.errors import Finding, KitError
 
 from . import environment, nodes

@@ -16,9 +16,7 @@ import uuid
 from importlib import metadata
 from pathlib import Path
 
-from helpers import doctor as cluster
-from helpers import profiles, secrets
-from helpers.doctor import capacity
+from helpers import capacity, cluster, profiles, secrets
 from helpers.errors import Finding, KitError
 
 from . import memory
@@ -29,10 +27,10 @@ PATIENCE = 8.0
 
 def everywhere(question: dict) -> list[Finding]:
     """Joins the cluster: do the workers fit, what does every node answer, and does the model fit into its GPUs?"""
-    from helpers.process.workers import first_steps
+    from helpers.cluster import worker_setup
 
     profile, config, carried = profiles.load(question["profile"]), question["config"], secrets.carried()
-    extra = {"runtime_env": {"worker_process_setup_hook": first_steps(carried, cluster=False)}} if carried else {}
+    extra = {"runtime_env": {"worker_process_setup_hook": worker_setup(carried, False)}} if carried else {}
     own = config.get("ray_init_kwargs") or {}
     with cluster.ray_cluster(profile, num_cpus=own.get("num_cpus") or 3, **extra) as ray:
         there, more = capacity.nodes(ray), None

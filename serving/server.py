@@ -11,7 +11,7 @@ import socket
 from dataclasses import dataclass
 from pathlib import Path
 
-from helpers import doctor, files
+from helpers import cluster, files
 from helpers.errors import KitError
 from helpers.export import ADAPTER_FILES, config_of, public_name
 from helpers.quiet import silence
@@ -82,7 +82,7 @@ def start(served: Served, host: str = "127.0.0.1", port: int = 8000) -> str:
     port is taken or the model cannot be loaded.
     """
     refuse_taken_port(host, port)
-    os.environ.setdefault(*doctor.LOOPBACK)
+    os.environ.setdefault(*cluster.LOOPBACK)
     with silence():
         import ray
         from ray import serve

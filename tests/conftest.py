@@ -1,8 +1,24 @@
 """Fixtures shared by the tests: a run in an empty storage."""
 
+import uuid
+from contextlib import suppress
+
+import psutil
 import pytest
+from unit.processes import VARIABLE, marked
 
 from helpers import runs
+
+
+@pytest.fixture
+def mark(monkeypatch):
+    """A word that every process inherits which the test starts; `unit.processes.marked(mark)` finds them. None outlives the test."""
+    word = uuid.uuid4().hex
+    monkeypatch.setenv(VARIABLE, word)
+    yield word
+    for process in marked(word):
+        with suppress(psutil.Error):
+            process.kill()
 
 
 @pytest.fixture

@@ -38,7 +38,7 @@ EFFECTS = {
 """What a change of these keys does to a training that goes on, the gravest first."""
 STOCK = ("the stock command goes through the rest of this epoch in the first epoch's order, and takes no last update that is "
          "smaller than gradient_accumulation_steps; save_strategy: epoch, or the accelerator, avoids it")
-"""What llamafactory-cli does after a save within an epoch, where helpers.process.exact does not correct it."""
+"""What llamafactory-cli does after a save within an epoch, where helpers.resume_exactly does not correct it."""
 UNFIT, SCHEDULE = list(EFFECTS)[:2]
 SCHEDULE_KEYS = EFFECTS[SCHEDULE]
 

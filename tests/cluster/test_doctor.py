@@ -12,7 +12,8 @@ import pytest
 import yaml
 from nodes import BIN, free_port
 
-from helpers.doctor import capacity, ray_cluster
+from helpers import capacity
+from helpers.cluster import ray_cluster
 from helpers.profiles import load
 from kto import doctor
 

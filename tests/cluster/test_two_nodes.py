@@ -13,7 +13,7 @@ import yaml
 from unit import tiny
 
 from helpers import checkpoints, metrics, profiles, runs
-from helpers import nodes as everywhere
+from helpers import cluster
 from helpers.errors import KitError
 from helpers.profiles import ROOT
 
@@ -88,11 +88,11 @@ def test_storage_that_is_not_shared_is_noticed_and_explained(nodes, tmp_path, mo
     monkeypatch.setenv("RAY_ADDRESS", nodes.address)
     name = tiny.dataset(tmp_path / "datasets")
     mine = profiles.load("ray")
-    assert everywhere.read_everywhere(mine, tmp_path / "datasets", [name])["same"].all()
+    assert cluster.read_everywhere(mine, tmp_path / "datasets", [name])["same"].all()
     alone = nodes.add(hides=tmp_path)
     try:
         with pytest.raises(KitError, match="not every node reads the data") as error:
-            everywhere.read_everywhere(mine, tmp_path / "datasets", [name])
+            cluster.read_everywhere(mine, tmp_path / "datasets", [name])
         assert "a storage that all nodes share" in str(error.value)
     finally:
         nodes.lose(alone)

@@ -71,7 +71,7 @@ def test_every_template_in_the_folder_is_accepted_by_llamafactorys_parser_on_a_m
     for name in names:
         (tmp_path / name).write_text(yaml.safe_dump(config.resolve(prepared, name)))
     code = """import json, sys, yaml
-from helpers.process import judge
+from helpers import judge
 print("\\n" + json.dumps({path: judge.findings(yaml.safe_load(open(path))) for path in sys.argv[1:]}))"""
     done = subprocess.run([sys.executable, "-c", code, *names], cwd=tmp_path, capture_output=True, text=True,
                           env={**os.environ, "USE_RAY": "1", "LLAMAFACTORY_VERBOSITY": "ERROR"})  # fmt: skip

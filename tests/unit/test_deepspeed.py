@@ -30,7 +30,7 @@ def test_two_steps_of_all_parameters_under_zero_3_on_two_workers_move_the_weight
     resolved = config.resolve(run, "kto_full_deepspeed.yaml", **CPU, **steps)
     run.config_file.write_text(yaml.safe_dump(resolved))
     env = {**os.environ, "USE_RAY": "1", "RAY_DEDUP_LOGS": "0", "HF_HUB_OFFLINE": "1", "OMP_WAIT_POLICY": "PASSIVE"}
-    command = [sys.executable, "-m", "helpers.process.cpu", "train", str(run.config_file)]
+    command = [sys.executable, "-m", "helpers.trainer", str(run.config_file)]
     done = subprocess.run(command, cwd=run.folder, env=env, capture_output=True, timeout=240)
     log = done.stdout + done.stderr
     assert done.returncode == 0, log[-3000:].decode(errors="replace")

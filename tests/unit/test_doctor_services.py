@@ -9,7 +9,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import pytest
 
 from helpers import profiles
-from helpers.doctor import basics, capacity
+from helpers import capacity, cluster
 from helpers.errors import KitError
 from kto import doctor, environment, nodes
 
@@ -128,7 +128,7 @@ def test_a_pin_that_no_node_has_is_told_those_there_are():
 
 
 def answer(**changed) -> dict:
-    mine = {row["package"]: row["installed"] for row in basics.packages()}
+    mine = {row["package"]: row["installed"] for row in cluster.packages()}
     return {"name": "10.0.0.2", "python": "3.11", "versions": mine, "storage": "", "free": 99.0, "data": {}, "meeting": "", "hub": None,
             "gpus": [("NVIDIA L40S", 45.0)]} | changed  # fmt: skip
 
@@ -144,7 +144,7 @@ def test_what_a_node_has_otherwise_is_named_with_the_node():
 
 def test_a_cluster_that_does_not_answer_is_said_within_seconds(tmp_path):
     with pytest.raises(KitError, match="no Ray cluster answers at 127.0.0.1:9"):
-        basics.refuse_silent("127.0.0.1:9")
+        cluster.refuse_silent("127.0.0.1:9")
 
 
 def test_a_profile_of_ones_own_is_a_few_lines(tmp_path):

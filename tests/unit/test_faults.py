@@ -12,11 +12,12 @@ import pytest
 import tiny
 import yaml
 from mlflow_server import Server, what_mlflow_has
+from unit.processes import VARIABLE, marked
 
 from helpers import launch, metrics, runs, tracking
 from helpers.errors import KitError
-from helpers.process import guard
 
+MARK = "faults"
 WAITS = "import time; print('started', flush=True); time.sleep(600)"
 
 
@@ -36,7 +37,7 @@ def prepare(run, **settings) -> None:
 
 def stand_in(run, monkeypatch, code: str) -> None:
     prepare(run)
-    monkeypatch.setattr(launch, "command", lambda run, config_file=None: [sys.executable, "-c", code])
+    monkeypatch.setattr(launch, "command", lambda run, *_: [sys.executable, "-c", code])
 
 
 def mount(*words) -> None:
@@ -66,6 +67,7 @@ def story(tmp_path_factory):
     prepare(run)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("MLFLOW_TRACKING_URI", server.url)
+        patch.setenv(VARIABLE, MARK)
         training = launch.start(run)
         starting.join()
         tracker = tracking.Tracker(run, every=1)
@@ -77,13 +79,13 @@ def story(tmp_path_factory):
                     server.start()
                 elif number == 2:
                     seen["refusal"] = too_large(run, training)
-                    killed = [process for process in guard.marked(training.mark) if process.name() == "raylet"]
+                    killed = [process for process in marked(MARK) if process.name() == "raylet"]
                     killed[0].kill()
                     seen["killed"] = time.monotonic()
             seen["seconds to the end"] = time.monotonic() - seen["killed"]
             with pytest.raises(KitError) as error:
                 training.check()
-            seen["explained"], seen["left"] = str(error.value), guard.marked(training.mark)
+            seen["explained"], seen["left"] = str(error.value), marked(MARK)
             seen["table"] = metrics.table(run.log_file)
             seen["tracked"] = tracker.close(seen["table"])
             seen["in mlflow"] = what_mlflow_has(run, run.record()["tracking"]["run_id"])
@@ -107,7 +109,7 @@ def follow(training, tracker, seen):
 
 def too_large(run, training) -> tuple[str, float]:
     """What a launch that asks the running Ray instance for four GPUs is told, and after how many seconds."""
-    raylet = next(process for process in guard.marked(training.mark) if process.name() == "raylet")
+    raylet = next(process for process in marked(MARK) if process.name() == "raylet")
     address = next(word.partition("=")[2] for word in raylet.cmdline() if word.startswith("--gcs-address="))
     greedy = runs.Run(run.profile.model_copy(update={"ray_address": address}), run.storage, "greedy")
     greedy.folder.mkdir()
@@ -141,12 +143,12 @@ def test_a_killed_raylet_ends_the_training_with_every_process_and_is_explained(s
 
 
 @pytest.mark.slow
-def test_a_storage_that_becomes_read_only_is_explained_and_what_was_saved_stays(run, monkeypatch, unmount):
+def test_a_storage_that_becomes_read_only_is_explained_and_what_was_saved_stays(run, monkeypatch, unmount, mark):
     """With LLaMA-Factory alone, without Ray. The storage is mounted over itself, since files in it are open."""
     prepare(run, save_steps=5)
     settings = launch.environment(run) | {"USE_RAY": "0"}
-    monkeypatch.setattr(launch, "environment", lambda run: settings)
-    training, saved = launch.start(run), run.output_dir / "checkpoint-5" / "trainer_state.json"
+    monkeypatch.setattr(launch, "environment", lambda run, launcher: settings)
+    training, saved = launch.start(run, "llamafactory-cli"), run.output_dir / "checkpoint-5" / "trainer_state.json"
     for _ in training.events():
         if saved.exists() and not unmount:
             mount("--bind", run.storage, run.storage)
@@ -155,14 +157,14 @@ def test_a_storage_that_becomes_read_only_is_explained_and_what_was_saved_stays(
     with pytest.raises(KitError) as error:
         training.check()
     assert "the storage became read-only: OSError: [Errno 30]" in str(error.value) and "resume" in str(error.value)
-    assert guard.marked(training.mark) == [] and not training.lock.is_locked
+    assert marked(mark) == [] and not launch.is_alive(run)
     assert run.record()["run_name"] == "first-run" and saved.exists()
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("token", ["", "hf_canary_0123456789"])
 def test_a_full_disk_is_explained_though_the_log_ends_before_it(tmp_path, monkeypatch, unmount, token):
-    """With a token in the environment the guardian stands between the training and its log."""
+    """With a token in the environment this process stands between the training and its log."""
     monkeypatch.setenv("HF_TOKEN", token)
     mount("-t", "tmpfs", "-o", "size=4m", "kto-test", tmp_path)
     unmount.append(tmp_path)
@@ -179,7 +181,7 @@ def test_a_full_disk_is_explained_though_the_log_ends_before_it(tmp_path, monkey
 
 
 @pytest.mark.slow
-def test_a_kernel_that_is_interrupted_ends_the_training_and_stays_alive(run):
+def test_a_kernel_that_is_interrupted_ends_the_training_and_stays_alive(run, mark):
     from jupyter_client.manager import start_new_kernel
 
     prepare(run)
@@ -188,7 +190,7 @@ def test_a_kernel_that_is_interrupted_ends_the_training_and_stays_alive(run):
         client.execute(f"""
 import sys
 from helpers import launch, runs
-launch.command = lambda run, config_file=None: [sys.executable, "-c", {WAITS!r}]
+launch.command = lambda run, *_: [sys.executable, "-c", {WAITS!r}]
 training = launch.start(runs.locate("local", {str(run.storage)!r}, "first-run"))
 training.wait()
 """)
@@ -196,11 +198,11 @@ training.wait()
         while not (run.log_file.exists() and b"started" in run.log_file.read_bytes()):
             assert time.monotonic() < until
             time.sleep(0.1)
-        mark = run.record()["training"]["mark"]
-        assert guard.marked(mark)
+        started = [process for process in marked(mark) if process.cmdline()[1:2] == ["-c"]]
+        assert started
         began = time.monotonic()
         manager.interrupt_kernel()
-        while guard.marked(mark):
+        while any(process.is_running() for process in started):
             assert time.monotonic() - began < 15
             time.sleep(0.1)
         assert client.get_shell_msg(timeout=20)["content"]["ename"] == "KeyboardInterrupt"

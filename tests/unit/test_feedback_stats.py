@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from feedback import check, find, register, stats
-from helpers import nodes
+from helpers import cluster
 from helpers.errors import KitError
 from helpers.plots import plots_data
 
@@ -113,11 +113,11 @@ def test_a_node_that_reads_other_data_is_an_error_that_names_it(tmp_path):
     table = pd.DataFrame([{"node": 1, "dataset": "d", "rows": 3, "same": True},
                           {"node": 2, "dataset": "d", "rows": 0, "same": False}])
     with pytest.raises(KitError, match=r"2\s+d\s+0\s+False"):
-        nodes.compare(table, tmp_path)
+        cluster.refuse_differing(table, tmp_path)
 
 
 def test_what_a_node_sees_is_rows_and_hash_or_the_reason(tmp_path):
     (name,) = register.write(tmp_path, "data", [("", [b"{}\n", b"{}\n"])])
-    seen = nodes.seen(tmp_path, [name, "other"])
+    seen = cluster.seen(tmp_path, [name, "other"])
     assert seen[name][0] == 2
     assert seen["other"][0] == 0 and "no dataset 'other'" in seen["other"][1]

@@ -6,17 +6,19 @@ import subprocess
 import sys
 import time
 
-import psutil
 import pytest
 import yaml
+from filelock import FileLock
+from unit.processes import marked
 
-from helpers import launch, secrets
+from helpers import launch
 from helpers.errors import KitError
-from helpers.process import cpu, guard
 
 TREE = """
-import subprocess, sys, time
-subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(600)'], start_new_session=True)
+import subprocess, sys, threading, time
+from helpers.trainer import end_with_stdin
+threading.Thread(target=end_with_stdin, daemon=True).start()
+child = subprocess.Popen([sys.executable, '-c', 'import os, time\\nwhile os.getppid() == ' + str(__import__("os").getpid()) + ': time.sleep(0.1)'])
 print('started', flush=True)
 time.sleep(600)
 """
@@ -39,7 +41,7 @@ def ready(run):
 
 
 def stand_in(monkeypatch, code: str) -> None:
-    monkeypatch.setattr(launch, "command", lambda run, config_file=None: [sys.executable, "-c", code])
+    monkeypatch.setattr(launch, "command", lambda run, *_: [sys.executable, "-c", code])
 
 
 def wait_for(condition, seconds: float = 10) -> bool:
@@ -64,45 +66,45 @@ def test_a_failing_command_is_an_error_with_its_last_line_and_the_logs_path(read
     assert ready.record()["training"]["status"] == "failed"
 
 
-def test_stopping_ends_every_process_of_the_training_and_no_other(ready, monkeypatch):
+def test_stopping_ends_every_process_of_the_training_and_no_other(ready, monkeypatch, mark):
     stand_in(monkeypatch, TREE)
-    other = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
+    other = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"], env={})
     training = launch.start(ready)
-    assert wait_for(lambda: len(guard.marked(training.mark)) == 2 and b"started" in ready.log_file.read_bytes())
+    assert wait_for(lambda: len(marked(mark)) == 2 and b"started" in ready.log_file.read_bytes())
     began = time.monotonic()
     training.stop()
     assert time.monotonic() - began < 15
-    assert guard.marked(training.mark) == [] and other.poll() is None
+    assert marked(mark) == [] and other.poll() is None
     assert ready.record()["training"]["status"] == "stopped"
     other.kill()
 
 
-def test_when_the_notebooks_process_dies_the_training_ends_too(ready):
+def test_when_the_notebooks_process_dies_the_training_ends_too(ready, mark):
     code = f"""
 import sys, time
 from helpers import launch, runs
-launch.command = lambda run, config_file=None: [sys.executable, '-c', {TREE!r}]
+launch.command = lambda run, *_: [sys.executable, '-c', {TREE!r}]
 training = launch.start(runs.locate('local', {str(ready.storage)!r}, 'first-run'))
-print(training.mark, flush=True)
+print('launched', flush=True)
 time.sleep(600)
 """
     kernel = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
-    mark = kernel.stdout.readline().strip()
-    assert wait_for(lambda: len(guard.marked(mark)) == 2)
+    kernel.stdout.readline()
+    assert wait_for(lambda: len(marked(mark)) == 3 and b"started" in ready.log_file.read_bytes())
     os.kill(kernel.pid, signal.SIGKILL)
     kernel.wait()
-    assert wait_for(lambda: guard.marked(mark) == [], seconds=15)
+    assert wait_for(lambda: marked(mark) == [], seconds=15)
 
 
-def test_an_interrupted_cell_stops_the_training(ready, monkeypatch):
+def test_an_interrupted_cell_stops_the_training(ready, monkeypatch, mark):
     stand_in(monkeypatch, TREE)
     training = launch.start(ready)
     with pytest.raises(KeyboardInterrupt):
         for _ in training.events():
-            if guard.marked(training.mark):
+            if b"started" in ready.log_file.read_bytes():
                 raise KeyboardInterrupt
     training.stop()
-    assert guard.marked(training.mark) == [] and not psutil.pid_exists(training.guardian.pid)
+    assert marked(mark) == []
 
 
 def test_of_two_launches_with_one_name_the_second_refuses(ready, monkeypatch):
@@ -130,30 +132,30 @@ def test_a_run_that_is_being_trained_is_not_resumed_beside_itself(ready, monkeyp
     stand_in(monkeypatch, TREE)
     training = launch.start(ready)
     ready.resume_file.write_text(ready.config_file.read_text())
-    with pytest.raises(KitError, match="being trained at this moment"):
-        launch.start(ready)
+    with FileLock(ready.folder / "train.lock"), pytest.raises(KitError, match="being trained at this moment"):
+        launch.start(ready)  # the lock is held as helpers.trainer holds it
     training.stop()
 
 
-def test_without_a_gpu_asked_for_the_replacement_runs_and_with_one_the_stock_command(ready, monkeypatch):
-    assert launch.command(ready)[1:3] == ["-m", "helpers.process.cpu"]
+def test_one_launcher_runs_every_profile_and_the_stock_command_is_an_explicit_choice(ready, monkeypatch):
+    assert launch.command(ready)[1:] == ["-m", "helpers.trainer", str(ready.config_file), "--retries=2"]
+    monkeypatch.setenv("HF_TOKEN", "canary-1234567")  # no variable decides what is launched
     ready.config_file.write_text(yaml.safe_dump({"model_name_or_path": "m", "resources_per_worker": {"GPU": 1}}))
-    for name in secrets.TRAVELLING:
-        monkeypatch.delenv(name, raising=False)
-    assert launch.command(ready)[0].endswith("llamafactory-cli") and launch.command(ready)[1] == "train"
+    assert launch.command(ready)[1:] == ["-m", "helpers.trainer", str(ready.config_file), "--retries=2"]
+    stock = launch.command(ready, launcher="llamafactory-cli")
+    assert stock[0].endswith("llamafactory-cli") and stock[1:] == ["train", str(ready.config_file)]
+    assert launch.environment(ready, "llamafactory-cli")["USE_RAY"] == "1"
     monkeypatch.setattr(sys, "executable", "/elsewhere/bin/python")  # where no script lies beside it
-    assert launch.command(ready)[:4] == ["/elsewhere/bin/python", "-m", "llamafactory.cli", "train"]
-    monkeypatch.setenv("HF_TOKEN", "canary-1234567")  # a secret to carry, and only that, puts a process of ours before it
-    assert launch.command(ready)[1:4] == ["-m", "helpers.process.carrying", "train"]
+    assert launch.command(ready, launcher="llamafactory-cli")[:4] == ["/elsewhere/bin/python", "-m", "llamafactory.cli", "train"]
+    with pytest.raises(KitError, match="there is no launcher 'torchrun'"):
+        launch.command(ready, launcher="torchrun")
 
 
-def test_a_run_that_asked_for_the_accelerator_gets_it_with_a_gpu_or_without(ready):
+def test_a_run_that_asked_for_the_accelerator_gets_it(ready):
     ready.note(accelerated=True)
-    assert launch.command(ready)[1:3] == ["-m", "helpers.process.accelerator"]
-    ready.config_file.write_text(yaml.safe_dump({"model_name_or_path": "m", "resources_per_worker": {"GPU": 1}}))
-    assert launch.command(ready)[1:4] == ["-m", "helpers.process.accelerator", "train"]
+    assert launch.command(ready)[-1] == "--accelerated"
     ready.note(accelerated=False)
-    assert "accelerator" not in " ".join(launch.command(ready))
+    assert "accelerated" not in " ".join(launch.command(ready))
 
 
 def test_a_launch_that_could_never_start_is_refused_in_seconds_and_leaves_no_log(ready):
@@ -171,34 +173,3 @@ def test_a_launch_that_could_never_start_is_refused_in_seconds_and_leaves_no_log
     with pytest.raises(KitError, match="4 workers of 1 GPU are asked for, 2 fit"):
         launch.start(ready)
     assert time.monotonic() - began < 5 and not ready.log_file.exists()
-
-
-def test_secrets_are_masked_by_their_name():
-    assert launch.masked({"HF_TOKEN": "hf_x", "USE_RAY": "1"}) == {"HF_TOKEN": "****", "USE_RAY": "1"}
-
-
-class Stock:
-    """Stands for llamafactory.train.trainer_utils: only its shape matters to the replacement."""
-
-    def __init__(self):
-        self.ScalingConfig = dict
-
-    def get_ray_trainer(self):
-        return self.ScalingConfig(use_gpu=True)
-
-
-@pytest.mark.parametrize(("resources", "gpu"), [({"CPU": 1}, False), ({"GPU": 1}, True), (None, False)])
-def test_the_cpu_replacement_asks_for_a_gpu_only_where_the_config_does(resources, gpu):
-    pytest.importorskip("llamafactory")
-    module = Stock()
-    cpu.replace_scaling_config(module)
-    assert module.ScalingConfig(use_gpu=True, resources_per_worker=resources, num_workers=2)["use_gpu"] is gpu
-
-
-def test_the_cpu_replacement_fails_loudly_on_a_llamafactory_that_changed():
-    class Changed:
-        def get_ray_trainer(self):
-            return None
-
-    with pytest.raises(RuntimeError, match="no longer has what the CPU launch replaces"):
-        cpu.replace_scaling_config(Changed())

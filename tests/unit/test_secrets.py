@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import tiny
 
-from helpers import config, runs, secrets, tracking
+from helpers import config, launch, runs, secrets, tracking
 from helpers.errors import KitError
 from helpers.profiles import ROOT
 from kto import parameters
@@ -87,33 +87,20 @@ def test_a_config_and_parameters_that_hold_a_secret_are_refused_before_anything_
     assert secrets.literal({"HF_TOKEN": "<your token>", "learning_rate": 1e-5, "env": {"MLFLOW_TRACKING_TOKEN": "${MLFLOW_TRACKING_TOKEN}"}}) == []
 
 
-def test_what_a_training_prints_of_a_secret_reaches_its_log_masked_with_its_exit_status(planted):
-    tells = "import os, sys; print('told', os.environ['HF_TOKEN']); sys.stderr.write(os.environ['AWS_SECRET_ACCESS_KEY']); sys.exit(3)"
-    guard = subprocess.Popen([sys.executable, "-m", "helpers.process.guard", "canary-mark", "--", sys.executable, "-uc", tells], cwd=ROOT,
-                             stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)  # fmt: skip
-    log = guard.stdout.read()
-    assert guard.wait(20) == 3 and log == "told ***HF_TOKEN***\n***AWS_SECRET_ACCESS_KEY***"
-
-
-@pytest.mark.slow
-def test_in_a_notebook_a_printed_and_a_raised_secret_are_masked(planted, tmp_path):
-    import nbclient
-    import nbformat
-
-    cells = ["import os\nfrom helpers import runs", "print(os.environ['HF_TOKEN'])", "os.environ['MLFLOW_TRACKING_PASSWORD']",
-             "raise ValueError(os.environ['AWS_SECRET_ACCESS_KEY'])"]  # fmt: skip
-    book = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(cell) for cell in cells])
-    nbclient.NotebookClient(book, kernel_name="python3", allow_errors=True, resources={"metadata": {"path": str(ROOT)}}).execute()
-    text = nbformat.writes(book)
-    assert not found_in(text) and all(f"***{name}***" in text for name in CANARY)
+def test_what_a_training_prints_of_a_secret_reaches_its_log_masked_with_its_exit_status(planted, run, monkeypatch):
+    tells = "import os, sys; print('told', os.environ['HF_TOKEN'], flush=True); sys.stderr.write(os.environ['AWS_SECRET_ACCESS_KEY']); sys.exit(3)"
+    monkeypatch.setattr(launch, "command", lambda run, *_: [sys.executable, "-c", tells])
+    run.config_file.write_text("{model_name_or_path: m, resources_per_worker: {CPU: 1}, ray_init_kwargs: {num_cpus: 3}}")
+    with pytest.raises(KitError, match="exit status 3"):
+        launch.start(run).wait()
+    assert run.log_file.read_text() == "told ***HF_TOKEN***\n***AWS_SECRET_ACCESS_KEY***"
 
 
 LOOK = """
 import json, os, sys, time, urllib.request
-from helpers.process import workers
-workers.prepare()
+from helpers import trainer
+trainer.connect({"address": "local", "num_cpus": 1, "include_dashboard": True, "dashboard_port": int(sys.argv[1]), "log_to_driver": False})
 import ray
-ray.init(address="local", num_cpus=1, include_dashboard=True, dashboard_port=int(sys.argv[1]), log_to_driver=False)
 
 @ray.remote
 class Worker:
@@ -146,7 +133,7 @@ def test_a_worker_has_the_token_and_neither_rays_logs_nor_its_dashboard_show_it(
 
 LEAKY = """
 import os, sys
-if "helpers.process.cpu" in sys.orig_argv and "helpers.process.guard" not in sys.orig_argv:
+if "helpers.trainer" in sys.orig_argv:
     print("a library that tells:", os.environ.get("HF_TOKEN"), flush=True)
 """
 

@@ -2,9 +2,9 @@
 
 import time
 
-from .. import launch, metrics, watchdog
-from ..errors import KitError
-from ..logs import Event
+from . import launch, metrics, watchdog
+from .errors import KitError
+from .logs import Event
 
 QUICK = 0.05
 """Seconds that a look may take."""

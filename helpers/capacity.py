@@ -1,33 +1,16 @@
-"""Whether workers can be placed: what each node has, what is pinned, and whether more nodes will come.
-
-An autoscaling cluster is told from a fixed one by what Ray's control store holds. The newer autoscaler reports its node groups and
-their limits: then what can come is known. The older one publishes a status every few seconds; on a fixed cluster its read-only
-stand-in calls a node's type node_<id>, an autoscaler by a name of its configuration: then more may come, nobody says how much.
-"""
+"""Whether workers can be placed: what each node has, what is pinned, and whether more nodes will come."""
 
 import json
 import os
+from pathlib import Path
 
-from . import basics
-
-
-def there_and_to_come(profile, config: dict) -> tuple[list[dict], dict | None]:
-    """The nodes' resources and what more may come (`to_come`), of the cluster on which `config` would be launched.
-
-    For a Ray of its own nothing is started here: it will have what `machine` says, and the kind of GPU is taken to be as pinned.
-    """
-    if (config.get("ray_init_kwargs") or {}).get("address", profile.ray_address) == "local":
-        kinds = [name for name in config.get("resources_per_worker") or {} if name.startswith("accelerator_type:")]
-        return [dict.fromkeys(kinds, 1) | machine(config)], None
-    with basics.ray_cluster(profile) as ray:
-        return nodes(ray), to_come()
+from . import cluster
+from .profiles import Profile
 
 
-def machine(config: dict) -> dict:
-    """What a Ray instance that the training starts on this machine counts as its own."""
-    own = config.get("ray_init_kwargs") or {}
-    counted = {"CPU": own.get("num_cpus", os.cpu_count()), "GPU": own.get("num_gpus", basics.gpus_here())}
-    return (own.get("resources") or {}) | counted
+def gpus_here() -> int:
+    """How many NVIDIA GPUs the driver of this machine shows; 0 without a driver."""
+    return len(list(Path("/proc/driver/nvidia/gpus").glob("*")))
 
 
 def nodes(ray) -> list[dict]:
@@ -35,8 +18,31 @@ def nodes(ray) -> list[dict]:
     return [dict(node["Resources"]) for node in ray.nodes() if node["Alive"]]
 
 
+def machine(config: dict) -> dict:
+    """What a Ray instance that the training starts on this machine counts as its own."""
+    own = config.get("ray_init_kwargs") or {}
+    counted = {"CPU": own.get("num_cpus", os.cpu_count()), "GPU": own.get("num_gpus", gpus_here())}
+    return (own.get("resources") or {}) | counted
+
+
+def there_and_to_come(profile: Profile, config: dict) -> tuple[list[dict], dict | None]:
+    """The nodes' resources and what more may come (`to_come`), of the cluster on which `config` would be launched.
+
+    For a Ray of its own nothing is started here: it will have what `machine` says, and the kind of GPU is taken to be as pinned.
+    """
+    if (config.get("ray_init_kwargs") or {}).get("address", profile.ray_address) == "local":
+        kinds = [name for name in config.get("resources_per_worker") or {} if name.startswith("accelerator_type:")]
+        return [dict.fromkeys(kinds, 1) | machine(config)], None
+    with cluster.ray_cluster(profile) as ray:
+        return nodes(ray), to_come()
+
+
 def to_come() -> dict | None:
-    """None: a fixed cluster. Else the most of each resource that it may ever have; {} where an autoscaler does not say."""
+    """None: a fixed cluster. Else the most of each resource that it may ever have; {} where an autoscaler does not say.
+
+    The newer autoscaler reports its node groups and their limits. The older one publishes a status every few seconds; on a fixed
+    cluster its read-only stand-in calls a node's type node_<id>, an autoscaler by a name of its configuration.
+    """
     from ray._private import state
     from ray.experimental.internal_kv import _internal_kv_get
 

@@ -1,7 +1,6 @@
-"""LLaMA-Factory's own parser as the judge of configs: for each path on a line of standard input, a line of findings as JSON.
+"""LLaMA-Factory's own parser as the judge of configs: `python -m helpers.judge CONFIG...` prints their findings as JSON.
 
-A process of its own, because importing the parser takes 9 s, prints, and sets up logging; one for all of a notebook's configs. A
-config for GPUs can be judged on a machine without one: the questions that the parser puts to the hardware are answered with yes.
+A process of its own, because importing the parser takes 9 s, prints, and sets up logging. A config for GPUs can be judged on a machine without one: the questions that the parser puts to the hardware are answered with yes.
 """
 
 import dataclasses
@@ -11,7 +10,7 @@ import sys
 import typing
 from pathlib import Path
 
-from .. import files
+from . import files
 
 
 def findings(config: dict) -> list[dict]:
@@ -37,7 +36,7 @@ def field_types(classes) -> dict[str, typing.Any]:
 
 
 def unknown(key: str, hints: dict) -> dict:
-    from ..errors import closest
+    from .errors import closest
 
     return {"key": key, "found": f"LLaMA-Factory knows no key {key!r}{closest(key, hints)}", "expected": ""}
 
@@ -95,9 +94,8 @@ def _is_number(text: str) -> bool:
 def main() -> None:
     real = os.dup(1)
     os.dup2(2, 1)  # whatever the imports print goes to stderr
-    for path in sys.stdin:
-        result = findings(files.read_yaml(Path(path.rstrip("\n"))))
-        os.write(real, json.dumps(result).encode() + b"\n")
+    found = [findings(files.read_yaml(Path(path))) for path in sys.argv[1:]]
+    os.write(real, json.dumps(found).encode())
 
 
 if __name__ == "__main__":

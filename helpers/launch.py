@@ -1,0 +1,211 @@
+"""A run's training as a child process (helpers.trainer): started, followed, stopped, explained, and recorded in run.json.
+
+Its output goes straight into the run's train.log, and this side reads along. Only where this environment holds secrets does the output
+pass through here, to be masked.
+"""
+
+import os
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+
+import psutil
+from filelock import FileLock, Timeout
+
+from . import capacity, cluster, files, secrets
+from .errors import KitError
+from .explain import explain
+from .logs import Event, Parser
+from .profiles import ROOT
+from .runs import Run, now, refuse_if_trained
+
+LAUNCHERS = ("helpers.trainer", "llamafactory-cli")
+
+
+def command(run: Run, config_file: Path | None = None, launcher: str = "helpers.trainer", retries: int = 2) -> list[str]:
+    """The command that trains. `llamafactory-cli`: LLaMA-Factory's own and nothing else."""
+    config_file = str(config_file or next_config(run))
+    if launcher == "llamafactory-cli":
+        beside = Path(sys.executable).with_name("llamafactory-cli")
+        words = [str(beside)] if beside.exists() else [sys.executable, "-m", "llamafactory.cli"]  # packages elsewhere: PYTHONPATH
+        return [*words, "train", config_file]
+    if launcher not in LAUNCHERS:
+        raise KitError(f"there is no launcher {launcher!r}", f"one of {', '.join(LAUNCHERS)}", "correct `launcher`")
+    options = ["--accelerated"] if run.record().get("accelerated") else []
+    return [sys.executable, "-m", "helpers.trainer", config_file, f"--retries={retries}", *options]
+
+
+def next_config(run: Run) -> Path:
+    """What the next launch takes: the resume.yaml of notebook 5 if there is one, else config.yaml."""
+    return run.resume_file if run.resume_file.exists() else run.config_file
+
+
+def config_of(run: Run) -> dict:
+    """The configuration that the next launch takes, as it lies in the run's folder."""
+    return files.read_yaml(next_config(run))
+
+
+def environment(run: Run, launcher: str = "helpers.trainer") -> dict[str, str]:
+    """What is set besides the environment that this process has."""
+    settings = {"RAY_DEDUP_LOGS": "0",  # Ray would merge the workers' lines, and with them steps
+                "PYTHONUNBUFFERED": "1", "TOKENIZERS_PARALLELISM": "false"}
+    if launcher == "llamafactory-cli":
+        settings = {"USE_RAY": "1", **settings}
+    if run.profile.ray_address == "local":
+        settings |= {"RAY_USAGE_STATS_ENABLED": "0", cluster.LOOPBACK[0]: cluster.LOOPBACK[1]}
+        if Path(config_of(run)["model_name_or_path"]).is_dir():
+            settings["HF_HUB_OFFLINE"] = "1"  # a local model: nothing to ask the hub for
+    return settings
+
+
+def spelled(run: Run, config_file: Path | None = None, launcher: str = "helpers.trainer", retries: int = 2) -> str:
+    """The command line with its environment, as one would type it in the project's folder, secrets left out."""
+    words = command(run, config_file, launcher, retries)
+    words = [Path(words[0]).name, *(run.show(word) for word in words[1:])]
+    return " ".join([f"{key}={value}" for key, value in environment(run, launcher).items()] + words)
+
+
+def start(run: Run, launcher: str = "helpers.trainer", retries: int = 2) -> "Training":
+    """Launch the training: of config.yaml, or of the resume.yaml that notebook 5 wrote, then appended to the same log.
+
+    KitError if this run was launched before and is not to be resumed, is being trained at this moment, or could never start.
+    """
+    resuming, config_file = run.resume_file.exists(), run.config_file
+    if not resuming:
+        refuse_if_trained(run)
+    if is_alive(run):
+        raise KitError(f"the run {run.name!r} is being trained at this moment", "one launch of a run at a time",
+                       "wait for its end, or choose another run_name")
+    there, more = capacity.there_and_to_come(run.profile, config_of(run))
+    status, found, remedy = capacity.placed(config_of(run), there, more)
+    if status == "FAIL":
+        raise KitError(found, "room for every worker; Ray would wait for ever", remedy)
+    settings = environment(run, launcher)
+    if resuming:  # kept under a name of its own: what was launched stays on record
+        number = next(n for n in range(1, 10_000) if not (run.folder / f"resumed-{n}.yaml").exists())
+        try:
+            config_file = run.resume_file.rename(run.folder / f"resumed-{number}.yaml")
+        except FileNotFoundError:  # of two launches at once, one gets it
+            raise KitError(f"the run {run.name!r} was just resumed by another launch", "one launch at a time", "wait for its end") from None
+    words = command(run, config_file, launcher, retries)
+    try:
+        log = open(run.log_file, "ab" if resuming else "xb")  # noqa: SIM115
+    except FileExistsError:  # of two launches at once, one gets it
+        return refuse_if_trained(run)
+    with log:
+        begins, hidden = log.tell(), bool(secrets.values())
+        process = subprocess.Popen(
+            [*words, *(["--end-with-stdin"] if "helpers.trainer" in words else [])],
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE if hidden else log, stderr=subprocess.STDOUT, cwd=run.folder,
+            start_new_session=True,  # an interrupted cell is answered by `stop`, in order
+            env={**os.environ, **settings, "PYTHONPATH": os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))})
+    copier = threading.Thread(target=copy_masked, args=(process.stdout, run.log_file), daemon=True) if hidden else None
+    if copier:
+        copier.start()
+    earlier = run.record().get("training")
+    launches = [*earlier.pop("earlier", []), earlier] if earlier else []
+    run.note(training={"status": "running", "started": now(), "command": spelled(run, config_file, launcher, retries),
+                       "environment": settings, "earlier": launches})
+    return Training(run, process, begins, copier)
+
+
+def copy_masked(pipe, log_file: Path) -> None:
+    """What the training prints, into its log, without the secrets of this environment. What a full disk does not take is lost."""
+    masker = secrets.Masker()
+    with open(log_file, "ab", buffering=0) as log:
+        while chunk := os.read(pipe.fileno(), 1 << 16):
+            with suppress(OSError):
+                log.write(masker.feed(chunk))
+        with suppress(OSError):
+            log.write(masker.rest)
+
+
+def is_alive(run: Run) -> bool:
+    """Whether the run is being trained, from whichever machine that shares its folder: the process that trains holds this lock."""
+    lock = run.folder / "train.lock"
+    try:
+        with FileLock(lock, timeout=0) if lock.exists() else suppress():
+            return False
+    except Timeout:
+        return True
+
+
+class Training:
+    """A launched training. `events()` follows it; `wait()` sees it to its end; `stop()` ends every process of it."""
+
+    def __init__(self, run: Run, process: subprocess.Popen, begins: int = 0, copier: threading.Thread | None = None):
+        self.run, self.process, self.begins, self.copier = run, process, begins, copier
+        self.parser = Parser()
+        self.stopped = False
+
+    def events(self, every: float = 0.3) -> Iterator[list[Event]]:
+        """The log's events as they come: a list (perhaps empty) every `every` seconds, until the training ended.
+
+        An interrupted cell (KeyboardInterrupt) stops the training, then goes on its way.
+        """
+        try:
+            with open(self.run.log_file, "rb") as log:
+                log.seek(self.begins)
+                while True:
+                    ended = self.process.poll() is not None
+                    if ended and self.copier:
+                        self.copier.join(5)
+                    events = []
+                    while chunk := log.read(1 << 20):
+                        events += self.parser.feed(chunk)
+                    yield events
+                    if ended:
+                        break
+                    time.sleep(every)
+            yield self.parser.close()
+            self.note_end()
+        except BaseException:
+            self.stop()
+            raise
+
+    def wait(self) -> "Training":
+        """Follow silently to the end. Raises KitError if the training failed."""
+        for _ in self.events():
+            pass
+        return self.check()
+
+    def check(self) -> "Training":
+        """KitError that explains the failure if the training did not end well."""
+        code = self.process.wait()
+        if self.stopped:
+            raise KitError("the training was stopped", "", "resume from its last checkpoint: notebook 5, `resume`")
+        if code != 0:
+            raise KitError(f"{explain(self.run.log_file)}\n  log:      {self.run.log_file} (exit status {code})")
+        return self
+
+    def stop(self) -> None:
+        """End driver, workers and the Ray instance they started, within 15 s; notes it in run.json."""
+        if self.process.poll() is None:
+            self.stopped = True
+            with suppress(psutil.NoSuchProcess):
+                family = psutil.Process(self.process.pid).children(recursive=True)
+            self.process.stdin.close()
+            if "--end-with-stdin" not in self.process.args:
+                self.process.terminate()
+            with suppress(subprocess.TimeoutExpired):
+                self.process.wait(10)
+            for one in [*family, self.process]:
+                with suppress(psutil.NoSuchProcess, ProcessLookupError):
+                    one.kill()
+            self.process.wait()
+        self.note_end()
+
+    def note_end(self) -> None:
+        code = self.process.poll()
+        status = "stopped" if self.stopped else "finished" if code == 0 else "failed"
+        training = self.run.record().get("training", {})
+        try:
+            if training.get("status") == "running":
+                self.run.note(training={**training, "status": status, "exit_status": code, "ended": now()})
+        except KitError:  # a full or read-only disk: the same that ended the training, which `check` explains
+            if status == "finished":
+                raise

@@ -1,0 +1,197 @@
+"""LLaMA-Factory's training on Ray Train: the one process that every profile launches.
+
+`python -m helpers.trainer config.yaml` takes the YAML that `USE_RAY=1 llamafactory-cli train config.yaml` takes, and runs LLaMA-Factory's
+own training function in a TorchTrainer, with or without GPUs, on Ray Train V1 and V2. Beyond the stock command: a checkpoint is copied
+when every worker has written its part; a lost worker or node is replaced and training goes on from the newest complete checkpoint, exactly;
+tokens reach the workers in memory instead of `env_vars`, which Ray logs; `--end-with-stdin` ends everything with whoever launched it.
+"""
+
+import argparse
+import hashlib
+import json
+import os
+import signal
+import sys
+import tempfile
+import threading
+import time
+from pathlib import Path
+
+from . import cluster, files, secrets
+from .resume_exactly import install as install_exact_resume
+
+RAY_KEYS = ("ray_run_name", "ray_storage_path", "ray_storage_filesystem", "ray_num_workers", "resources_per_worker",
+            "placement_strategy", "ray_init_kwargs")
+"""What LLaMA-Factory 0.9.3 and 0.9.4 take as RayArguments and this module takes itself; 0.9.5 refuses four of them."""
+
+
+def main(argv: list[str] | None = None) -> None:
+    words = argparse.ArgumentParser(prog="python -m helpers.trainer", description=__doc__.partition("\n")[0])
+    words.add_argument("config", type=Path, help="LLaMA-Factory's YAML")
+    words.add_argument("--retries", type=int, default=2, help="times that lost workers are replaced before training fails")
+    words.add_argument("--accelerated", action="store_true", help="with kto_accelerator's trainer")
+    words.add_argument("--end-with-stdin", action="store_true", help="end when standard input closes")
+    given = words.parse_args(argv)
+
+    from filelock import FileLock, Timeout
+
+    secrets.load()
+    config = files.read_yaml(given.config)
+    lock = FileLock(given.config.resolve().parent / "train.lock")
+    try:
+        lock.acquire(timeout=2)  # held by the process that trains: it is free when that is gone, however it went
+    except Timeout:
+        sys.exit(f"{given.config.parent.name} is being trained at this moment: one launch of a run at a time")
+    if given.end_with_stdin:
+        threading.Thread(target=end_with_stdin, daemon=True).start()
+    try:
+        trainer_for(config, given.retries, given.accelerated).fit()
+    finally:
+        lock.release()
+
+
+def end_with_stdin() -> None:
+    """When nobody holds the other end of standard input: SIGTERM, which Ray answers by ending its processes in order."""
+    sys.stdin.buffer.read()
+    os.kill(os.getpid(), signal.SIGTERM)
+    time.sleep(8)
+    os._exit(128 + signal.SIGTERM)  # the kernel then ends what Ray started on this machine
+
+
+def trainer_for(config: dict, retries: int = 2, accelerated: bool = False):
+    """The TorchTrainer of a LLaMA-Factory config, in a Ray that is connected as `ray_init_kwargs` says."""
+    connect(config.get("ray_init_kwargs") or {})
+    from ray import cloudpickle, train
+    from ray.train.torch import TorchTrainer
+
+    from . import resume_exactly
+
+    cloudpickle.register_pickle_by_value(resume_exactly)  # workers need nothing of this project
+    version_2 = ".v2." in TorchTrainer.__module__
+    args = {key: value for key, value in config.items() if key not in RAY_KEYS}
+    if not list(Path(config["output_dir"]).glob("checkpoint-*")):
+        args["overwrite_output_dir"] = True  # else a restart would take up a checkpoint that this launch left half written
+    each = config.get("resources_per_worker") or {"GPU": 1}
+    each = json.loads(each) if isinstance(each, str) else each
+    say(config, version_2)
+    return TorchTrainer(
+        train_loop,
+        train_loop_config={"args": args, "accelerated": accelerated},
+        scaling_config=train.ScalingConfig(num_workers=config.get("ray_num_workers", 1), use_gpu=bool(each.get("GPU")),
+                                           resources_per_worker=each, placement_strategy=config.get("placement_strategy", "PACK")),
+        run_config=train.RunConfig(**storage_of(config, version_2), failure_config=train.FailureConfig(max_failures=retries)),
+    )
+
+
+def connect(kwargs: dict) -> None:
+    """ray.init, with what every worker process does first (cluster.worker_setup)."""
+    address = kwargs.get("address") or os.environ.get("RAY_ADDRESS") or "local"
+    if address == "local":
+        os.environ.setdefault(*cluster.LOOPBACK)
+    os.environ.setdefault("RAY_DEDUP_LOGS", "0")  # Ray would merge the workers' lines, and with them steps
+    import ray
+    from ray.tune.execution import class_cache
+
+    class_cache.ENV_VARS_TO_PROPAGATE -= set(secrets.TRAVELLING)  # Ray Tune would write them into env_vars, which Ray logs
+    hook = cluster.worker_setup(secrets.carried(), address != "local")
+    ray.init(**{**kwargs, "runtime_env": {**(kwargs.get("runtime_env") or {}), "worker_process_setup_hook": hook}})
+
+
+def storage_of(config: dict, version_2: bool) -> dict:
+    """Where Ray keeps this launch's checkpoints: `<ray_storage_path>/<ray_run_name>/TorchTrainer_…`, a folder for each launch.
+
+    Train V1 makes that folder by itself. V2 would continue from the newest checkpoint of an earlier launch of the same name.
+    """
+    path, name = config.get("ray_storage_path", "./saves"), config.get("ray_run_name")
+    where = {}
+    if filesystem := config.get("ray_storage_filesystem"):
+        import pyarrow.fs
+
+        classes = {"s3": pyarrow.fs.S3FileSystem, "gs": pyarrow.fs.GcsFileSystem, "gcs": pyarrow.fs.GcsFileSystem}
+        where["storage_filesystem"] = classes[filesystem]()
+    else:
+        path = str(Path(path).absolute())
+    if version_2:
+        path, name = f"{path}/{name}" if name else path, f"TorchTrainer_{time.strftime('%Y-%m-%d_%H-%M-%S')}_{os.getpid()}"
+    return {"storage_path": path, "name": name, **where}
+
+
+def say(config: dict, version_2: bool) -> None:
+    """The facts that a reader of the log needs. Train V1 prints the whole config in a table, V2 nothing of it."""
+    facts = {"world_size": config.get("ray_num_workers", 1)}
+    if version_2:
+        facts |= {key: value for key, value in config.items() if isinstance(value, int | float) or key == "model_name_or_path"}
+    for key, value in facts.items():
+        print(f"[kto] {key}: {value}", flush=True)
+
+
+def train_loop(config: dict) -> None:
+    """What each worker runs: LLaMA-Factory's training function, from the newest checkpoint where this is a restart."""
+    os.environ["USE_RAY"] = "1"
+    from llamafactory.hparams import TrainingArguments
+    from llamafactory.train import tuner
+    from ray import train
+
+    # What this LLaMA-Factory, or its transformers, no longer has.
+    dropped = {"overwrite_output_dir"} - TrainingArguments.__dataclass_fields__.keys()
+    args = {key: value for key, value in config["args"].items() if key not in dropped}
+    checkpoint = train.get_checkpoint()
+    if checkpoint:
+        args["resume_from_checkpoint"] = f"{fetched(checkpoint)}/checkpoint"
+    elif "://" in str(args.get("resume_from_checkpoint") or ""):
+        args["resume_from_checkpoint"] = fetched(train.Checkpoint(args["resume_from_checkpoint"]))
+    if args.get("resume_from_checkpoint"):
+        install_exact_resume()
+        if train.get_context().get_world_rank() == 0:
+            print(f"[kto] resume_from_checkpoint: {args['resume_from_checkpoint']}", flush=True)
+    if config["accelerated"]:
+        import kto_accelerator
+
+        kto_accelerator.install()
+    if not callable(getattr(tuner, "_training_function", None)):
+        from llamafactory.extras.env import VERSION
+
+        raise RuntimeError(f"LLaMA-Factory {VERSION} has no llamafactory.train.tuner._training_function, which is run here\n"
+                           "  expected: LLaMA-Factory 0.9.3 to 0.9.5\n  fix:      run `make install`")
+    tuner._training_function({"args": args, "callbacks": [report_callback()]})
+
+
+def fetched(checkpoint) -> str:
+    """The folder of a ray.train.Checkpoint: itself where it is on disk, else a copy, made once on each node."""
+    if os.path.isdir(checkpoint.path):
+        return checkpoint.path
+    from filelock import FileLock
+
+    place = hashlib.sha256(f"{checkpoint.filesystem.type_name} {checkpoint.path}".encode()).hexdigest()[:16]
+    folder = Path(tempfile.gettempdir(), f"kto-checkpoint-{os.getuid()}-{place}")
+    with FileLock(f"{folder}.lock"):
+        if not folder.exists():
+            os.rename(checkpoint.to_directory(f"{folder}.partial"), folder)
+    return str(folder)
+
+
+def report_callback():
+    """A TrainerCallback that gives each save to Ray Train, laid out as Ray's own does (`checkpoint/` inside).
+
+    Ray's own copies `checkpoint-N` in each worker as soon as that worker's part is written, while others may still be writing theirs.
+    """
+    import torch.distributed
+    from ray import train
+    from transformers import TrainerCallback
+
+    class Report(TrainerCallback):
+        def on_save(self, args, state, control, **kwargs):
+            if torch.distributed.is_initialized():
+                torch.distributed.barrier()
+            metrics = {key: value for logged in state.log_history for key, value in logged.items()}
+            if train.get_context().get_local_rank():  # a node's first worker copies the whole folder
+                return train.report(metrics)
+            with tempfile.TemporaryDirectory() as folder:
+                os.symlink(f"{os.path.abspath(args.output_dir)}/checkpoint-{state.global_step}", f"{folder}/checkpoint")
+                train.report(metrics, checkpoint=train.Checkpoint.from_directory(folder))
+
+    return Report()
+
+
+if __name__ == "__main__":
+    main()
