@@ -13,8 +13,8 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from helpers import config as configs
 from helpers import cluster, files, profiles, secrets
+from helpers import config as configs
 from helpers.errors import Finding, KitError
 
 from . import environment, nodes

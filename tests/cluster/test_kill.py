@@ -14,11 +14,11 @@ from pathlib import Path
 
 import pytest
 import yaml
+from helpers.process import guard
 from unit import tiny
 
 from helpers import checkpoints, launch, metrics, runs, tracking
 from helpers.errors import KitError
-from helpers.process import guard
 from helpers.profiles import ROOT
 from kto import pipeline
 

@@ -12,8 +12,7 @@ import requests
 import yaml
 from unit import tiny
 
-from helpers import checkpoints, metrics, profiles, runs
-from helpers import cluster
+from helpers import checkpoints, cluster, metrics, profiles, runs
 from helpers.errors import KitError
 from helpers.profiles import ROOT
 

@@ -8,8 +8,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
-from helpers import profiles
-from helpers import capacity, cluster
+from helpers import capacity, cluster, profiles
 from helpers.errors import KitError
 from kto import doctor, environment, nodes
 

@@ -6,9 +6,8 @@ import time
 import pytest
 import yaml
 
-from helpers import launch
+from helpers import follow, launch
 from helpers.errors import KitError
-from helpers import follow
 from helpers.logs import Event
 from helpers.plots import live
 from helpers.profiles import ROOT
