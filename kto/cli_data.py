@@ -107,7 +107,7 @@ def sample(
     """
     from feedback import sample as sampling
     from helpers import evaluate, export
-    from helpers.evaluate.replies import choose
+    from helpers.replies import choose
     from helpers.runs import of_folder
 
     sampling.kind_of(output)

@@ -9,7 +9,7 @@ import tiny
 
 from helpers import evaluate
 from helpers.errors import KitError
-from helpers.evaluate.encoding import Row
+from helpers.encoding import Row
 
 
 @pytest.fixture(scope="module")
@@ -94,7 +94,10 @@ def test_batches_hold_every_row_once_and_keep_to_the_limit():
 
 
 def test_with_the_adapter_off_every_reward_is_exactly_zero(place):
-    table = evaluate.implied_rewards(place["config"], place["adapter"], place["name"], tuned=False)
+    scorer = evaluate.Scorer(place["config"], place["adapter"])
+    rows = scorer.rows(place["name"])
+    off = scorer.logps(rows, tuned=False)
+    table = evaluate.rewards(rows, off, off, place["config"])
     figures = evaluate.accuracy(table)
     assert (table["reward"] == 0).all()
     assert (figures["auc"], figures["margin"]) == (0.5, 0.0)
@@ -102,7 +105,9 @@ def test_with_the_adapter_off_every_reward_is_exactly_zero(place):
 
 def test_an_untrained_adapter_has_rewards_of_zero(place, tmp_path):
     untrained = tiny.adapter(place["base"], tmp_path / "untrained", scale=0)
-    table = evaluate.implied_rewards(place["config"], untrained, place["name"])
+    scorer = evaluate.Scorer(place["config"], untrained)
+    rows = scorer.rows(place["name"])
+    table = evaluate.rewards(rows, scorer.logps(rows), scorer.logps(rows, tuned=False), place["config"])
     assert table["reward"].abs().max() == 0
 
 
@@ -170,7 +175,7 @@ def test_intervals_are_seeded_and_hold_the_estimate():
 
 @pytest.mark.parametrize("rewards, labels, words", [
     ([1.0, 2.0], [True, True], "0 rejected"),
-    ([1.0, math.nan], [True, False], "1 of 2 values of reward are not finite"),
+    ([1.0, math.nan], [True, False], "1 of 2 values are not finite"),
 ])
 def test_figures_are_refused_where_they_would_mean_nothing(rewards, labels, words):
     with pytest.raises(KitError, match=words):

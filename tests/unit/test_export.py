@@ -2,7 +2,6 @@
 
 import json
 import shutil
-import subprocess
 
 import pytest
 import tiny
@@ -10,8 +9,8 @@ import yaml
 
 from helpers import evaluate, export
 from helpers.errors import KitError
-from helpers.evaluate import replies
-from helpers.export import card, proof, serving
+from helpers import replies
+from helpers import card, files, merging, proof, serving
 
 
 @pytest.fixture
@@ -110,23 +109,10 @@ def test_an_interrupted_export_leaves_the_old_one_and_nothing_half_made(made):
     run, _, checkpoint = made
     folder = export.adapter(run, checkpoint)
     before = (folder / "adapter_config.json").read_text()
-    with pytest.raises(KeyboardInterrupt), export.in_place(folder) as beside:
+    with pytest.raises(KeyboardInterrupt), files.new_folder(folder) as beside:
         (beside / "adapter_config.json").write_text("half")
         raise KeyboardInterrupt
     assert (folder / "adapter_config.json").read_text() == before
-    assert nothing_unfinished(run)
-
-
-def test_what_a_killed_export_left_is_put_right_by_the_next(made):
-    run, _, checkpoint = made
-    folder = export.adapter(run, checkpoint)
-    killed = subprocess.Popen(["true"])
-    killed.wait()
-    folder.rename(folder.with_name(f".{folder.name}.{killed.pid}.old"))  # killed between two renames
-    folder.with_name(f".{folder.name}.{killed.pid}.partial").mkdir()
-    with pytest.raises(KitError), export.in_place(folder):
-        raise OSError("disk full")
-    assert sorted(path.name for path in folder.iterdir()) == list(export.ADAPTER_FILES)
     assert nothing_unfinished(run)
 
 
@@ -143,7 +129,7 @@ def test_an_export_takes_the_place_of_an_older_one(made):
 @pytest.mark.slow
 def test_the_stock_command_merges_and_the_proof_accepts_it(made):
     run, _, checkpoint = made
-    merged = export.merge(run, checkpoint)
+    merged = merging.merge(run, checkpoint)
     scorer, rows = scorer_of(run, checkpoint)
     evidence = proof.prove(scorer, merged, rows).set_index("pair")
     assert evidence.loc["merged against adapter", "largest difference"] < 1e-4
@@ -161,14 +147,14 @@ def test_a_failed_merge_says_why_and_leaves_the_old_model(made, tmp_path):
     shutil.copytree(checkpoint, tmp_path / "torn")
     (tmp_path / "torn" / "adapter_model.safetensors").write_bytes(b"torn")
     with pytest.raises(KitError, match="status 1.*SafetensorError"):
-        export.merge(run, tmp_path / "torn")
+        merging.merge(run, tmp_path / "torn")
     assert [path.name for path in (run.export / "merged").iterdir()] == ["old"]
     assert nothing_unfinished(run)
 
 
 def test_the_merge_keeps_the_bases_dtype_and_runs_no_code_from_the_hub(made):
     run, base, checkpoint = made
-    asked = export.merge_config(export.config_of(run), checkpoint, run.export / "merged")
+    asked = merging.merge_config(export.config_of(run), checkpoint, run.export / "merged")
     assert asked["infer_dtype"] == "float32"
     assert not asked["trust_remote_code"] and not asked["export_legacy_format"]
     assert asked["adapter_name_or_path"] == str(checkpoint)
@@ -180,15 +166,15 @@ def test_a_model_that_the_gpu_has_no_room_for_is_merged_on_the_cpu(made, monkeyp
 
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda: (free, 80e9))
-    monkeypatch.setattr(export, "model_gigabytes", lambda base: 16.1)
+    monkeypatch.setattr(merging, "model_gigabytes", lambda base: 16.1)
     run, _, checkpoint = made
-    assert export.merge_config(export.config_of(run), checkpoint, run.export / "merged")["export_device"] == device
+    assert merging.merge_config(export.config_of(run), checkpoint, run.export / "merged")["export_device"] == device
 
 
 def test_a_full_tuning_is_exported_without_an_adapter(made, tmp_path):
     run, _, _ = made
     whole = tiny.model(tmp_path / "whole", seed=3)
-    asked = export.merge_config({**export.config_of(run), "finetuning_type": "full"}, whole, run.export / "merged")
+    asked = merging.merge_config({**export.config_of(run), "finetuning_type": "full"}, whole, run.export / "merged")
     assert asked["model_name_or_path"] == str(whole)
     assert "adapter_name_or_path" not in asked
 
@@ -205,31 +191,25 @@ def test_a_quantised_base_is_refused_before_anything_is_written(made):
     quantised = {"quantization_config": {"quant_method": "gptq", "bits": 4}}
     (base / "config.json").write_text(json.dumps(json.loads((base / "config.json").read_text()) | quantised))
     with pytest.raises(KitError, match="quantised .gptq."):
-        export.merge(run, checkpoint)
+        merging.merge(run, checkpoint)
     assert not run.export.exists()
 
 
 def test_a_merge_that_cannot_fit_on_the_disk_is_refused_before(made, monkeypatch):
     run, _, checkpoint = made
-    monkeypatch.setattr(export, "model_gigabytes", lambda model: 1e9)
-    assert len(export.merge_needs(run)["warnings"]) == 2
+    monkeypatch.setattr(merging, "model_gigabytes", lambda model: 1e9)
+    assert len(merging.merge_needs(run)["warnings"]) == 2
     with pytest.raises(KitError, match="of disk"):
-        export.merge(run, checkpoint)
+        merging.merge(run, checkpoint)
     assert not run.export.exists()
-
-
-def test_training_in_4_bits_is_warned_of(made):
-    run, _, _ = made
-    run.config_file.write_text(yaml.safe_dump({**export.config_of(run), "quantization_bit": 4}))
-    assert any("4 bits" in words for words in export.merge_needs(run)["warnings"])
 
 
 def test_the_decisive_line_of_a_log_is_its_last_error(tmp_path):
     log = tmp_path / "merge.log"
     log.write_text('Traceback (most recent call last):\n  File "x.py"\nValueError: no such template.\n[INFO] bye\n')
-    assert export.decisive_line(log) == "ValueError: no such template."
+    assert merging.decisive_line(log) == "ValueError: no such template."
     log.write_text("Killed\n\n")
-    assert export.decisive_line(log) == "Killed"
+    assert merging.decisive_line(log) == "Killed"
 
 
 # the proof
@@ -256,10 +236,6 @@ def test_a_merge_with_another_template_is_caught(made, tmp_path):
     proof.prove(scorer, merged, rows)
     from transformers import AutoTokenizer
 
-    (merged / "Modelfile").write_text("FROM .")
-    with pytest.raises(KitError, match="Modelfile"):
-        proof.prove(scorer, merged, rows)
-    (merged / "Modelfile").unlink()
     tokenizer = AutoTokenizer.from_pretrained(merged)
     tokenizer.chat_template = tokenizer.chat_template.replace("system", "user")
     tokenizer.save_pretrained(merged)
@@ -344,7 +320,7 @@ def test_max_lora_rank_is_the_least_that_vllm_allows_and_holds_the_adapter():
 @pytest.mark.slow
 def test_rays_own_classes_accept_the_service(made):
     run, _, checkpoint = made
-    path = serving.write(run, export.adapter(run, checkpoint), "s3://bucket/adapters/", accelerator_type="L40S")
+    path = serving.write(run, export.adapter(run, checkpoint), "s3://bucket/adapters/")
     content = yaml.safe_load(path.read_text())
     llm = content["applications"][0]["args"]["llm_configs"][0]
     assert llm["lora_config"]["dynamic_lora_loading_path"] == "s3://bucket/adapters"
@@ -352,28 +328,27 @@ def test_rays_own_classes_accept_the_service(made):
     from ray.serve.schema import ServeDeploySchema
 
     ServeDeploySchema(**content)
-    assert serving.check(content)
-    llm["accelerator_type"] = "L4000"
-    with pytest.raises(KitError, match="accelerator_type"):
-        serving.check(content)
+    from ray.llm._internal.serve.configs.server_models import LLMConfig
+
+    LLMConfig(**llm)
 
 
 def test_a_local_folder_is_no_place_that_ray_fetches_adapters_from(made):
     run, _, checkpoint = made
     with pytest.raises(KitError, match="cannot fetch"):
-        serving.service(run, export.adapter(run, checkpoint), "/mnt/adapters")
+        serving.write(run, export.adapter(run, checkpoint), "/mnt/adapters")
     with pytest.raises(KitError, match="no place"):
         serving.publish(run.export / "adapter" / run.name, "/mnt/adapters")
 
 
-def test_publishing_copies_both_files_under_the_adapters_name(made, tmp_path):
-    from pyarrow import fs
-
+def test_publishing_copies_both_files_to_a_bucket_under_the_adapters_name(made, s3):
     run, _, checkpoint = made
+    s3.create_dir("bucket")
     folder = export.adapter(run, checkpoint)
-    copied = tmp_path / "bucket" / run.name
-    assert serving.publish(folder, str(tmp_path / "bucket"), fs.LocalFileSystem()) == str(copied)
-    assert all((copied / name).read_bytes() == (folder / name).read_bytes() for name in export.ADAPTER_FILES)
+    assert serving.publish(folder, "s3://bucket/adapters") == f"s3://bucket/adapters/{run.name}"
+    for name in export.ADAPTER_FILES:
+        with s3.open_input_file(f"bucket/adapters/{run.name}/{name}") as file:
+            assert file.read() == (folder / name).read_bytes()
 
 
 # the card
@@ -408,7 +383,3 @@ def test_a_local_bases_folder_is_not_told_to_the_world(made):
     assert str(base.parent) not in text and "base_model" not in yaml.safe_load(text.split("---\n")[1])
 
 
-def test_nothing_is_uploaded_without_a_token(made, monkeypatch):
-    monkeypatch.delenv("HF_TOKEN", raising=False)
-    with pytest.raises(KitError, match="HF_TOKEN is not set"):
-        card.upload(made[0].export, "someone/something")

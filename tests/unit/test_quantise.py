@@ -12,8 +12,8 @@ from typer.testing import CliRunner
 
 from helpers import evaluate, models
 from helpers.errors import KitError
-from helpers.evaluate.encoding import Row
-from helpers.export import card, quantise
+from helpers.encoding import Row
+from helpers import card, quantise
 from kto import cli
 
 

@@ -11,12 +11,13 @@ import shutil
 import tempfile
 from pathlib import Path
 
-from ..errors import KitError
-from ..evaluate import Scorer, accuracy, rewards
-from ..evaluate.encoding import Row
-from ..quiet import quietly, silence
-from ..runs import Run
-from . import in_place, model_gigabytes
+from . import files
+from .errors import KitError
+from .evaluate import Scorer, accuracy, rewards
+from .encoding import Row
+from .merging import model_gigabytes
+from .quiet import quietly, silence
+from .runs import Run
 
 SCHEMES = {
     "fp8": "8-bit floats, activations scaled as they come (FP8_DYNAMIC); needs no data; fast on H100, L40S and later",
@@ -60,7 +61,7 @@ def quantise(run: Run, scheme: str, rows: list[Row], merged: Path | None = None)
         raise KitError(f"there is no merged model in {merged}", "what a merge leaves", "export with --as merged first")
     if scheme in CALIBRATED and not rows:
         raise KitError(f"no row to calibrate {scheme} on", "accepted rows in the training data", "choose fp8")
-    with in_place(run.export / scheme) as folder, quietly(), silence():
+    with files.new_folder(run.export / scheme) as folder, quietly(), silence():
         try:
             (to_gguf if scheme == "gguf" else to_compressed_tensors)(scheme, merged, rows, folder)
         except ImportError as error:
@@ -139,13 +140,13 @@ def compare(scorer: Scorer, models: dict[str, Path], rows: list[Row]):
 
     reference, lines = scorer.logps(rows, tuned=False), []
     for name, folder in models.items():
-        files = [*folder.glob("*.safetensors"), *folder.glob("*.gguf")]
-        options = {"gguf_file": files[0].name} if files[0].suffix == ".gguf" else {}
+        weights = [*folder.glob("*.safetensors"), *folder.glob("*.gguf")]
+        options = {"gguf_file": weights[0].name} if weights[0].suffix == ".gguf" else {}
         with scorer.room_for(model_gigabytes(str(scorer.config["model_name_or_path"]))):
             policy = scorer.logps(rows, model=scorer.load(folder, **options))
         table = rewards(rows, policy, reference, scorer.config)
         good, figures = table[table["label"]], accuracy(table)
-        lines.append({"model": name, "MB": sum(file.stat().st_size for file in files) / 1e6,
+        lines.append({"model": name, "MB": sum(file.stat().st_size for file in weights) / 1e6,
                       "perplexity": math.exp(-good["logp_policy"].sum() / good["tokens"].sum()),
                       "auc": figures["auc"], "margin": figures["margin"]})
     return pandas.DataFrame(lines)

@@ -4,15 +4,14 @@ import html
 import random
 from pathlib import Path
 
-from .. import files
-from . import Scorer
+from . import files
 from .encoding import Row
 
-STYLE = """
+STYLE = """<style>
 .replies { border-collapse: collapse; font: 14px/1.4 system-ui, sans-serif; }
 .replies th, .replies td { border: 1px solid #8888; padding: 6px 10px; text-align: left; vertical-align: top; }
 .replies td { max-width: 24em; white-space: pre-wrap; }
-"""
+</style>"""
 
 
 def choose(rows: list[Row], samples: int, seed: int = 0) -> list[Row]:
@@ -22,8 +21,8 @@ def choose(rows: list[Row], samples: int, seed: int = 0) -> list[Row]:
     return [rows[i] for i in sorted(random.Random(seed).sample(indices, min(samples, len(indices))))]
 
 
-def before_after(scorer: Scorer, rows: list[Row], table, max_new_tokens: int = 32):
-    """Greedy replies of base and tuned model to the prompts of `rows`; a DataFrame, one line a prompt.
+def before_after(scorer, rows: list[Row], table, max_new_tokens: int = 32):
+    """Greedy replies of reference and tuned model to the prompts of `rows`; a DataFrame, one line a prompt.
 
     Columns: `prompt`, `before`, `after`, `changed` (whether they differ); and from `table` (see `evaluate.rewards`), of
     the held-out replies to that prompt: `likelier`, the label of the one that the model finds likelier, before → after,
@@ -33,12 +32,12 @@ def before_after(scorer: Scorer, rows: list[Row], table, max_new_tokens: int = 3
 
     before = scorer.replies(rows, tuned=False, max_new_tokens=max_new_tokens)
     after = scorer.replies(rows, tuned=True, max_new_tokens=max_new_tokens)
-    return pandas.DataFrame({
-        "prompt": [row.prompt for row in rows], "before": before, "after": after,
-        "changed": [old != new for old, new in zip(before, after, strict=True)],
-        "likelier": [likelier(table[table["prompt"] == row.prompt]) for row in rows],
-        "rated": [_rated(table[table["prompt"] == row.prompt]) for row in rows],
-    })
+    held = [table[table["prompt"] == row.prompt] for row in rows]
+    rated = ["\n".join(f"{'accepted' if line.label else 'rejected'} {line.reward:+.2f}: {line.reply}"
+                       for line in lines.itertuples()) for lines in held]
+    changed = [old != new for old, new in zip(before, after, strict=True)]
+    return pandas.DataFrame({"prompt": [row.prompt for row in rows], "before": before, "after": after, "changed": changed,
+                             "likelier": [likelier(lines) for lines in held], "rated": rated})
 
 
 def likelier(lines) -> str:
@@ -58,25 +57,16 @@ def moved(table) -> dict[str, int]:
     return {word: words.count(word) for word in sorted(set(words) - {""})}
 
 
-def _rated(lines) -> str:
-    return "\n".join(f"{'accepted' if line.label else 'rejected'} {line.reward:+.2f}: {line.reply}"
-                     for line in lines.itertuples())
-
-
 def page(replies, path: Path, title: str) -> str:
     """The table as HTML, every text escaped; also written to `path` as a page that stands by itself."""
-    head = {"prompt": "held-out prompt", "before": "before training", "after": "after training", "changed": "changed",
-            "likelier": "likelier held-out reply", "rated": "held-out replies and their implied reward"}
-    cells = "".join("<tr>" + "".join(f"<td>{html.escape(_text(line[name]))}</td>" for name in head) + "</tr>\n"
-                    for line in replies.to_dict("records"))
-    titles = "".join(f"<th>{words}</th>" for words in head.values())
-    table = (f'<style>{STYLE}</style>\n<table class="replies"><thead><tr>{titles}</tr></thead>\n'
-             f"<tbody>\n{cells}</tbody></table>")
+    import pandas
+
+    titles = {"prompt": "held-out prompt", "before": "before training", "after": "after training",
+              "likelier": "likelier held-out reply", "rated": "held-out replies and their implied reward"}
+    shown = replies.assign(changed=["yes" if changed else "no" for changed in replies["changed"]]).rename(columns=titles)
+    with pandas.option_context("display.max_colwidth", None):
+        table = STYLE + shown.to_html(index=False, escape=True, classes="replies", border=0)
     title = html.escape(title)
-    top = f'<!doctype html>\n<html lang="en">\n<head><meta charset="utf-8"><title>{title}</title></head>\n'
-    files.write(path, f"{top}<body>\n<h1>{title}</h1>\n{table}\n</body>\n</html>\n")
+    files.write(path, f'<!doctype html>\n<html lang="en">\n<head><meta charset="utf-8"><title>{title}</title></head>\n'
+                      f"<body>\n<h1>{title}</h1>\n{table}\n</body>\n</html>\n")
     return table
-
-
-def _text(value) -> str:
-    return {True: "yes", False: "no"}[value] if isinstance(value, bool) else str(value)

@@ -7,11 +7,11 @@ results differ by rounding and by nothing else. How much rounding may be is in `
 
 from pathlib import Path
 
-from ..errors import KitError
-from ..evaluate import Scorer
-from ..evaluate.encoding import Row
-from ..quiet import quietly
-from . import model_gigabytes
+from .errors import KitError
+from .evaluate import Scorer
+from .encoding import Row
+from .quiet import quietly
+from .merging import model_gigabytes
 
 TOLERANCE = {"float32": (5e-3, 1e-6), "float16": (0.6, 2e-4), "bfloat16": (3.0, 8e-3)}
 """dtype -> (largest difference of logits, mean KL in nats a token) allowed between merged and adapter.
@@ -22,38 +22,42 @@ themselves). Allowed is about three times that, more in float32, where a wrong m
 """
 
 
-def prove(scorer: Scorer, merged: Path, rows: list[Row]):
-    """Merged against trained, and trained against base, over the reply tokens of `rows`: a DataFrame of two lines.
+def prove(scorer: Scorer, other: Path, rows: list[Row]):
+    """Exported against trained, and trained against the reference, over the reply tokens of `rows`: a table of two lines.
 
-    Columns: `pair`, `largest difference` of logits, `mean KL` (nats a token), `top-1 agreement` (share of tokens),
-    `tokens`, `allowed difference`, `allowed KL`. KitError if merged and adapter differ by more than `TOLERANCE`, or if
-    the merged tokenizer does not encode the rows as the checkpoint's does.
+    `other`: the merged model, or an adapter that belongs on the plain base (`export.combine`). Columns: `pair`,
+    `largest difference` of logits, `mean KL` (nats a token), `top-1 agreement` (share of tokens), `tokens`, `allowed
+    difference`, `allowed KL`. KitError if the two differ by more than `TOLERANCE`, or if the merged tokenizer does not
+    encode the rows as training's does.
     """
     import pandas
 
-    same_tokens(scorer, merged, rows)
+    exported = "adapter alone" if (other / "adapter_config.json").is_file() else "merged"
+    if exported == "merged":
+        same_tokens(scorer, other, rows)
     same, contrast, ours = Difference(), Difference(), []
     for row in rows:
         ours.append(scorer.logits(row))
         contrast.add(ours[-1], scorer.logits(row, tuned=False))
-    with scorer.room_for(model_gigabytes(str(merged))):
-        other = scorer.load(merged)
+    base = str(scorer.config["model_name_or_path"])
+    with scorer.room_for(model_gigabytes(str(other) if exported == "merged" else base)):
+        model = scorer.load(other) if exported == "merged" else scorer.adapted(scorer.load(base), other)
         for row, tuned in zip(rows, ours, strict=True):
-            same.add(scorer.logits(row, model=other), tuned)
-        del other
+            same.add(scorer.logits(row, model=model), tuned)
+        del model
     dtype = str(scorer.dtype).removeprefix("torch.")
     allowed = TOLERANCE[dtype]
     trained = "adapter" if scorer.is_adapter else "checkpoint"
     if not (same.largest <= allowed[0] and same.kl / same.tokens <= allowed[1]):
         raise KitError(
-            f"the merged model is not what was trained: logits differ by up to {same.largest:.3g}, mean KL "
+            f"the {exported} model is not what was trained: logits differ by up to {same.largest:.3g}, mean KL "
             f"{same.kl / same.tokens:.3g} ({trained} against base: {contrast.largest:.3g} and "
             f"{contrast.kl / contrast.tokens:.3g})",
             f"at most {allowed[0]:g} and {allowed[1]:g} in {dtype}",
             f"another base model than {scorer.config['model_name_or_path']}, or another checkpoint than "
             f"{scorer.checkpoint}, was merged: see export/merge.yaml, and merge again")
     return pandas.DataFrame([
-        {"pair": f"merged against {trained}", **same.figures(), "allowed difference": allowed[0],
+        {"pair": f"{exported} against {trained}", **same.figures(), "allowed difference": allowed[0],
          "allowed KL": allowed[1]},
         {"pair": f"{trained} against base", **contrast.figures()},
     ])
@@ -106,9 +110,6 @@ def same_tokens(scorer: Scorer, merged: Path, rows: list[Row]) -> None:
     what = [f"{name} is {mine!r} instead of {other!r}" for name, (mine, other) in pairs.items() if mine != other]
     what += [f"the chat template writes {row.prompt[:40]!r} otherwise" for row in chats(rows)
              if chat_ids(ours, row) != chat_ids(theirs, row)][:1]
-    modelfile = merged / "Modelfile"
-    if modelfile.is_file() and modelfile.read_text() != scorer.encoder.template.get_ollama_modelfile(theirs):
-        what.append("its Modelfile, for Ollama, is another template's")
     if what:
         raise KitError(f"the merged tokenizer is not the one trained with: {'; '.join(what)}",
                        f"what the template {scorer.config.get('template')!r} makes of the base's tokenizer",

@@ -1,28 +1,30 @@
 """Held-out rows judged by the model itself: implied rewards, how well they separate the labels, and replies.
 
-The reference is the same weights with the adapter switched off: one model in memory, loaded once in a `Scorer` and used
-for everything that is asked of it.
+With LoRA the reference is the same weights with the adapter switched off: one model in memory, loaded once in a `Scorer`.
 """
 
 import contextlib
 import os
 from pathlib import Path
 
-from ..errors import KitError
-from ..quiet import quietly
-from .encoding import Encoder, Row
+from .encoding import SAMPLE, Encoder, Row
+from .errors import KitError
+from .intervals import accuracy, against_best, rewards  # noqa: F401, all of them are asked for here
+from .quiet import quietly
 
 
 class Scorer:
-    """A run's base model and what was trained on it, loaded once: log-probabilities, logits and replies of both.
+    """A run's reference model and what was trained on it, loaded once: log-probabilities, logits and replies of both.
 
     `config`: the run's resolved configuration; `checkpoint`: an adapter's folder or, for full and freeze tuning, a
-    whole model's. Float32 on a CPU, bfloat16 on a GPU. `tuned=False` asks the model as it was before training.
+    whole model's. Float32 on a CPU, bfloat16 on a GPU. `tuned=False` asks the reference: the base model with the
+    adapters that the training started from merged into it, as LLaMA-Factory does.
     """
 
     def __init__(self, config: dict, checkpoint: Path):
         self.config, self.checkpoint = config, Path(checkpoint)
         self.is_adapter = (self.checkpoint / "adapter_config.json").is_file()
+        self.available = 0  # rows in the dataset that `rows` read last
         if not self.is_adapter and not (self.checkpoint / "config.json").is_file():
             raise KitError(f"nothing to load in {self.checkpoint}", "adapter_config.json, or a model's config.json",
                            "choose a complete checkpoint: 05_checkpoints lists them")
@@ -34,13 +36,16 @@ class Scorer:
             self.device = "cuda" if torch.cuda.is_available() else "cpu"
             self.dtype = torch.bfloat16 if self.device == "cuda" else torch.float32
             base = str(config["model_name_or_path"])
-            self.reference = self.load(base)
             self.tokenizer = AutoTokenizer.from_pretrained(base)
             self.encoder = Encoder(config, self.tokenizer)
-            self.model = self._adapted() if self.is_adapter else self.load(self.checkpoint)
+            self.reference = self.load(base)
+            for adapter in earlier_adapters(config):
+                self.reference = self.adapted(self.reference, adapter).merge_and_unload()
+            self.model = self.adapted(self.reference, self.checkpoint) if self.is_adapter else self.load(self.checkpoint)
 
     def load(self, model: str | Path, **options):
         """A causal language model on this scorer's device and in its dtype. KitError if there is none in `model`."""
+        import torch
         from transformers import AutoModelForCausalLM
 
         try:
@@ -49,21 +54,40 @@ class Scorer:
         except (OSError, ValueError) as error:
             raise KitError(f"cannot load the model {model}: {str(error).splitlines()[0]}",
                            "a model's folder or a hub id", "make it ready again with 01_setup") from error
+        if any(self.config.get(key) for key in ("resize_vocab", "add_tokens", "add_special_tokens")):
+            from llamafactory.model.model_utils.embedding import resize_embedding_layer
+
+            torch.manual_seed(int(self.config.get("seed", 42)))  # new rows are drawn at random: the same as in training
+            resize_embedding_layer(loaded, self.tokenizer)
         return loaded.to(self.device).eval()
 
-    def _adapted(self):
+    def adapted(self, model, adapter: str | Path):
+        """`model` with an adapter (a folder or a hub id) on top. KitError if it was trained on another base."""
         from peft import PeftModel
 
         try:
-            return PeftModel.from_pretrained(self.reference, self.checkpoint).eval()
+            return PeftModel.from_pretrained(model, str(adapter)).eval()
         except RuntimeError as error:
             raise KitError(f"the adapter does not fit the base model: {str(error).strip().splitlines()[-1].strip()}",
                            f"the base that it was trained on; the config names {self.config['model_name_or_path']}",
                            "correct model_name_or_path, or choose a checkpoint of this run") from error
+        except (OSError, ValueError) as error:
+            raise KitError(f"cannot load the adapter {adapter}: {str(error).splitlines()[0]}",
+                           "an adapter's folder or a hub id", "correct adapter_name_or_path") from error
+
+    def take(self, checkpoint: Path) -> None:
+        """Another checkpoint of the same run in the place of this one; the reference stays."""
+        self.checkpoint = Path(checkpoint)
+        if not self.is_adapter:
+            self.model = self.load(checkpoint)
+            return
+        from peft import load_peft_weights, set_peft_model_state_dict
+
+        set_peft_model_state_dict(self.model, load_peft_weights(str(checkpoint), device=self.device))
 
     @contextlib.contextmanager
     def room_for(self, gigabytes: float):
-        """Room on the GPU for another model of that size: this one waits in the machine's memory meanwhile, if it must."""
+        """Room on the GPU for another model: where there is too little, this one waits in the machine's memory."""
         away = self.device == "cuda" and not gpu_has_room(gigabytes)
         for model in (self.model, self.reference) if away else ():
             model.to("cpu")
@@ -81,16 +105,16 @@ class Scorer:
                 stack.enter_context(self.model.disable_adapter())
             yield self.model if tuned or self.is_adapter else self.reference
 
-    def rows(self, dataset_name: str) -> list[Row]:
-        """The registered dataset's rows, encoded as training encodes them (see `encoding.Encoder.rows`)."""
+    def rows(self, dataset_name: str, at_most: int = SAMPLE) -> list[Row]:
+        """The registered dataset's rows, encoded as in training; a large one is sampled by prompt (`Encoder.rows`)."""
         with quietly():
-            return self.encoder.rows(Path(self.config["dataset_dir"]), dataset_name)
+            rows, self.available = self.encoder.rows(Path(self.config["dataset_dir"]), dataset_name, at_most)
+        return rows
 
     def logps(self, rows: list[Row], tuned: bool = True, model=None) -> list[float]:
-        """log p(reply | prompt) of each row in nats, summed over the reply's tokens, as training sums it.
+        """log p(reply | prompt) of each row in nats, summed over the reply's tokens; of another `model` if one is given.
 
-        Of another `model` if one is given. Rows of like length go through the model together; the answer is in the order
-        of `rows`.
+        Rows of like length go through the model together; the answer is in the order of `rows`.
         """
         answer = [0.0] * len(rows)
         with self.as_model(tuned) as own:
@@ -107,7 +131,7 @@ class Scorer:
         logits = model(**inputs, logits_to_keep=longest + 1, use_cache=False).logits[:, :-1]  # place i predicts i + 1
         targets = inputs["input_ids"][:, -longest:]
         answer = []
-        for line, wanted, row in zip(logits, targets, rows, strict=True):  # one row in float32 at a time: vocabularies are large
+        for line, wanted, row in zip(logits, targets, rows, strict=True):  # one row in float32 at a time: it is large
             reply = slice(longest - len(row.reply_ids), None)
             answer.append(torch.log_softmax(line[reply].float(), -1).gather(1, wanted[reply, None]).sum())
         return [float(value) for value in answer]
@@ -138,6 +162,16 @@ class Scorer:
         ids = torch.tensor([[pad] * (width - len(s)) + s for s in sequences], device=self.device)
         mask = torch.tensor([[0] * (width - len(s)) + [1] * len(s) for s in sequences], device=self.device)
         return {"input_ids": ids, "attention_mask": mask, "position_ids": (mask.cumsum(-1) - 1).clamp(min=0)}
+
+
+def earlier_adapters(config: dict) -> list[str]:
+    """The adapters (folders or hub ids) that LLaMA-Factory merged into the base before this training, in order.
+
+    Without `create_new_adapter` the last one of `adapter_name_or_path` was trained further: the checkpoint holds it.
+    """
+    named = config.get("adapter_name_or_path") or []
+    paths = [path.strip() for path in (named.split(",") if isinstance(named, str) else named)]
+    return paths if config.get("create_new_adapter") else paths[:-1]
 
 
 def gpu_has_room(gigabytes: float) -> bool:
@@ -171,61 +205,36 @@ def batches(rows: list[Row], tokens: int) -> list[list[int]]:
     return cut
 
 
-def rewards(rows: list[Row], policy: list[float], reference: list[float], config: dict):
-    """A DataFrame, one line a row: label, reward, logp_policy, logp_reference, tokens (of the reply), prompt, reply.
+def score_checkpoints(run, found: list, at_most: int = 8, rows_at_most: int = SAMPLE):
+    """Held-out figures of a run's complete checkpoints, by step: a DataFrame, one line a checkpoint.
 
-    `reward` = beta * (logp_policy - logp_reference), the implied reward of KTO (Ethayarajh et al. 2024, after
-    Rafailov et al. 2023), beta being the config's pref_beta; log-probabilities in nats, summed over the reply.
+    Columns: step, auc, auc_low, auc_high, margin, margin_low, margin_high (95 %, bootstrap over prompts), worse_low,
+    worse_high (the same for the largest area minus this one, paired), path. Of more than `at_most` checkpoints so many
+    are taken, evenly spread, the last among them. `attrs["sample"]` says how many of the held-out rows were scored.
     """
     import pandas
 
-    beta = float(config.get("pref_beta", 0.1))  # LLaMA-Factory's default
-    return pandas.DataFrame({
-        "label": [row.label for row in rows],
-        "reward": [beta * (p - r) for p, r in zip(policy, reference, strict=True)],
-        "logp_policy": policy, "logp_reference": reference,
-        "tokens": [len(row.reply_ids) for row in rows],
-        "prompt": [row.prompt for row in rows], "reply": [row.reply for row in rows],
-    })
+    from .export import config_of, fetched
 
-
-def implied_rewards(config: dict, checkpoint: Path, dataset_name: str, tuned: bool = True):
-    """The table of `rewards` for a registered dataset, the model loaded anew; `tuned=False`: the adapter is off."""
-    scorer = Scorer(config, checkpoint)
-    rows = scorer.rows(dataset_name)
-    return rewards(rows, scorer.logps(rows, tuned), scorer.logps(rows, tuned=False), config)
-
-
-def accuracy(table, column: str = "reward", resamples: int = 1000, seed: int = 0) -> dict:
-    """How well `column` tells accepted from rejected rows, with 95 % bootstrap intervals.
-
-    Returns `auc` (area under the ROC curve; 0.5 is chance), `margin` (mean accepted - mean rejected), `auc_interval`
-    and `margin_interval` (percentiles over `resamples` resamples of the rows, each label by itself), `accepted`,
-    `rejected`. KitError if a label is missing or a value is not finite.
-    """
-    import numpy
-    from sklearn.metrics import roc_auc_score
-
-    values, label = table[column].to_numpy(float), table["label"].to_numpy(bool)
-    good, bad = values[label], values[~label]
-    if not len(good) or not len(bad):
-        raise KitError(f"{len(good)} accepted and {len(bad)} rejected rows are held out", "at least one of each",
-                       "hold out a larger share in 02_data")
-    if not numpy.isfinite(values).all():
-        raise KitError(f"{int((~numpy.isfinite(values)).sum())} of {len(values)} values of {column} are not finite",
-                       "finite numbers", "the training diverged: take an earlier checkpoint, or a lower learning_rate")
-    draw = numpy.random.default_rng(seed)
-    wins = (good[:, None] > bad) + 0.5 * (good[:, None] == bad)  # their mean is the area (Mann and Whitney 1947)
-    times_good, times_bad = (draw.multinomial(n, numpy.full(n, 1 / n), resamples) / n for n in (len(good), len(bad)))
-    aucs, margins = ((times_good @ wins) * times_bad).sum(1), times_good @ good - times_bad @ bad
-    return {
-        "auc": float(roc_auc_score(label, values)), "auc_interval": _interval(aucs),
-        "margin": float(good.mean() - bad.mean()), "margin_interval": _interval(margins),
-        "accepted": len(good), "rejected": len(bad),
-    }
-
-
-def _interval(values) -> list[float]:
-    import numpy
-
-    return [round(float(value), 6) for value in numpy.percentile(values, [2.5, 97.5])]
+    steps = {item.step: item for item in found if item.complete and item.step is not None}
+    last, count = max(len(steps) - 1, 0), min(at_most, len(steps))
+    chosen = [sorted(steps)[last - round(i * last / max(count - 1, 1))] for i in range(count)][::-1]
+    if not chosen:
+        raise KitError("there is no complete checkpoint to score", "at least one", "train until the next save: 04_train")
+    config, name, scorer, columns, paths = config_of(run), heldout(run), None, [], []
+    for step in chosen:
+        path = steps[step].path
+        folder = path if isinstance(path, Path) else fetched(run, path)
+        if scorer:
+            scorer.take(folder)
+        else:
+            scorer = Scorer(config, folder)
+            rows = scorer.rows(name, rows_at_most)
+            reference = scorer.logps(rows, tuned=False)
+        columns.append(rewards(rows, scorer.logps(rows), reference, config)["reward"])
+        paths.append(path)
+    figures = against_best(columns, [row.label for row in rows], [row.prompt for row in rows])
+    table = pandas.DataFrame([{"step": step, **line, "path": path}
+                              for step, line, path in zip(chosen, figures, paths, strict=True)])
+    table.attrs["sample"] = f"{len(rows)} of {scorer.available} held-out rows"
+    return table

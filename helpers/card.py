@@ -1,16 +1,13 @@
 """The model card: what was trained on what and how, how well it holds, how to load it; all from the run's record."""
 
 import json
-import os
 from pathlib import Path
 
-import yaml
-
-from .. import files
-from ..errors import KitError
-from ..runs import Run
-from . import PUBLIC, config_of, public_name
+from . import files
+from .evaluate import earlier_adapters
+from .export import PUBLIC, config_of, public_name
 from .quantise import SCHEMES
+from .runs import Run
 
 LICENCES = {"HuggingFaceTB/SmolLM2": "apache-2.0", "meta-llama/Meta-Llama-3-": "llama3",
             "meta-llama/Llama-3.1-": "llama3.1", "meta-llama/Llama-3.3-": "llama3.3"}
@@ -32,24 +29,36 @@ def text(run: Run, title: str = "") -> str:
     record, config = run.record(), config_of(run)
     base, adapter = public_name(run), config.get("finetuning_type", "lora") == "lora"
     base = base if _is_hub(base) else Path(base).name
+    alone = (run.export / "adapter" / run.name).is_dir()
     about = {"base_model": base if _is_hub(base) else "", "library_name": "peft" if adapter else "transformers",
              "pipeline_tag": "text-generation", "license": licence(base),
              "tags": ["kto", "llama-factory", *(["lora"] if adapter else [])]}
-    head = yaml.safe_dump({key: value for key, value in about.items() if value}, sort_keys=False)
+    head = files.dump_yaml({key: value for key, value in about.items() if value})
     parts = [
         f"---\n{head}---\n\n# {title or run.name}\n",
         f"[{base}](https://huggingface.co/{base}), aligned to thumbs-up/thumbs-down feedback with KTO "
         "(Ethayarajh et al., 2024).\n" if _is_hub(base) else f"{base}, aligned with KTO (Ethayarajh et al., 2024).\n",
         PACKAGED if record.get("model", {}).get("name") in PUBLIC else "",
         f"Licence of the base model, which holds for what is derived from it: {licence(base) or 'see its own card'}.\n",
+        _start(run, config),
         "## Data\n\n" + _table(_data(record.get("dataset", {}))),
         "## Training\n\n" + _table({key: config[key] for key in SETTINGS if config.get(key) is not None}),
         "## Held-out figures\n\n" + _figures(record.get("evaluation", {})),
         _quantised(record.get("export", {}).get("quantised", [])),
-        "## Use\n\n" + _use(base, run, adapter),
+        "## Use\n\nFolders are relative to this card's; `messages` is a list of role/content turns.\n\n"
+        + (ADAPTER if alone else "").format(short=base.rsplit("/", 1)[-1], name=run.name) + MERGED,
         "## Made with\n\n" + _table(record.get("versions", {})),
     ]
     return "\n".join(part for part in parts if part)
+
+
+def _start(run: Run, config: dict) -> str:
+    """Which adapters training started from, by their run's name, hub id or folder's name."""
+    names = []
+    for path in map(Path, earlier_adapters(config)):
+        inside = path.is_relative_to(run.storage)
+        names.append(path.relative_to(run.storage).parts[0] if inside else str(path) if _is_hub(str(path)) else path.name)
+    return f"Training started from the base with {' and '.join(names)} merged into it.\n" if names else ""
 
 
 def licence(base: str) -> str:
@@ -93,23 +102,7 @@ def _quantised(rows: list[dict]) -> str:
     return f"## Quantised, and what it costs\n\nHeld-out figures, each model against the base.\n\n{head}{lines}" if rows else ""
 
 
-ADAPTER = """transformers, with peft:
-
-```python
-from transformers import AutoModelForCausalLM
-model = AutoModelForCausalLM.from_pretrained("{base}")
-model.load_adapter("adapter/{name}")
-```
-
-vLLM (`max_lora_rank` must be at least {rank}):
-
-```python
-from vllm import LLM
-from vllm.lora.request import LoRARequest
-LLM("{base}", enable_lora=True).chat(messages, lora_request=LoRARequest("{name}", 1, "adapter/{name}"))
-```
-
-Ray Serve LLM, once `serve deploy service.yaml` has run:
+ADAPTER = """Beside other adapters, by Ray Serve LLM or any vLLM server (`serve deploy service.yaml`):
 
 ```python
 from openai import OpenAI
@@ -121,37 +114,12 @@ Or merged, without any adapter:
 
 """
 
-MERGED = """transformers:
-
-```python
+MERGED = """```python
 from transformers import pipeline
 chat = pipeline("text-generation", "merged")
 chat(messages)
 ```
-
-vLLM:
-
-```python
-from vllm import LLM
-llm = LLM("merged")
-llm.chat(messages)
-```
-
-Ray Serve LLM:
-
-```python
-from ray import serve
-from ray.serve.llm import LLMConfig, build_openai_app
-serve.run(build_openai_app({{"llm_configs": [LLMConfig(model_loading_config={{"model_id": "merged"}})]}}))
-```
 """
-
-
-def _use(base: str, run: Run, adapter: bool) -> str:
-    rank = config_of(run).get("lora_rank", 8)
-    template = ADAPTER + MERGED if adapter else MERGED
-    folders = "Folders are relative to the one this card lies in; `messages` is a list of role/content turns.\n\n"
-    return folders + template.format(base=base, short=base.rsplit("/", 1)[-1], name=run.name, rank=rank)
 
 
 def write(run: Run, title: str = "") -> Path:
@@ -161,28 +129,3 @@ def write(run: Run, title: str = "") -> Path:
         if folder.is_dir() and not folder.name.startswith("."):
             files.write(folder / "README.md", card)
     return files.write(run.export / "README.md", card)
-
-
-def upload(folder: Path, repository: str, private: bool = True) -> str:
-    """Upload an exported folder to the Hugging Face hub as `owner/name`; returns its address. Never called by itself.
-
-    The token comes from HF_TOKEN in the environment and is never written anywhere. A repository that is made here is
-    private unless `private` is False. KitError without a token or a card, or if the hub refuses.
-    """
-    token = os.environ.get("HF_TOKEN")
-    if not token:
-        raise KitError("HF_TOKEN is not set", "a token with write access in the environment",
-                       "export HF_TOKEN=…, from https://huggingface.co/settings/tokens")
-    if not (Path(folder) / "README.md").is_file():
-        raise KitError(f"{folder} has no model card", "what card.write makes", "run card.write(run) first")
-    from huggingface_hub import HfApi
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
-
-    try:
-        hub = HfApi(token=token)
-        hub.create_repo(repository, private=private, exist_ok=True)
-        hub.upload_folder(repo_id=repository, folder_path=folder)
-    except (HfHubHTTPError, HFValidationError, OSError) as error:
-        raise KitError(f"the hub refused {repository}: {str(error).strip().splitlines()[0]}",
-                       "owner/name, and a token that may write there", "correct the name or the token") from None
-    return f"https://huggingface.co/{repository}"

@@ -1,0 +1,198 @@
+"""What a run leaves for serving: the adapter alone, and the merged model; and what of it a configuration rules out."""
+
+import json
+import math
+import shutil
+from pathlib import Path
+
+from . import checkpoints, files
+from .checkpoints import bucket_filesystem
+from .errors import Finding, KitError
+from .evaluate import earlier_adapters
+from .runs import Run
+
+ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors")
+
+PUBLIC = {"smollm2-135m-instruct": "HuggingFaceTB/SmolLM2-135M-Instruct"}
+"""Packaged models (helpers.models.PACKAGED) by the name they are published under."""
+
+MERGED_ONLY = ("use_dora", "additional_target", "resize_vocab", "add_tokens", "add_special_tokens")
+"""Keys of a config that put more than A and B matrices into an adapter: vLLM's multi-LoRA loads nothing else."""
+
+
+def choose(run: Run, checkpoint: str = "best") -> tuple[Path, int | None, str]:
+    """(folder, step, why) of a checkpoint of `run`: `best`, `latest`, a step's number, or a path."""
+    folder = Path(checkpoint).expanduser()
+    if checkpoint not in ("best", "latest") and not checkpoint.isdigit():
+        if not any((folder / name).is_file() for name in ("adapter_config.json", "config.json")):
+            raise KitError(f"{checkpoint!r} is no checkpoint",
+                           "best, latest, a step's number, or a checkpoint's folder", "correct `checkpoint`")
+        return folder.resolve(), None, "its path was given"
+    found = checkpoints.find(run)
+    if checkpoint.isdigit():
+        item, why = checkpoints.by_step(found, int(checkpoint))
+    else:
+        item, why = {"best": checkpoints.best, "latest": checkpoints.latest}[checkpoint](found)
+    return item.path if isinstance(item.path, Path) else fetched(run, item.path), item.step, why
+
+
+def fetched(run: Run, address: str) -> Path:
+    """A checkpoint out of a bucket, copied into export/checkpoint/; what only a resume needs is left there."""
+    from pyarrow import fs
+
+    scheme, _, folder = address.partition("://")
+    store, target = bucket_filesystem(scheme), run.export / "checkpoint"
+    with files.new_folder(target) as beside:
+        for info in store.get_file_info(fs.FileSelector(folder)):
+            if info.is_file and not info.base_name.endswith((".pt", ".pth", ".bin")):
+                fs.copy_files(info.path, str(beside / info.base_name), source_filesystem=store,
+                              destination_filesystem=fs.LocalFileSystem())
+    return target
+
+
+def config_of(run: Run) -> dict:
+    """config.yaml of the run, as launched."""
+    return files.read_yaml(run.config_file)
+
+
+def unservable(config: dict) -> list[Finding]:
+    """What this configuration rules out after training, before a GPU is paid for; an empty list if nothing.
+
+    `kind` says what: `adapter` (no adapter to serve beside others), `merge` (no merged model), `exact` (figures and
+    merge take the unquantised base), `reference` (a wrong objective: status FAIL).
+    """
+    said, base = [], quantised_base(config)
+    tuning = config.get("finetuning_type", "lora")
+    odd = [f"{key}: {config[key]}" for key in MERGED_ONLY if config.get(key)] if tuning == "lora" else [f"a {tuning} tuning"]
+    odd += [f"{path}: {words}" for path in earlier_adapters(config) if (words := beyond_lora(Path(path)))]
+    if odd:
+        said.append(Finding("WARN", f"{', '.join(odd)}: there will be no adapter to serve beside others",
+                            "serve the merged model; figures and card are made all the same", kind="adapter"))
+    if base:
+        said.append(Finding("WARN", f"the base model is quantised ({base}): an adapter cannot be merged into it",
+                            "serve the adapter beside the base, or train on the unquantised base", kind="merge"))
+    if config.get("quantization_bit"):
+        said.append(Finding("WARN", f"training holds the base in {config['quantization_bit']} bits; evaluation and merge "
+                            "take its full weights, so replies differ a little", kind="exact"))
+    if config.get("pissa_init"):
+        said.append(Finding("FAIL", "pissa_init changes the base's weights: the reference is no longer the base model",
+                            "leave pissa_init out", kind="reference"))
+    zero3 = "z3" in str(config.get("deepspeed") or "") or "zero3" in str(config.get("deepspeed") or "")
+    if config.get("create_new_adapter") and earlier_adapters(config) and (base or zero3):
+        said.append(Finding("FAIL", f"{'a quantised base' if base else 'ZeRO-3'} cannot take up the earlier adapter: "
+                            "LLaMA-Factory would train that one further, against the bare base model",
+                            "merge it first and name the merged model", kind="reference"))
+    return said
+
+
+def quantised_base(config: dict) -> str:
+    """How the base model itself is quantised (`gptq`, …); empty if it is not, or is not on this machine."""
+    file = Path(str(config["model_name_or_path"])) / "config.json"
+    kind = (files.read_json(file) if file.is_file() else {}).get("quantization_config")
+    return (kind.get("quant_method") or "an unnamed method") if kind else ""
+
+
+def beyond_lora(folder: Path) -> str:
+    """What of an adapter a multi-LoRA server does not load, in words; empty for plain LoRA."""
+    if not (folder / "adapter_config.json").is_file():
+        return ""
+    settings = files.read_json(folder / "adapter_config.json")
+    keys = ("use_dora", "modules_to_save", "trainable_token_indices", "bias")
+    return ", ".join(f"{key}: {settings[key]}" for key in keys if settings.get(key) not in (None, False, "none"))
+
+
+def adapter(run: Run, checkpoint: Path) -> Path:
+    """The adapter alone, in export/adapter/<run name>/: what vLLM and Ray Serve LLM load beside other adapters.
+
+    Where training started from earlier adapters, all of them combined into one (`combine`), so that it belongs on the
+    plain base. The base's name in adapter_config.json becomes its public one. KitError if there is no plain LoRA.
+    """
+    import torch
+    from safetensors.torch import save_file
+
+    parts = [*map(local_adapter, earlier_adapters(config_of(run))), Path(checkpoint)]
+    for part in parts:
+        if missing := [name for name in ADAPTER_FILES if not (part / name).is_file()]:
+            raise KitError(f"{part} has no {' and no '.join(missing)}", "a complete LoRA checkpoint",
+                           "choose another checkpoint; a full or freeze tuning has no adapter, only a merged model")
+        if words := beyond_lora(part):
+            raise KitError(f"this adapter cannot be served beside others: {words}",
+                           "plain LoRA: vLLM loads the A and B matrices and nothing else", "serve the merged model")
+    settings, tensors = files.read_json(parts[-1] / "adapter_config.json"), None
+    if len(parts) > 1:
+        settings, tensors = combine(parts)
+    settings |= {"base_model_name_or_path": public_name(run), "inference_mode": True}
+    target = run.export / "adapter" / run.name
+    with files.new_folder(target) as folder:
+        if tensors is None:
+            shutil.copyfile(parts[-1] / ADAPTER_FILES[1], folder / ADAPTER_FILES[1])
+        else:
+            save_file({name: tensor.to(torch.float32).contiguous() for name, tensor in tensors.items()},
+                      folder / ADAPTER_FILES[1], metadata={"format": "pt"})
+            (folder / ADAPTER_FILES[1]).chmod(0o644)
+        files.write(folder / ADAPTER_FILES[0], json.dumps(settings, indent=2) + "\n")
+    return target
+
+
+def local_adapter(name: str) -> Path:
+    """The folder of an adapter that is named by its path or its hub id."""
+    if Path(name).expanduser().is_dir() or name.count("/") != 1:
+        return Path(name).expanduser()
+    from huggingface_hub import snapshot_download
+
+    return Path(snapshot_download(name, allow_patterns=list(ADAPTER_FILES)))
+
+
+def combine(parts: list[Path]) -> tuple[dict, dict]:
+    """(settings, tensors) of one adapter that does exactly what the LoRA adapters `parts` do one upon the other.
+
+    W + s1·B1·A1 + s2·B2·A2 is W + [s1·B1 s2·B2]·[A1; A2]: ranks add up, and each scaling is multiplied into its B, so
+    that every module's alpha equals its rank. Modules that only some adapters change keep their smaller rank.
+    """
+    import torch
+    from peft.utils.other import get_pattern_key
+    from safetensors.torch import load_file
+
+    modules: dict[str, list] = {}
+    for part in parts:
+        settings, tensors = files.read_json(part / ADAPTER_FILES[0]), load_file(part / ADAPTER_FILES[1])
+        alphas = settings.get("alpha_pattern") or {}
+        for name in sorted(name for name in tensors if name.endswith(".lora_A.weight")):
+            prefix = name.removesuffix(".lora_A.weight")
+            a, b = tensors.pop(name).float(), tensors.pop(prefix + ".lora_B.weight").float()
+            alpha = alphas.get(get_pattern_key(alphas, prefix), settings["lora_alpha"])
+            scaling = alpha / (math.sqrt(len(a)) if settings.get("use_rslora") else len(a))
+            modules.setdefault(prefix, []).append((a, b * scaling))
+        if tensors:
+            raise KitError(f"{part} holds {next(iter(tensors))}", "A and B matrices only", "serve the merged model")
+    made = {f"{prefix}.lora_A.weight": torch.cat([a for a, _ in pairs]) for prefix, pairs in modules.items()}
+    made |= {f"{prefix}.lora_B.weight": torch.cat([b for _, b in pairs], 1) for prefix, pairs in modules.items()}
+    ranks = {prefix.removeprefix("base_model.model."): sum(len(a) for a, _ in pairs) for prefix, pairs in modules.items()}
+    rank = max(ranks.values())
+    smaller = {name: value for name, value in ranks.items() if value != rank}
+    plain = {"r": rank, "lora_alpha": rank, "use_rslora": False, "rank_pattern": smaller, "alpha_pattern": smaller,
+             "target_modules": sorted(ranks), "layers_to_transform": None, "layers_pattern": None, "exclude_modules": None,
+             "init_lora_weights": True}
+    return settings | plain, made
+
+
+def public_name(run: Run) -> str:
+    """The base model's name for the world: its hub id where it has one, else what the reader called it."""
+    name = run.record().get("model", {}).get("name") or str(config_of(run)["model_name_or_path"])
+    return PUBLIC.get(name, name)
+
+
+def adapter_facts(folder: Path) -> dict:
+    """base, rank, alpha, targets, parameters and megabytes of an adapter's folder, from its two files."""
+    from safetensors import safe_open
+
+    settings = files.read_json(folder / ADAPTER_FILES[0])
+    weights, targets = folder / ADAPTER_FILES[1], settings["target_modules"]  # names, or one pattern
+    with safe_open(weights, "pt") as tensors:
+        parameters = sum(math.prod(tensors.get_slice(name).get_shape()) for name in tensors.keys())
+    return {
+        "base model": settings["base_model_name_or_path"],
+        "rank": max([settings["r"], *(settings.get("rank_pattern") or {}).values()]), "alpha": settings["lora_alpha"],
+        "targets": targets if isinstance(targets, str) else sorted({name.rsplit(".", 1)[-1] for name in targets}),
+        "parameters": parameters, "MB": round(weights.stat().st_size / 1e6, 1),
+    }

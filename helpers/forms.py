@@ -1,0 +1,59 @@
+"""Every form of export that is asked for, each with its proof or its figures: what notebook 6 and `kto export` make."""
+
+from . import card, proof, serving
+from .errors import KitError
+from .evaluate import Scorer, earlier_adapters, heldout
+from .export import adapter, adapter_facts, choose, config_of, unservable
+from .merging import merge
+from .quantise import SCHEMES, calibration, compare, quantise
+from .runs import Run
+
+FORMS = ("adapter", "merged", *SCHEMES)
+
+
+def make(run: Run, forms: list[str], checkpoint: str = "best", say=print) -> list[dict]:
+    """Make `forms` (see `FORMS`) of a run's checkpoint. Returns rows of plain data: what the quantised models cost in
+    quality (`quantise.compare`), else the merged model's proof, else the adapter's facts.
+
+    A quantised form needs a merged model, which is made first if there is none. What cannot be made of this
+    configuration is said, and the rest is made. KitError before anything is made if a form is unknown, and where a
+    proof fails.
+    """
+    if unknown := [form for form in forms if form not in FORMS]:
+        raise KitError(f"there is no form of export {', '.join(map(repr, unknown))}", f"some of {','.join(FORMS)}",
+                       "correct --as")
+    chosen, _, why = choose(run, checkpoint)
+    say(f"{chosen.name}: {why}")
+    config, merged, shown, facts = config_of(run), run.export / "merged", [], {"checkpoint": str(chosen)}
+    ruled_out = {finding.kind: finding for finding in unservable(config)}
+    for finding in ruled_out.values():
+        say(str(finding))
+    quantised = [form for form in forms if form in SCHEMES and "merge" not in ruled_out]
+    merging = ("merged" in forms or bool(quantised)) and "merge" not in ruled_out
+    alone = "adapter" in forms and "adapter" not in ruled_out
+    if merging or (alone and earlier_adapters(config)):
+        scorer = Scorer(config, chosen)
+        rows = scorer.rows(heldout(run))
+    if alone:
+        folder = adapter(run, chosen)
+        if earlier_adapters(config):
+            proof.prove(scorer, folder, rows[:6])
+        shown, facts["adapter"] = [adapter_facts(folder)], str(folder)
+        say(f"adapter: {folder}, with {serving.write(run, folder).name}")
+    if merging:
+        if "merged" in forms or not (merged / "config.json").is_file():
+            merge(run, chosen)
+        evidence, facts["merged"] = proof.prove(scorer, merged, rows[:6]), str(merged)
+        shown = evidence.to_dict("records")
+        say(f"merged: {merged}; {proof.verdict(evidence)}")
+    if quantised:
+        some = calibration(scorer.rows(config["dataset"]))
+        for form in quantised:
+            say(f"{form}: {SCHEMES[form]} ...")
+            quantise(run, form, some)
+        say("held-out figures before and after ...")
+        models = {"merged": merged} | {form: run.export / form for form in quantised}
+        facts["quantised"] = shown = compare(scorer, models, rows).to_dict("records")
+    run.note(export={**run.record().get("export", {}), **facts})
+    card.write(run)
+    return shown

@@ -1,0 +1,97 @@
+"""The merged model, by the stock `llamafactory-cli export`: the base with every adapter in it."""
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+from . import files
+from .errors import KitError
+from .evaluate import earlier_adapters, gpu_has_room
+from .export import config_of, quantised_base
+from .runs import Run
+
+
+def merge_needs(run: Run) -> dict:
+    """What a merge takes and what there is, in GB: `disk`, `disk_free`, `memory`, `memory_free`; `warnings` in words.
+
+    The merged model is as large as the base, and the base is held in memory once. KitError for a base model that is
+    itself quantised: its integers cannot take up an adapter's small real numbers.
+    """
+    import psutil
+
+    config = config_of(run)
+    if method := quantised_base(config):
+        raise KitError(f"the base model is quantised ({method}): an adapter cannot be merged into it",
+                       "a base model in float32, float16 or bfloat16",
+                       "serve the adapter beside the base, or train on the base model before quantisation")
+    size = model_gigabytes(str(config["model_name_or_path"]))
+    needs = {"disk": size, "disk_free": shutil.disk_usage(run.folder).free / 1e9,
+             "memory": 1.3 * size + 0.8, "memory_free": psutil.virtual_memory().available / 1e9}
+    warnings = [f"a merge needs about {needs[what]:.1f} GB of {what}, and {needs[what + '_free']:.1f} GB are free"
+                for what in ("disk", "memory") if needs[what] > needs[what + "_free"]]
+    return {**needs, "warnings": warnings}
+
+
+def model_gigabytes(model: str) -> float:
+    """The size of a model's weight files in GB: of a folder, or of a hub id that is in the local cache; else 0."""
+    folder = Path(model)
+    if not folder.is_dir():
+        from huggingface_hub import snapshot_download
+        from huggingface_hub.errors import LocalEntryNotFoundError
+
+        try:
+            folder = Path(snapshot_download(model, local_files_only=True))
+        except LocalEntryNotFoundError:
+            return 0.0
+    return sum(path.stat().st_size for path in folder.glob("*.safetensors")) / 1e9
+
+
+def merge(run: Run, checkpoint: Path) -> Path:
+    """The base with all adapters in it, in export/merged/. Returns that folder.
+
+    What was asked for lies in export/merge.yaml, what the command printed in export/merge.log. The weights keep the
+    base's dtype. A full or freeze tuning's checkpoint is exported the same way, there being nothing to merge. KitError
+    with the decisive line of the log if it fails.
+    """
+    needs = merge_needs(run)
+    if needs["disk"] > needs["disk_free"]:
+        raise KitError(needs["warnings"][0], "room for a whole model", "free some space or choose another storage")
+    asked, log, target = run.export / "merge.yaml", run.export / "merge.log", run.export / "merged"
+    files.write(asked, files.dump_yaml(merge_config(config_of(run), Path(checkpoint), target)))
+    environment = {key: value for key, value in os.environ.items() if key not in ("USE_RAY", "FORCE_TORCHRUN")}
+    with files.new_folder(target) as folder, open(log, "wb") as output:
+        command = [sys.executable, "-m", "llamafactory.cli", "export", str(asked), f"export_dir={folder}"]
+        code = subprocess.run(command, stdout=output, stderr=subprocess.STDOUT, env=environment).returncode
+        if code != 0 or not (folder / "config.json").is_file():
+            raise KitError(f"llamafactory-cli export ended with status {code}: {decisive_line(log)}", "a merged model",
+                           f"the whole log is in {log}")
+        for file in folder.iterdir():
+            file.chmod(0o644)  # safetensors writes 0600, which no server under another account can read
+    return target
+
+
+def merge_config(config: dict, checkpoint: Path, target: Path) -> dict:
+    """The keys for `llamafactory-cli export`, from the run's config. The base's own dtype is asked for by name: left to
+    itself, LLaMA-Factory 0.9.3 turns a float32 model into bfloat16."""
+    from transformers import AutoConfig
+
+    base = str(config["model_name_or_path"])
+    dtype = str(AutoConfig.from_pretrained(base).torch_dtype or "float32").removeprefix("torch.")
+    what = {"model_name_or_path": str(checkpoint)}
+    if (checkpoint / "adapter_config.json").is_file():
+        what = {"model_name_or_path": base, "adapter_name_or_path": ",".join([*earlier_adapters(config), str(checkpoint)])}
+    return what | {
+        "template": config.get("template"), "finetuning_type": config.get("finetuning_type", "lora"),
+        "infer_dtype": dtype, "trust_remote_code": False, "export_dir": str(target), "export_size": 5,
+        # auto spreads over the CPU what does not fit, and LLaMA-Factory 0.9.3 cannot convert such a model
+        "export_device": "auto" if gpu_has_room(model_gigabytes(base)) else "cpu", "export_legacy_format": False,
+    } | {key: config[key] for key in ("resize_vocab", "add_tokens", "add_special_tokens", "default_system") if key in config}
+
+
+def decisive_line(log: Path) -> str:
+    """The last line of a log that names an error, or its last line."""
+    lines = [line.strip() for line in log.read_text(errors="replace").splitlines() if line.strip()]
+    errors = [line for line in lines if "Error" in line and not line.startswith("File ")]
+    return (errors or lines or ["it printed nothing"])[-1]
