@@ -141,7 +141,7 @@ def refuse_silent(address: str) -> None:
 def resources(profile: Profile) -> dict:
     """Nodes, CPUs, GPUs, their kind and the memory in GiB of the cluster that the profile names."""
     with ray_cluster(profile) as ray:
-        total, alive = ray.cluster_resources(), nodes(ray)
+        total, alive = ray.cluster_resources(), [node for node in ray.nodes() if node["Alive"]]
     kinds = sorted(name.removeprefix("accelerator_type:") for name in total if name.startswith("accelerator_type:"))
     return {"nodes": len(alive), "CPU": total.get("CPU", 0), "GPU": total.get("GPU", 0),
             "kinds of GPU": ", ".join(kinds) or "none", "memory GiB": round(total.get("memory", 0) / GIB, 1)}

@@ -7,11 +7,11 @@ results differ by rounding and by nothing else. How much rounding may be is in `
 
 from pathlib import Path
 
+from .encoding import Row
 from .errors import KitError
 from .evaluate import Scorer
-from .encoding import Row
-from .quiet import quietly
 from .merging import model_gigabytes
+from .quiet import quietly
 
 TOLERANCE = {"float32": (5e-3, 1e-6), "float16": (0.6, 2e-4), "bfloat16": (3.0, 8e-3)}
 """dtype -> (largest difference of logits, mean KL in nats a token) allowed between merged and adapter.

@@ -12,9 +12,9 @@ import tempfile
 from pathlib import Path
 
 from . import files
+from .encoding import Row
 from .errors import KitError
 from .evaluate import Scorer, accuracy, rewards
-from .encoding import Row
 from .merging import model_gigabytes
 from .quiet import quietly, silence
 from .runs import Run

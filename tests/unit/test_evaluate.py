@@ -8,8 +8,8 @@ import pytest
 import tiny
 
 from helpers import evaluate
-from helpers.errors import KitError
 from helpers.encoding import Row
+from helpers.errors import KitError
 
 
 @pytest.fixture(scope="module")

@@ -7,10 +7,8 @@ import pytest
 import tiny
 import yaml
 
-from helpers import evaluate, export
+from helpers import card, evaluate, export, files, merging, proof, replies, serving
 from helpers.errors import KitError
-from helpers import replies
-from helpers import card, files, merging, proof, serving
 
 
 @pytest.fixture

@@ -10,10 +10,9 @@ import tiny
 import yaml
 from typer.testing import CliRunner
 
-from helpers import evaluate, models
-from helpers.errors import KitError
+from helpers import card, evaluate, models, quantise
 from helpers.encoding import Row
-from helpers import card, quantise
+from helpers.errors import KitError
 from kto import cli
 
 
