@@ -1,7 +1,7 @@
 """What it costs a training to be watched: the same training from a bare shell and followed, in turn, on this machine.
 
 Followed is as in notebook 4: launched by `helpers.launch`, parsed, sent to the embedded MLflow, judged by the watchdog, the
-live card made anew for every redraw. Besides the wall time, which other work on the machine disturbs, the processor time of
+lines printed. Besides the wall time, which other work on the machine disturbs, the processor time of
 the watching processes is measured: what they take, the training cannot have.
 
     python benchmarks/watching.py                       # bare, followed, followed, bare: 8 minutes on 2 cores
@@ -22,16 +22,7 @@ import psutil
 
 from feedback.check import prepare
 from helpers import config, launch, logs, models, runs, tracking
-from helpers.follow import follow
-from helpers.plots.live import LiveView
-from helpers.plots.livehtml import page
-
-
-class Card(LiveView):
-    """The notebook's view without a notebook: every redraw makes the whole card and its message."""
-
-    def _show_line(self) -> None:
-        json.dumps(page(self.state))
+from helpers.live import follow
 
 
 def made_ready(storage: str, name: str, steps: int) -> runs.Run:
@@ -58,7 +49,7 @@ def followed(run: runs.Run) -> dict:
     began, busy = time.perf_counter(), time.process_time()
     training = launch.start(run)
     guardian, guard_busy = psutil.Process(training.guardian.pid), 0.0
-    tracker, view = tracking.Tracker(run), Card(mode="quiet")
+    tracker = tracking.Tracker(run)
     stock = training.events
 
     def events(*arguments):
@@ -69,7 +60,7 @@ def followed(run: runs.Run) -> dict:
             yield some
 
     training.events = events
-    table = follow(training, view, tracker)
+    table = follow(training, tracker)
     wall, busy = time.perf_counter() - began, time.process_time() - busy
     tracker.close(table)
     watching = {"watching CPU s": busy + guard_busy, "share": (busy + guard_busy) / (wall * os.cpu_count())}

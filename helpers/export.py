@@ -6,9 +6,10 @@ import shutil
 from pathlib import Path
 
 from . import checkpoints, files
-from .checkpoints import bucket_filesystem
+from . import choose as choosing
 from .errors import Finding, KitError
 from .evaluate import earlier_adapters
+from .moved import config_of
 from .runs import Run
 
 ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors")
@@ -21,7 +22,7 @@ MERGED_ONLY = ("use_dora", "additional_target", "resize_vocab", "add_tokens", "a
 
 
 def choose(run: Run, checkpoint: str = "best") -> tuple[Path, int | None, str]:
-    """(folder, step, why) of a checkpoint of `run`: `best`, `latest`, a step's number, or a path."""
+    """(folder, step, why) of a checkpoint of `run`: `best` (what 05_checkpoints chose, else by the margin), `latest`, a step, a path."""
     folder = Path(checkpoint).expanduser()
     if checkpoint not in ("best", "latest") and not checkpoint.isdigit():
         if not any((folder / name).is_file() for name in ("adapter_config.json", "config.json")):
@@ -30,9 +31,13 @@ def choose(run: Run, checkpoint: str = "best") -> tuple[Path, int | None, str]:
         return folder.resolve(), None, "its path was given"
     found = checkpoints.find(run)
     if checkpoint.isdigit():
-        item, why = checkpoints.by_step(found, int(checkpoint))
+        item, why = choosing.by_step(found, int(checkpoint))
     else:
-        item, why = {"best": checkpoints.best, "latest": checkpoints.latest}[checkpoint](found)
+        noted = run.record().get("checkpoint", {})
+        item = next((item for item in found if item.usable and choosing.below(item.path, run.folder) == noted.get("best")), None)
+        why = noted.get("why", "chosen in 05_checkpoints")
+        if checkpoint == "latest" or item is None:
+            item, why = {"best": choosing.best, "latest": choosing.latest}[checkpoint](found)
     return item.path if isinstance(item.path, Path) else fetched(run, item.path), item.step, why
 
 
@@ -41,18 +46,13 @@ def fetched(run: Run, address: str) -> Path:
     from pyarrow import fs
 
     scheme, _, folder = address.partition("://")
-    store, target = bucket_filesystem(scheme), run.export / "checkpoint"
+    store, target = files.bucket_filesystem(scheme), run.export / "checkpoint"
     with files.new_folder(target) as beside:
         for info in store.get_file_info(fs.FileSelector(folder)):
             if info.is_file and not info.base_name.endswith((".pt", ".pth", ".bin")):
                 fs.copy_files(info.path, str(beside / info.base_name), source_filesystem=store,
                               destination_filesystem=fs.LocalFileSystem())
     return target
-
-
-def config_of(run: Run) -> dict:
-    """config.yaml of the run, as launched."""
-    return files.read_yaml(run.config_file)
 
 
 def unservable(config: dict) -> list[Finding]:

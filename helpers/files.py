@@ -1,4 +1,4 @@
-"""Files: written whole or not at all, read with one idea of what YAML and JSON say, and hashed."""
+"""Files: written whole or not at all, read with one idea of what YAML and JSON say, hashed, and found in buckets."""
 
 import contextlib
 import hashlib
@@ -13,6 +13,8 @@ import yaml
 
 from .errors import KitError
 from .secrets import mask
+
+BUCKETS = ("s3", "gs", "gcs")
 
 
 class Loader(yaml.SafeLoader):
@@ -98,6 +100,49 @@ def sha256(path: Path) -> str:
     """SHA-256 of a file's bytes, in hex."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def open_folder(where) -> tuple:
+    """(fsspec file system, prefix of its addresses, path) of a folder on disk or in a bucket. KitError where there is none.
+
+    Credentials, region and endpoint of a bucket come from the environment, as for LLaMA-Factory.
+    """
+    import fsspec
+    from fsspec.implementations.arrow import ArrowFSWrapper
+
+    scheme, separator, rest = str(where).partition("://")
+    if separator and scheme in BUCKETS:
+        disk, folder = ArrowFSWrapper(bucket_filesystem(scheme)), rest.rstrip("/")
+        try:
+            if disk.isdir(folder):
+                return disk, f"{scheme}://", folder
+            found = "there is no such folder"
+        except OSError as error:
+            found = str(error)
+        raise KitError(f"cannot list {where}: {found}", "a bucket or folder that these credentials may list",
+                       "correct the path, or set AWS_PROFILE, AWS_REGION or AWS_ENDPOINT_URL")
+    if separator and scheme != "file":
+        raise KitError(f"{where} is no place that can be looked into", f"a folder, or {', '.join(BUCKETS)}://…")
+    path = Path(rest if separator else where).expanduser().resolve()
+    if not path.is_dir():
+        raise KitError(f"there is no folder {where}", "a run's folder, a trial or a checkpoint", "correct the path")
+    return fsspec.filesystem("file"), "", str(path)
+
+
+def bucket_filesystem(scheme: str):
+    """pyarrow's file system for `s3`, `gs` or `gcs`, made as LLaMA-Factory makes it, at another endpoint if one is set.
+
+    The endpoint is passed on here because pyarrow 23's constructors ignore it (https://github.com/apache/arrow/issues/49643).
+    """
+    from pyarrow import fs
+
+    if scheme == "s3":
+        endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
+        return fs.S3FileSystem(endpoint_override=endpoint or None)
+    endpoint = os.environ.get("STORAGE_EMULATOR_HOST", "")
+    protocol, _, host = endpoint.rpartition("://")
+    return fs.GcsFileSystem(anonymous=True, scheme=protocol or "http", endpoint_override=host) if endpoint else \
+        fs.GcsFileSystem()
 
 
 def _unwritable(path: Path, error: OSError) -> KitError:

@@ -7,7 +7,6 @@ demand from `<dynamic_lora_loading_path>/<adapter>/`; a request names one as `mo
 from pathlib import Path
 
 from . import export, files
-from .checkpoints import bucket_filesystem
 from .errors import KitError
 from .runs import Run
 
@@ -73,7 +72,7 @@ def publish(adapter: Path, prefix: str) -> str:
     if scheme not in ("s3", "gs"):
         raise KitError(f"{prefix!r} is no place for adapters", "an s3:// or gs:// prefix", "correct `adapter_prefix`")
     try:
-        store = bucket_filesystem(scheme)
+        store = files.bucket_filesystem(scheme)
         store.create_dir(folder)
         for name in ("adapter_model.safetensors", "adapter_config.json"):
             with store.open_output_stream(f"{folder}/{name}") as output:

@@ -4,28 +4,26 @@ The folder is the truth and MLflow a copy: `sync` sends whatever the server does
 and any number of times. A server that goes away costs nothing; what could not be sent goes with the next call.
 """
 
-import contextlib
 import json
+import logging
 import os
 import re
-import threading
 import time
-from pathlib import Path
 
-from . import metrics
+from . import metrics, moved
 from .errors import KitError
 from .runs import Run
 from .secrets import mask
 
 TAG = "kto.run_folder"
-EXPERIMENT = "kto"
 UNITS = {"step", "epoch", "split"}
-PATIENCE = {"MLFLOW_HTTP_REQUEST_TIMEOUT": "5", "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1"}
+PATIENCE = {"MLFLOW_HTTP_REQUEST_TIMEOUT": "5", "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1", "GIT_PYTHON_REFRESH": "quiet"}
 """MLflow's own defaults are 120 s and 7 retries: a server that is away would hold the sender for a quarter of an hour."""
+ENDS = {"finished": "FINISHED", "failed": "FAILED", "stopped": "KILLED"}
 
 
 def uri_for(run: Run) -> str:
-    """MLFLOW_TRACKING_URI of the environment if set, else the storage's own SQLite file (needs no server)."""
+    """MLFLOW_TRACKING_URI of the environment if set (http, https, databricks, …), else the storage's own SQLite file."""
     return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{run.storage / 'mlflow.db'}"
 
 
@@ -33,9 +31,6 @@ def client(run: Run):
     """An MlflowClient that gives up within seconds where no server answers."""
     for name, value in PATIENCE.items():
         os.environ.setdefault(name, value)
-    os.environ.setdefault("GIT_PYTHON_REFRESH", "quiet")
-    import logging
-
     from mlflow import MlflowClient
 
     logging.getLogger("mlflow").setLevel(logging.ERROR)
@@ -45,8 +40,6 @@ def client(run: Run):
         return MlflowClient(uri_for(run))
     finally:
         logging.disable(before)
-        with contextlib.suppress(OSError):
-            Path("mlruns").rmdir()  # MLflow makes an empty one wherever it is, whatever the address
 
 
 def sync(run: Run, table=None, there: dict | None = None) -> dict:
@@ -54,75 +47,89 @@ def sync(run: Run, table=None, there: dict | None = None) -> dict:
 
     `table`: a metrics table; default: what the run's log says, or its metrics.jsonl if the log is gone. `there`: metric -> the
     steps that MLflow is known to have, which a caller of many syncs keeps; default: MLflow is asked. KitError where MLflow
-    cannot be reached: nothing is lost, `kto track RUN` sends it later.
+    cannot be reached or refuses: nothing is lost, `kto track RUN` sends it later.
     """
     from mlflow.exceptions import MlflowException
 
     try:
         mlflow = client(run)
-        run_id = _run_id(mlflow, run)
+        run_id = run_of(mlflow, run)
         if table is None and run.trained:
-            from .launch import config_of
-
-            table = metrics.joined(run.log_file, config_of(run).get("logging_steps"))
+            table = metrics.joined(run.log_file, moved.config_of(run).get("logging_steps"))
         elif table is None and run.metrics_file.exists():
             table = metrics.read_jsonl(run.metrics_file)
         points = 0 if table is None else _send(mlflow, run_id, table, {} if there is None else there)
         _artifacts(mlflow, run, run_id)
-        if (status := run.record().get("training", {}).get("status")) in ("finished", "failed", "stopped"):
-            ends = {"finished": "FINISHED", "failed": "FAILED", "stopped": "KILLED"}
-            mlflow.set_terminated(run_id, ends[status])
-        return {"run_id": run_id, "points": points, "url": page(run, mlflow.get_run(run_id).info)}
+        if (status := run.record().get("training", {}).get("status")) in ENDS:
+            mlflow.set_terminated(run_id, ENDS[status])
+        info, url = mlflow.get_run(run_id).info, "make mlflow, then http://127.0.0.1:5000"
+        if uri_for(run).startswith("http"):
+            url = f"{shown(uri_for(run)).rstrip('/')}/#/experiments/{info.experiment_id}/runs/{info.run_id}"
+        return {"run_id": run_id, "points": points, "url": url}
     except (MlflowException, OSError) as error:
         reason = re.sub(r"//[^/@\s]+@", "//", str(error).splitlines()[0])[:300]
-        raise KitError(
-            f"MLflow at {shown(uri_for(run))} cannot be reached: {reason}",
-            "a server that answers (make mlflow)",
-            f"nothing is lost: `kto track {run.folder}` sends it later",
-        ) from None
-
-
-def page(run: Run, info) -> str:
-    """The run's page on the server; for the embedded store, how to look at it."""
-    uri = uri_for(run)
-    if uri.startswith("http"):
-        return f"{shown(uri).rstrip('/')}/#/experiments/{info.experiment_id}/runs/{info.run_id}"
-    return "make mlflow, then http://127.0.0.1:5000"
+        raise KitError(f"MLflow at {shown(uri_for(run))} cannot be reached: {reason}",
+                       "a server that answers (make mlflow), and MLFLOW_TRACKING_USERNAME and _PASSWORD or _TOKEN if it asks for them",
+                       f"nothing is lost: `kto track {run.folder}` sends it later") from None
 
 
 def shown(uri: str) -> str:
     """The address without a user name or password in it."""
-    scheme, _, rest = uri.partition("://")
-    return f"{scheme}://{rest.rpartition('@')[2]}"
+    scheme, separator, rest = uri.partition("://")
+    return f"{scheme}{separator}{rest.rpartition('@')[2]}"
 
 
-def _run_id(mlflow, run: Run) -> str:
-    """The MLflow run of this run's folder: found by its tag, so a resumed training goes on in it, or created."""
-    found = mlflow.get_experiment_by_name(EXPERIMENT)
-    artifacts = None if uri_for(run).startswith("http") else (run.storage / "mlartifacts").as_uri()
-    experiment = found.experiment_id if found else mlflow.create_experiment(EXPERIMENT, artifacts)
+def experiment_of(mlflow, run: Run) -> str:
+    """The id of MLFLOW_EXPERIMENT_NAME (default `kto`), made where it is missing. KitError for a name that cannot be used."""
+    name, uri = os.environ.get("MLFLOW_EXPERIMENT_NAME") or "kto", uri_for(run)
+    if uri.partition(":")[0] == "databricks" and not name.startswith("/"):
+        raise KitError(f"Databricks takes no experiment called {name!r}", "an absolute path in the workspace",
+                       "export MLFLOW_EXPERIMENT_NAME=/Shared/kto (or /Users/<your address>/kto)")
+    found = mlflow.get_experiment_by_name(name)
+    if found and found.lifecycle_stage == "deleted":
+        raise KitError(f"the MLflow experiment {name!r} was deleted on {shown(uri)}", "an active experiment",
+                       f"mlflow experiments restore -x {found.experiment_id}, or set MLFLOW_EXPERIMENT_NAME to another name")
+    own = (run.storage / "mlartifacts").as_uri() if uri.startswith("sqlite:") else None  # a server has its own artifact root
+    return found.experiment_id if found else mlflow.create_experiment(name, own)
+
+
+def run_of(mlflow, run: Run) -> str:
+    """The MLflow run of this run's folder: found by its tag, so a resumed training continues in it, or created."""
+    from mlflow.entities import Param
+
+    experiment = experiment_of(mlflow, run)
     same = mlflow.search_runs([experiment], f"tags.`{TAG}` = '{run.folder}'", max_results=1)
     if same:
         return same[0].info.run_id
-    made = mlflow.create_run(experiment, run_name=run.name, tags={TAG: str(run.folder)})
-    from mlflow.entities import Param
+    made = mlflow.create_run(experiment, run_name=run.name, tags={TAG: str(run.folder)}).info.run_id
+    named = parameters(run)
+    if training_logs(run):  # transformers logs the trainer's arguments itself, and MLflow refuses a second spelling of one
+        named = {key: value for key, value in named.items() if key == "profile" or key.startswith("data.")}
+    mlflow.log_batch(made, params=[Param(key, mask(str(value))[:6000]) for key, value in named.items()])
+    return made
 
-    params = [Param(key, mask(str(value))[:6000]) for key, value in parameters(run).items()]
-    mlflow.log_batch(made.info.run_id, params=params)
-    return made.info.run_id
+
+def training_logs(run: Run) -> bool:
+    """Whether the config has `report_to: mlflow`, so that transformers' own callback logs inside the training."""
+    wanted = moved.config_of(run).get("report_to") or []
+    return "mlflow" in ([wanted] if isinstance(wanted, str) else wanted)
+
+
+def training_environment(run: Run) -> dict[str, str]:
+    """What the training needs in its environment so that `report_to: mlflow` logs into this run and opens none of its own.
+
+    Empty where the config does not report to MLflow. mlflow.start_run, which transformers' callback calls, takes up MLFLOW_RUN_ID.
+    KitError as `sync`.
+    """
+    return {"MLFLOW_TRACKING_URI": uri_for(run), "MLFLOW_RUN_ID": sync(run)["run_id"]} if training_logs(run) else {}
 
 
 def parameters(run: Run) -> dict:
     """What MLflow is told of the config and the data: LLaMA-Factory's own names; nothing of ray_init_kwargs, where secrets are."""
-    from .launch import config_of
-
-    record = run.record()
-    data = {
-        f"data.{key}": record.get("dataset", {}).get(key)
-        for key in ("source", "sha256", "rows", "accepted", "rejected")
-    }
-    config = {key: value for key, value in config_of(run).items() if key != "ray_init_kwargs"}
-    return config | {"profile": run.profile.name} | {key: value for key, value in data.items() if value is not None}
+    dataset = run.record().get("dataset", {})
+    data = {f"data.{key}": dataset[key] for key in ("source", "sha256", "rows", "accepted", "rejected") if key in dataset}
+    config = {key: value for key, value in moved.config_of(run).items() if key != "ray_init_kwargs"}
+    return config | {"profile": run.profile.name} | data
 
 
 def _send(mlflow, run_id: str, table, there: dict[str, set[int]]) -> int:
@@ -165,31 +172,21 @@ def _artifacts(mlflow, run: Run, run_id: str) -> None:
 
 
 class Tracker:
-    """Sends while the training runs, from a thread of its own, at most every `every` seconds; a failing server is waited out.
+    """Sends while the training runs. After one failure it waits until the end: the folder has everything."""
 
-    `feed(events)` costs a list's append. `close(table)` sends the rest and returns a line that says how it went.
-    """
+    def __init__(self, run: Run):
+        self.run, self.there, self.failed = run, {}, False
 
-    def __init__(self, run: Run, every: float = 15.0):
-        self.run, self.every = run, every
-        self.events: list = []
-        self.there: dict[str, set[int]] = {}
-        self.news, self.over = threading.Event(), threading.Event()
-        self.thread = threading.Thread(target=self._loop, daemon=True)
-        self.thread.start()
-
-    def feed(self, events: list) -> None:
-        """Take in a list of log events."""
-        kept = [event for event in events if event.kind in ("metrics", "eval", "config")]
-        self.events += kept
-        if any(event.kind != "config" for event in kept):
-            self.news.set()
+    def send(self, table) -> None:
+        """Send what is new in a metrics table. Raises nothing."""
+        if not self.failed:
+            try:
+                sync(self.run, table, self.there)
+            except KitError:  # said once, at the end
+                self.failed = True
 
     def close(self, table=None) -> str:
-        """End the thread, send what is left, and say so in a line. Never raises: a run is worth more than its copy."""
-        self.over.set()
-        self.news.set()
-        self.thread.join(timeout=30)
+        """Send what is left, and say in a line how it went. Raises nothing: a run is worth more than its copy."""
         try:
             told = sync(self.run, table)
             self.run.note(tracking={"run_id": told["run_id"], "sent": True})
@@ -197,13 +194,3 @@ class Tracker:
         except KitError as error:
             self.run.note(tracking={"sent": False})
             return str(error)
-
-    def _loop(self) -> None:
-        while not self.over.is_set():
-            self.news.wait()
-            self.news.clear()
-            if self.over.is_set():
-                return
-            with contextlib.suppress(KitError):  # said once, at the end
-                sync(self.run, metrics.table(list(self.events)), self.there)
-            self.over.wait(self.every)

@@ -104,8 +104,9 @@ def checkpoints(
     Example: kto checkpoints storage/first-run
     """
     from helpers import checkpoints as saves
+    from helpers import choose
 
-    found = saves.table(saves.find(where))
+    found = choose.table(saves.find(where))
     if found.empty:
         say(f"there is no checkpoint in {where}: none was saved yet (save_steps), or they lie elsewhere")
     if len(found) or as_json:
@@ -150,19 +151,18 @@ def clean(
 
     Example: kto clean storage/first-run --keep-last 1
     """
+    from helpers import keep
     from helpers.runs import of_folder
 
-    from . import clean as cleaning
-
     run = of_folder(folder)
-    verdicts = cleaning.plan(run, keep_last, metric, not lower_is_better)
-    typer.echo(cleaning.shown(run, verdicts))
+    verdicts = keep.plan(run, keep_last, metric, not lower_is_better)
+    typer.echo(keep.shown(run, verdicts))
     going = [verdict.checkpoint for verdict in verdicts if not verdict.keep]
     try:
         answer = input(f"remove {len(going)} checkpoints? [yes/no] ") if going else "no"
     except EOFError:  # nobody is there to answer
         answer = "no"
-    freed = cleaning.remove(run, going) if answer.strip() == "yes" else 0
+    freed = keep.remove(run, going) if answer.strip() == "yes" else 0
     say(f"freed {freed / 1e6:,.1f} MB")
 
 

@@ -107,8 +107,7 @@ def prepare_resume(run: Run) -> tuple[str, str]:
     From its last complete checkpoint that leaves a step to train (resume.yaml is written), or, if it has none, from the
     beginning, the old log and output kept under other names. A finished run is left as it is. KitError if it is being trained.
     """
-    from helpers import checkpoints
-    from helpers.checkpoints import resume
+    from helpers import checkpoints, resume
 
     refuse_working(run, ENDING)
     if run.record().get("training", {}).get("status") == "finished":

@@ -5,8 +5,8 @@
 
 from matplotlib.ticker import MaxNLocator
 
-from helpers import metrics
-from helpers.plots import BLACK, BLUE, VERMILLION, pictures
+from helpers import metrics, plots
+from helpers.plots import BLACK, BLUE, VERMILLION
 from helpers.profiles import ROOT
 
 FIXTURES = ROOT / "tests" / "fixtures"
@@ -19,7 +19,7 @@ RUNS = {
 
 
 def main() -> None:
-    figure = pictures.picture((11, 4.6))
+    figure = plots.picture((11, 4.6))
     for place, (title, (log, words)) in enumerate(RUNS.items()):
         table = metrics.table(FIXTURES / log, logging_steps=2)
         rewards, kl = figure.add_subplot(2, 4, place + 1), figure.add_subplot(2, 4, place + 5)
@@ -42,7 +42,7 @@ def main() -> None:
     figure.axes[0].set_ylabel("implied reward\n(β × nats a reply)")
     figure.axes[1].set_ylabel("KL estimate\n(nats a reply)")
     figure.axes[0].legend(fontsize=8, loc="lower left")
-    pictures.save(figure, ROOT / "notebooks" / "pictures" / "healthy_and_ill.png")
+    plots.save(figure, ROOT / "notebooks" / "pictures" / "healthy_and_ill.png")
 
 
 if __name__ == "__main__":

@@ -17,7 +17,7 @@ import yaml
 from helpers.process import guard
 from unit import tiny
 
-from helpers import checkpoints, launch, metrics, runs, tracking
+from helpers import checkpoints, choose, launch, metrics, runs, tracking
 from helpers.errors import KitError
 from helpers.profiles import ROOT
 from kto import pipeline
@@ -94,7 +94,7 @@ def saving(step: int):
 
 
 def weights(run: runs.Run) -> bytes:
-    last, _ = checkpoints.latest(checkpoints.find(run))
+    last, _ = choose.latest(checkpoints.find(run))
     assert last.step == STEPS
     return (Path(last.path) / "adapter_model.safetensors").read_bytes()
 

@@ -8,8 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from helpers import checkpoints, runs
-from helpers.checkpoints import wholeness
+from helpers import checkpoints, choose, runs
 from helpers.errors import KitError
 
 FIXTURE = Path(__file__).parents[1] / "fixtures" / "trial"
@@ -53,7 +52,6 @@ def test_every_save_of_a_run_is_found_with_its_step_and_epoch(run_folder):
     found = checkpoints.find(run_folder)
     assert [(item.step, item.layout) for item in found] == [
         (step, layout) for step in (10, 20, 30) for layout in ("Ray Train", "output_dir")]
-    assert [item.index for item in found] == [0, 0, 1, 1, 2, 2]
     assert [round(item.epoch, 2) for item in ray(found)] == [0.29, 0.57, 0.86]
     assert all(item.complete and item.why == "complete" and item.workers == 2 for item in found)
     assert {item.planned_steps for item in found} == {30}
@@ -66,29 +64,29 @@ def test_the_final_weights_in_output_dir_are_no_checkpoint(run_folder):
 
 def test_ray_numbers_saves_not_steps(run_folder):
     shutil.rmtree(run_folder / TRIAL / "checkpoint_000001")
-    assert [(item.index, item.step) for item in ray(checkpoints.find(run_folder))] == [(0, 10), (2, 30)]
+    assert [item.step for item in ray(checkpoints.find(run_folder))] == [10, 30]
 
 
 def test_figures_are_those_of_the_last_window_before_the_save(run_folder):
     last = ray(checkpoints.find(run_folder))[-1]
     logged = json.loads((Path(last.path) / "trainer_state.json").read_text())["log_history"][-1]
-    assert (last.loss, last.margin) == (logged["loss"], logged["rewards/margins"])
+    assert (last.metrics["loss"], last.metrics["rewards/margins"]) == (logged["loss"], logged["rewards/margins"])
 
 
 def test_kl_is_divided_by_accumulation_and_the_windows_steps(run_folder, third):
     edit_state(third, window={"kl": 3.0})
-    assert ray(checkpoints.find(run_folder))[-1].kl == 3.0 / (1 * 2)  # accumulation 1, a window of 2 steps
+    assert ray(checkpoints.find(run_folder))[-1].metrics["kl_mean"] == 3.0 / (1 * 2)  # accumulation 1, a window of 2 steps
     params = run_folder / TRIAL / "params.json"
     launched = json.loads(params.read_text())
     launched["train_loop_config"]["args"]["gradient_accumulation_steps"] = 4
     params.write_text(json.dumps(launched))
-    assert ray(checkpoints.find(run_folder))[-1].kl == 3.0 / (4 * 2)
+    assert ray(checkpoints.find(run_folder))[-1].metrics["kl_mean"] == 3.0 / (4 * 2)
 
 
 def test_kl_is_missing_where_the_accumulation_is_not_known(run_folder, tmp_path):
     alone = shutil.copytree(run_folder / "output" / "checkpoint-20", tmp_path / "elsewhere" / "checkpoint-20")
     item, = checkpoints.find(alone)
-    assert math.isnan(item.kl) and item.metrics["kl"] >= 0
+    assert "kl_mean" not in item.metrics and item.metrics["kl"] >= 0
 
 
 @pytest.mark.parametrize("below", [TRIAL, f"{TRIAL}/checkpoint_000001", f"{TRIAL}/checkpoint_000001/checkpoint",
@@ -104,7 +102,7 @@ def test_ray_train_v2_layout_is_found_and_numbered_by_step(run_folder, tmp_path)
     (tmp_path / "v2" / "checkpoint_manager_snapshot.json").write_text("{}")
     found = checkpoints.find(tmp_path / "v2")
     assert {item.layout for item in found} == {"Ray Train V2"}
-    assert [(item.index, item.step) for item in found] == [(0, 10), (1, 20)]
+    assert [item.step for item in found] == [10, 20]
 
 
 def test_several_trials_of_a_run_are_told_apart(run_folder):
@@ -140,7 +138,7 @@ def test_a_run_is_looked_for_where_its_config_keeps_its_trials(run_folder, tmp_p
 
 def test_nothing_found_is_an_empty_list_and_no_folder_an_error(tmp_path):
     assert checkpoints.find(tmp_path) == []
-    assert checkpoints.table([]).empty
+    assert choose.table([]).empty
     with pytest.raises(KitError, match="there is no folder"):
         checkpoints.find(tmp_path / "missing")
 
@@ -192,7 +190,7 @@ def test_rubbish_in_place_of_weights_is_unreadable(run_folder, third):
 def test_an_empty_checkpoint_folder_is_listed_as_incomplete(run_folder):
     (run_folder / TRIAL / "checkpoint_000003").mkdir()
     empty = ray(checkpoints.find(run_folder))[-1]
-    assert (empty.index, empty.step, empty.bytes, empty.why) == (3, None, 0, "no weights")
+    assert (empty.step, empty.bytes, empty.why) == (None, 0, "no weights")
 
 
 def test_another_world_size_than_the_config_says_is_incomplete(run_folder):
@@ -244,25 +242,24 @@ def test_an_evaluation_before_the_last_windows_is_not_lost(third):
     state["log_history"].insert(4, {"eval_loss": 0.4, "eval_rewards/margins": 0.7, "kl": 3.0, "step": 8})
     edit_state(third, log_history=state["log_history"])
     item, = checkpoints.find(third.parent)
-    assert (item.metrics["eval_rewards/margins"], item.step, item.loss) == (0.7, 30, state["log_history"][-1]["loss"])
+    assert (item.metrics["eval_rewards/margins"], item.step, item.metrics["loss"]) == (0.7, 30, state["log_history"][-1]["loss"])
 
 
 def test_a_state_written_without_indentation_is_read_too(third):
     state = json.loads((third / "trainer_state.json").read_text())
     (third / "trainer_state.json").write_text(json.dumps(state))
     item, = checkpoints.find(third.parent)
-    assert (item.step, item.loss, item.complete) == (30, state["log_history"][-1]["loss"], True)
+    assert (item.step, item.metrics["loss"], item.complete) == (30, state["log_history"][-1]["loss"], True)
 
 
-def test_a_long_history_is_read_from_its_two_ends(run_folder, third):
+def test_a_long_history_is_read(run_folder, third):
     state = json.loads((third / "trainer_state.json").read_text())
     window = state["log_history"][-1]
     history = [window | {"step": step, "kl": 8.0} for step in range(5, 5001, 5)]
     edit_state(third, global_step=5000, epoch=2.5, max_steps=6000, log_history=history)
-    assert (third / "trainer_state.json").stat().st_size > 4 * wholeness.TAIL
     item = ray(checkpoints.find(run_folder))[-1]
-    assert (item.step, item.epoch, item.planned_steps, item.loss) == (5000, 2.5, 6000, window["loss"])
-    assert item.kl == 8.0 / 5
+    assert (item.step, item.epoch, item.planned_steps, item.metrics["loss"]) == (5000, 2.5, 6000, window["loss"])
+    assert item.metrics["kl_mean"] == 8.0 / 5
     text = (third / "trainer_state.json").read_text().rstrip()
     (third / "trainer_state.json").write_text(text[:-1])
     assert ray(checkpoints.find(run_folder))[-1].why == "trainer_state.json is unreadable or cut off"
@@ -274,28 +271,28 @@ def test_a_long_history_is_read_from_its_two_ends(run_folder, third):
 def test_latest_is_the_highest_complete_step_and_says_what_it_passed_over(run_folder, third):
     (third / "optimizer.pt").unlink()
     (run_folder / "output" / "checkpoint-30" / "trainer_state.json").unlink()
-    chosen, why = checkpoints.latest(checkpoints.find(run_folder))
+    chosen, why = choose.latest(checkpoints.find(run_folder))
     assert (chosen.step, chosen.layout) == (20, "Ray Train")
     assert "checkpoint_000002 (no optimiser)" in why and "checkpoint-30 (no trainer_state.json" in why
 
 
 def test_best_is_by_the_metric_and_its_direction(run_folder):
     found = checkpoints.find(run_folder)
-    assert checkpoints.best(found)[0].step == 30
-    assert checkpoints.best(found, "rewards/margins", higher_is_better=False)[0].step == 20
-    assert checkpoints.best(found, "loss", higher_is_better=False)[0].step == 30
-    assert "rewards/margins 0.5658 at step 30 is the highest" in checkpoints.best(found)[1]
+    assert choose.best(found)[0].step == 30
+    assert choose.best(found, "rewards/margins", higher_is_better=False)[0].step == 20
+    assert choose.best(found, "loss", higher_is_better=False)[0].step == 30
+    assert "rewards/margins 0.5658 at step 30 is the highest" in choose.best(found)[1]
 
 
 def test_a_checkpoint_without_the_metric_is_passed_over_and_named(run_folder):
-    _, why = checkpoints.best(checkpoints.find(run_folder))
+    _, why = choose.best(checkpoints.find(run_folder))
     assert why.endswith("passed over, for the window before it has no such figure: 10")
 
 
 def test_of_equal_figures_the_earlier_step_wins_and_ray_keeps_it(run_folder):
     for folder in run_folder.rglob("trainer_state.json"):
         edit_state(folder.parent, window={"rewards/margins": 0.25})
-    chosen, why = checkpoints.best(checkpoints.find(run_folder))
+    chosen, why = choose.best(checkpoints.find(run_folder))
     assert (chosen.step, chosen.layout) == (10, "Ray Train")
     assert "step 20, 30 has the same, the earlier is taken" in why
 
@@ -304,31 +301,31 @@ def test_nan_is_never_the_best(run_folder):
     for folder in run_folder.rglob("trainer_state.json"):
         if folder.parent.name != "checkpoint-10" and "000000" not in str(folder):
             edit_state(folder.parent, window={"loss": math.nan})
-    assert checkpoints.best(checkpoints.find(run_folder), "loss", False)[0].step == 10
+    assert choose.best(checkpoints.find(run_folder), "loss", False)[0].step == 10
 
 
 def test_best_needs_weights_but_no_optimiser(run_folder, third):
     (third / "optimizer.pt").unlink()
     shutil.rmtree(run_folder / "output")
-    assert checkpoints.best(checkpoints.find(run_folder))[0].step == 30
+    assert choose.best(checkpoints.find(run_folder))[0].step == 30
 
 
 def test_an_unknown_metric_is_an_error_that_names_the_closest(run_folder):
     with pytest.raises(KitError, match=r"did you mean 'rewards/margins'\?"):
-        checkpoints.best(checkpoints.find(run_folder), "rewards/margin")
+        choose.best(checkpoints.find(run_folder), "rewards/margin")
 
 
 def test_by_step_takes_that_step_or_names_the_steps_there_are(run_folder):
     found = checkpoints.find(run_folder)
-    assert checkpoints.by_step(found, 20)[0].step == 20
+    assert choose.by_step(found, 20)[0].step == 20
     with pytest.raises(KitError, match="one of the steps 10, 20, 30"):
-        checkpoints.by_step(found, 25)
+        choose.by_step(found, 25)
 
 
 def test_choosing_from_nothing_is_an_error():
-    for choose in (checkpoints.latest, checkpoints.best, lambda found: checkpoints.by_step(found, 1)):
+    for take in (choose.latest, choose.best, lambda found: choose.by_step(found, 1)):
         with pytest.raises(KitError):
-            choose([])
+            take([])
 
 
 def test_held_out_figures_are_shown_and_can_choose(run_folder):
@@ -338,13 +335,42 @@ def test_held_out_figures_are_shown_and_can_choose(run_folder):
         history.append({"eval_loss": 0.4, "eval_rewards/margins": value, "kl": 3.0, "step": step})
         edit_state(folder, log_history=history)
     found = checkpoints.find(run_folder / "output")
-    assert checkpoints.table(found)["eval_rewards/margins"].tolist() == [0.3, 0.9, 0.1]
-    assert checkpoints.best(found, "eval_rewards/margins")[0].step == 20
+    assert choose.table(found)["eval_rewards/margins"].tolist() == [0.3, 0.9, 0.1]
+    assert choose.best(found, "eval_rewards/margins")[0].step == 20
 
 
 def test_the_table_has_a_row_a_checkpoint_with_paths_below_the_run(run_folder):
-    table = checkpoints.table(checkpoints.find(run_folder), relative_to=run_folder)
+    table = choose.table(checkpoints.find(run_folder), relative_to=run_folder)
     assert table["path"][0] == f"{TRIAL}/checkpoint_000000/checkpoint"
-    assert list(table.columns) == ["index", "step", "epoch", "time", "MB", "loss", "margin", "kl", "complete", "why",
+    assert list(table.columns) == ["step", "epoch", "time", "MB", "loss", "margin", "kl", "complete", "why",
                                    "kept by", "trial", "path"]
-    assert str(run_folder) not in checkpoints.tree(checkpoints.find(run_folder), run_folder)
+    assert str(run_folder) not in choose.tree(checkpoints.find(run_folder), run_folder)
+
+
+# --- held-out figures of every checkpoint
+
+
+def scores(**columns):
+    import pandas as pd
+
+    made = {"step": [10, 20, 30], "auc": [0.70, 0.88, 0.90], "worse_low": [0.1, -0.02, 0.0], "worse_high": [0.3, 0.06, 0.0]}
+    return pd.DataFrame(made | columns).assign(auc_low=lambda table: table["auc"] - 0.05, auc_high=lambda table: table["auc"] + 0.05)
+
+
+def test_the_earliest_that_is_not_clearly_worse_on_held_out_rows_is_the_best(run_folder):
+    found = checkpoints.find(run_folder)
+    chosen, why = choose.best(found, "held-out", scores=scores())
+    assert (chosen.step, chosen.layout) == (20, "Ray Train")
+    assert "not clearly worse than the highest, 0.900 at step 30" in why
+    assert choose.best(found, "held-out", scores=scores(worse_low=[0.1, 0.01, 0.0]))[0].step == 30
+    assert choose.best(found, "held-out", scores=scores(worse_low=[-0.1, 0.01, 0.0]))[0].step == 10
+
+
+def test_the_training_windows_margin_decides_only_where_the_metric_says_so(run_folder):
+    found = checkpoints.find(run_folder)
+    assert choose.best(found, "rewards/margins", scores=scores())[0].step == 30
+
+
+def test_a_single_scored_checkpoint_is_the_best(run_folder):
+    chosen, why = choose.best(checkpoints.find(run_folder), "held-out", scores=scores().iloc[:1])
+    assert chosen.step == 10 and "the only one" in why

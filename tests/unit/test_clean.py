@@ -7,9 +7,8 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from helpers import checkpoints
+from helpers import checkpoints, keep
 from helpers.errors import KitError
-from kto import clean
 from kto.cli import app
 
 FIXTURE = Path(__file__).parents[1] / "fixtures" / "trial"
@@ -26,12 +25,16 @@ def trained(run):
     return run
 
 
+def folder_of(item):
+    return item.path.parent.name if item.path.name == "checkpoint" else item.path.name
+
+
 def kept(run, **options):
-    return [room_name(one) for one in clean.plan(run, **options) if one.keep]
+    return [room_name(one) for one in keep.plan(run, **options) if one.keep]
 
 
 def room_name(verdict):
-    return checkpoints.named(verdict.checkpoint)
+    return folder_of(verdict.checkpoint)
 
 
 def test_the_last_and_the_best_stay_once_each(trained):
@@ -43,7 +46,7 @@ def test_the_last_and_the_best_stay_once_each(trained):
 
 def test_a_plan_removes_nothing(trained):
     before = sorted(trained.folder.rglob("*"))
-    clean.plan(trained, last=1)
+    keep.plan(trained, last=1)
     assert sorted(trained.folder.rglob("*")) == before
 
 
@@ -52,10 +55,10 @@ def going(verdicts):
 
 
 def test_what_is_removed_is_gone_whole_and_its_bytes_are_told(trained):
-    gone = going(clean.plan(trained, last=1))
-    assert clean.remove(trained, gone) == sum(item.bytes for item in gone) > 0
+    gone = going(keep.plan(trained, last=1))
+    assert keep.remove(trained, gone) == sum(item.bytes for item in gone) > 0
     left = checkpoints.find(trained)
-    assert [checkpoints.named(item) for item in left] == ["checkpoint_000002"] and left[0].complete
+    assert [folder_of(item) for item in left] == ["checkpoint_000002"] and left[0].complete
     assert not list(trained.folder.rglob(".removing*"))
 
 
@@ -66,10 +69,10 @@ def test_a_checkpoint_that_the_runs_files_name_stays(trained):
 
 
 def test_one_that_came_into_use_after_the_plan_stays(trained):
-    verdicts = clean.plan(trained, last=1)
+    verdicts = keep.plan(trained, last=1)
     trained.note(export={"from": f"{TRIAL}/checkpoint_000000/checkpoint"})
     with pytest.raises(KitError, match="in use"):
-        clean.remove(trained, going(verdicts))
+        keep.remove(trained, going(verdicts))
     assert len(checkpoints.find(trained)) == 6
 
 
@@ -82,10 +85,10 @@ def test_the_only_complete_one_stays_however_old(trained):
 
 def test_the_only_complete_one_stays_if_the_planned_one_broke_meanwhile(trained):
     shutil.rmtree(trained.output_dir)
-    verdicts = clean.plan(trained, last=1)
+    verdicts = keep.plan(trained, last=1)
     (trained.folder / TRIAL / "checkpoint_000002" / "checkpoint" / "optimizer.pt").unlink()
     with pytest.raises(KitError, match="no complete one would be left"):
-        clean.remove(trained, going(verdicts))
+        keep.remove(trained, going(verdicts))
 
 
 def test_nothing_is_given_up_while_no_checkpoint_is_complete(trained):
@@ -104,27 +107,27 @@ def test_a_running_trainings_newest_saves_stay(trained):
 
 def test_keeping_none_is_refused(trained):
     with pytest.raises(KitError, match="1 or more"):
-        clean.plan(trained, last=0)
+        keep.plan(trained, last=0)
 
 
 def test_a_folder_renamed_by_hand_stays(trained):
     shutil.move(trained.output_dir / "checkpoint-10", trained.output_dir / "precious")
-    verdicts = clean.plan(trained, last=1)
+    verdicts = keep.plan(trained, last=1)
     assert "precious" in [room_name(one) for one in verdicts if one.keep]
     with pytest.raises(KitError, match="not removed"):
-        clean.remove(trained, [one.checkpoint for one in verdicts if one.checkpoint.layout == "renamed"])
+        keep.remove(trained, [one.checkpoint for one in verdicts if one.checkpoint.layout == "renamed"])
     assert (trained.output_dir / "precious").exists()
 
 
 def test_the_plan_says_what_it_frees(trained):
-    text = clean.shown(trained, clean.plan(trained, last=1))
+    text = keep.shown(trained, keep.plan(trained, last=1))
     assert text.splitlines()[-1].startswith("frees 0.2 MB")
     assert "step 30 is kept in " + TRIAL in text and str(trained.folder) not in text
 
 
 def test_run_json_without_checkpoints_names_none(trained):
     assert json.loads(trained.record_file.read_text())
-    assert not clean.named_in(trained).keys() & {str(item.path) for item in checkpoints.find(trained)}
+    assert not keep.named_in(trained).keys() & {str(item.path) for item in checkpoints.find(trained)}
 
 
 @pytest.mark.parametrize(("answer", "left"), [("yes", 1), ("no", 6), ("", 6), ("y", 6), ("yep", 6), (None, 6)])

@@ -1,14 +1,12 @@
 """What labels and lengths imply, and the figures of both."""
 
-import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from feedback import check, find, register, stats
-from helpers import cluster
+from helpers import cluster, figures
 from helpers.errors import KitError
-from helpers.plots import plots_data
 
 
 @pytest.fixture(scope="module")
@@ -85,25 +83,17 @@ def test_a_model_without_a_tokenizer_is_an_error(shipped, tmp_path):
 
 def test_the_figures_show_every_label_and_the_cutoff(shipped):
     counts = stats.counts(shipped, register.split(shipped))
-    bars = plots_data.labels(counts).axes[0]
+    bars = figures.labels(counts).axes[0]
     assert [text.get_text() for text in bars.get_legend().get_texts()] == ["accepted", "rejected"]
-    turns = plots_data.turns(stats.turns(shipped)).axes[0]
+    turns = figures.turns(stats.turns(shipped)).axes[0]
     assert [label.get_text() for label in turns.get_xticklabels()] == ["1", "2", "3"]
-    lengths = plots_data.token_lengths({"accepted": [10, 300], "rejected": [20, 30]}, 256).axes[0]
+    lengths = figures.token_lengths({"accepted": [10, 300], "rejected": [20, 30]}, 256).axes[0]
     legend = [text.get_text() for text in lengths.get_legend().get_texts()]
     assert legend == ["accepted: 50% over the cutoff", "rejected: 0% over the cutoff", "cutoff_len 256"]
 
 
-def test_a_figure_says_in_words_what_it_shows(shipped):
-    counts = stats.counts(shipped, np.arange(len(shipped.labels)) < 0)
-    data, metadata = plots_data.labels(counts)._repr_mimebundle_(include=None, exclude=None)
-    assert metadata["image/png"]["alt"].startswith("Labels. Training: 212 rows accepted, 140 rejected")
-    data, _ = plots_data.token_lengths({"accepted": [10, 300]}, 256)._repr_mimebundle_()
-    assert data["text/plain"] == "Token lengths. Accepted: median 155 tokens, 50.0% over the cutoff of 256."
-
-
 def test_labels_differ_in_the_figures_without_colour():
-    accepted, rejected = plots_data.STYLE["accepted"], plots_data.STYLE["rejected"]
+    accepted, rejected = figures.STYLE["accepted"], figures.STYLE["rejected"]
     assert accepted["hatch"] != rejected["hatch"] and accepted["linestyle"] != rejected["linestyle"]
 
 

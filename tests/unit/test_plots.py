@@ -9,9 +9,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from helpers import metrics, plots
+from helpers import figures, metrics, plots
 from helpers.errors import KitError
-from helpers.plots import pictures
 
 FIXTURES = Path(__file__).parent.parent / "fixtures"
 
@@ -161,26 +160,6 @@ def test_nothing_to_draw_is_an_error_in_words(demo, draw):
         draw(demo.iloc[:0])
 
 
-def test_alt_text_says_where_each_curve_starts_and_ends(demo):
-    words = plots.alt(plots.training(demo, [10], title="first-run"))
-    assert words.startswith("first-run. Loss: loss from 0.5 to 0.446. Implied rewards: chosen from 0 to 0.344;")
-    assert "nan" not in words and "checkpoint" not in words
-
-
-def test_a_figure_displays_itself_as_a_png_with_alt_text(demo):
-    figure = plots.training(demo)
-    data, metadata = figure._repr_mimebundle_()
-    assert data["image/png"].startswith("iVBOR") and data["text/plain"] == plots.alt(figure)
-    assert metadata["image/png"] == {"alt": plots.alt(figure), "width": 1000}
-
-
-def test_any_other_figure_can_be_shown_with_words_of_ones_own():
-    from matplotlib.figure import Figure
-
-    data, metadata = pictures.bundle(Figure(figsize=(3, 2)), "two bars")
-    assert metadata["image/png"] == {"alt": "two bars", "width": 300} and data["text/plain"] == "two bars"
-
-
 @pytest.mark.parametrize("name", ["a.png", "deeper/b.svg", "c.pdf"])
 def test_a_figure_is_saved_with_its_folder(demo, tmp_path, name):
     path = plots.save(plots.training(demo), tmp_path / "figures" / name)
@@ -195,7 +174,7 @@ def test_a_figure_that_cannot_be_saved_is_an_error_in_words(demo, tmp_path, name
 
 
 def test_importing_the_rooms_brings_in_no_heavy_library():
-    code = "import sys, json, helpers.plots, helpers.plots.live, helpers.plots.livehtml; print(json.dumps(list(sys.modules)))"
+    code = "import sys, json, helpers.plots, helpers.figures, helpers.live; print(json.dumps(list(sys.modules)))"
     loaded = json.loads(subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout)
     assert not {"matplotlib", "pandas", "numpy", "IPython", "torch", "tqdm"} & set(loaded)
 
@@ -204,3 +183,34 @@ def test_drawing_leaves_pyplot_alone(demo):
     before = "matplotlib.pyplot" in sys.modules
     plots.compare({"a": demo})
     assert ("matplotlib.pyplot" in sys.modules) == before
+
+
+def test_a_shown_figure_is_a_png_and_an_image_with_alt_text(demo, monkeypatch):
+    import IPython
+    import IPython.display
+
+    shown = []
+    monkeypatch.setattr(IPython, "get_ipython", lambda: True)
+    monkeypatch.setattr(IPython.display, "display", lambda data, metadata, raw: shown.append((data, metadata)))
+    plots.show(plots.training(demo), 'loss falls; "margin" rises')
+    (data, metadata), = shown
+    assert data["image/png"].startswith("iVBOR") and metadata["image/png"] == {"alt": 'loss falls; "margin" rises', "width": 1000}
+    assert 'alt="loss falls; &quot;margin&quot; rises"' in data["text/html"] and data["image/png"] in data["text/html"]
+
+
+def test_outside_a_notebook_nothing_is_shown(demo, capsys):
+    plots.show(plots.training(demo), "words")
+    assert capsys.readouterr().out == ""
+
+
+def test_held_out_figures_by_step_are_drawn_with_their_intervals_and_the_chosen_one():
+    made = pd.DataFrame({"step": [8, 16], "auc": [0.8, 0.9], "auc_low": [0.7, 0.85], "auc_high": [0.9, 0.95],
+                         "margin": [0.9, 1.7], "margin_low": [0.5, 1.0], "margin_high": [1.2, 2.0]})
+    figure = figures.held_out(made, 8)
+    for axes, name in zip(figure.axes, ("auc", "margin"), strict=True):
+        (low, high), = [[part.vertices[:, 1] for part in bars.get_paths()] for bars in axes.collections][:1]
+        assert list(low) == pytest.approx(list(made.loc[0, [f"{name}_low", f"{name}_high"]]))
+        assert list(high) == pytest.approx(list(made.loc[1, [f"{name}_low", f"{name}_high"]]))
+        star = next(line for line in axes.get_lines() if line.get_marker() == "*")
+        assert list(star.get_xdata()) == [8]
+    assert "area under the curve" in figure.axes[0].get_title() and "nats" in figure.axes[1].get_title()

@@ -124,7 +124,7 @@ def test_a_server_that_goes_away_loses_nothing(trained, server, monkeypatch):
 def test_the_tracker_never_raises_and_says_what_to_do(trained, monkeypatch):
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://user:secret@127.0.0.1:9")
     tracker = tracking.Tracker(trained)
-    tracker.feed([])
+    tracker.send(TABLE)
     said = tracker.close(TABLE)
     assert (
         "kto track" in said and "secret" not in said and trained.record()["tracking"] == {"sent": False}
@@ -137,3 +137,64 @@ def test_nothing_is_left_in_the_folder_that_one_is_in(run, tmp_path, monkeypatch
     monkeypatch.chdir(tmp_path / "here")
     tracking.client(run)
     assert list((tmp_path / "here").iterdir()) == []
+
+
+@pytest.mark.parametrize("uri", ["databricks", "databricks://profile"])
+def test_databricks_takes_absolute_experiment_names_only(trained, monkeypatch, uri):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+    monkeypatch.setenv("MLFLOW_EXPERIMENT_NAME", "kto")
+    with pytest.raises(KitError, match="MLFLOW_EXPERIMENT_NAME=/Shared/kto"):
+        tracking.experiment_of(None, trained)
+
+
+def test_the_experiment_is_the_one_that_the_environment_names(trained, monkeypatch):
+    monkeypatch.setenv("MLFLOW_EXPERIMENT_NAME", "/Shared/thumbs")
+    told = tracking.sync(trained)
+    mlflow = tracking.client(trained)
+    experiment = mlflow.get_experiment(mlflow.get_run(told["run_id"]).info.experiment_id)
+    assert experiment.name == "/Shared/thumbs" and experiment.artifact_location == (trained.storage / "mlartifacts").as_uri()
+
+
+def test_a_deleted_experiment_is_called_deleted_with_the_command_that_restores_it(trained):
+    mlflow = tracking.client(trained)
+    experiment = mlflow.get_run(tracking.sync(trained)["run_id"]).info.experiment_id
+    mlflow.delete_experiment(experiment)
+    with pytest.raises(KitError, match=f"'kto' was deleted(.|\n)*mlflow experiments restore -x {experiment}"):
+        tracking.sync(trained)
+
+
+def test_a_server_keeps_artifacts_where_it_wants_them(trained, server, monkeypatch):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", server.start().url)
+    told = tracking.sync(trained)
+    mlflow = tracking.client(trained)
+    assert mlflow.get_run(told["run_id"]).info.artifact_uri.startswith("mlflow-artifacts:/")
+    assert {item.path for item in mlflow.list_artifacts(told["run_id"])} >= {"config.yaml", "metrics.jsonl"}
+    assert not (trained.storage / "mlartifacts").exists()
+
+
+def test_report_to_mlflow_inside_the_training_logs_into_the_same_run(trained, monkeypatch):
+    """transformers' own callback, as in the training's process; the run's own values are sent once and nothing is doubled."""
+    from types import SimpleNamespace
+
+    from transformers import TrainingArguments
+    from transformers.integrations import MLflowCallback
+
+    assert tracking.training_environment(trained) == {}
+    config = yaml.safe_load(trained.config_file.read_text())
+    trained.config_file.write_text(yaml.safe_dump(config | {"report_to": "mlflow"}))
+    settings = tracking.training_environment(trained)
+    for name, value in settings.items():
+        monkeypatch.setenv(name, value)
+    callback, state = MLflowCallback(), SimpleNamespace(is_world_process_zero=True, global_step=2)
+    arguments = TrainingArguments(output_dir=str(trained.output_dir), report_to="none", learning_rate=1e-3)
+    model = SimpleNamespace(config=None)
+    callback.on_train_begin(arguments, state, None, model=model)
+    callback.on_log(arguments, state, None, logs={"loss": 0.5, "learning_rate": 1e-3}, model=model)
+    callback.on_train_end(arguments, state, None)
+    told = tracking.sync(trained)
+    mlflow = tracking.client(trained)
+    experiment = mlflow.get_run(told["run_id"]).info.experiment_id
+    assert told["run_id"] == settings["MLFLOW_RUN_ID"]
+    assert len(mlflow.search_runs([experiment])) == 1
+    assert len(mlflow.get_metric_history(told["run_id"], "loss")) == 2  # steps 2 and 4, each once
+    assert float(mlflow.get_run(told["run_id"]).data.params["learning_rate"]) == 1e-3

@@ -10,9 +10,8 @@ import shutil
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
-from helpers import checkpoints, files
-from helpers.checkpoints.stores import bucket_filesystem
-from helpers.errors import KitError
+from . import checkpoints, choose, files
+from .errors import KitError
 
 SAVED = re.compile(r"checkpoint-\d+|checkpoint_[\w.-]+")
 """How LLaMA-Factory and Ray name a checkpoint's folder."""
@@ -34,11 +33,11 @@ def plan(run, last: int = 2, metric: str = "rewards/margins", higher_is_better: 
     complete = sorted({item.step for item in found if item.complete})
     reasons = {step: "among the last complete ones" for step in complete[-last:]}
     try:
-        top = checkpoints.best(found, metric, higher_is_better)[0].step
+        top = choose.best(found, metric, higher_is_better)[0].step
         reasons[top] = f"the best by {metric}" + (f", and {reasons[top]}" if top in reasons else "")
     except KitError:  # none has the metric: the last ones stay
         pass
-    copies = {step: checkpoints.by_step(found, step)[0] for step in reasons}
+    copies = {step: choose.by_step(found, step)[0] for step in reasons}
     running = run.record().get("training", {}).get("status") == "running"
     verdicts = []
     for item in found:
@@ -54,7 +53,7 @@ def plan(run, last: int = 2, metric: str = "rewards/margins", higher_is_better: 
         elif item.step in copies and copies[item.step].path == item.path:
             keep, why = True, reasons[item.step]
         elif item.step in copies:
-            why = f"step {item.step} is kept in {checkpoints.below(copies[item.step].path, run.folder)}"
+            why = f"step {item.step} is kept in {choose.below(copies[item.step].path, run.folder)}"
         verdicts.append(Verdict(item, keep, why))
     return verdicts
 
@@ -76,7 +75,7 @@ def named_in(run) -> dict[str, str]:
 
 def shown(run, verdicts: list[Verdict]) -> str:
     """The plan as text: a line a checkpoint, and what it would free."""
-    lines = [f"{'keep  ' if one.keep else 'remove'} {checkpoints.below(one.checkpoint.path, run.folder)}: {one.why}"
+    lines = [f"{'keep  ' if one.keep else 'remove'} {choose.below(one.checkpoint.path, run.folder)}: {one.why}"
              for one in verdicts]
     freed = sum(verdict.checkpoint.bytes for verdict in verdicts if not verdict.keep)
     kept = sum(verdict.checkpoint.bytes for verdict in verdicts if verdict.keep)
@@ -104,5 +103,5 @@ def remove(run, going: list) -> int:
             os.replace(folder, gone)
             shutil.rmtree(gone)
         else:
-            bucket_filesystem(item.path.partition("://")[0]).delete_dir(str(folder))
+            files.bucket_filesystem(item.path.partition("://")[0]).delete_dir(str(folder))
     return sum(item.bytes for item in going)

@@ -3,11 +3,10 @@
 Colours are Okabe and Ito's, told apart with any colour vision; line styles and markers say the same again.
 """
 
-from .. import metrics
-from ..errors import KitError
-from .pictures import alt, picture, save, show
+from pathlib import Path
 
-__all__ = ["alt", "compare", "save", "show", "training"]
+from . import metrics
+from .errors import KitError
 
 BLUE, VERMILLION, GREEN, ORANGE, SKY, PURPLE, BLACK = (
     "#0072B2", "#D55E00", "#009E73", "#E69F00", "#56B4E9", "#CC79A7", "#000000")  # fmt: skip
@@ -93,7 +92,7 @@ def compare(tables: dict):
 
 
 def _four_panels(title: str):
-    figure = picture(figsize=(10, 6))
+    figure = picture((10, 6))
     figure.suptitle(title, color=INK) if title else None
     panels = list(figure.subplots(2, 2, sharex=True).flat)
     for axes, (name, unit, columns) in zip(panels, PANELS, strict=True):
@@ -200,3 +199,49 @@ def _style_legend(axes) -> None:
     shown = {name: Line2D([], [], color=FAINT, **style) for name, style in styles.items()}
     shown |= {BAND: handles[names.index(BAND)]} if BAND in names else {}
     axes.legend(list(shown.values()), list(shown), fontsize=8)
+
+
+def picture(size: tuple[float, float]):
+    """An empty white Figure of that size (inches), made without pyplot: nothing global changes and nothing needs closing."""
+    from matplotlib.figure import Figure
+
+    return Figure(figsize=size, dpi=144, layout="constrained", facecolor="white")
+
+
+def show(figure, words: str) -> None:
+    """Display a figure in a notebook, with `words` as its alt text; elsewhere nothing.
+
+    As HTML too, because JupyterLab 4 gives a bare image no alt text; where HTML is not trusted the bare one is shown.
+    """
+    from IPython import get_ipython
+    from IPython.display import display
+
+    if get_ipython():
+        png, page = image(figure, words)
+        width = {"alt": words, "width": int(figure.get_figwidth() * 100)}
+        display({"image/png": png, "text/html": page, "text/plain": words}, metadata={"image/png": width}, raw=True)
+
+
+def image(figure, words: str, dpi: int = 144) -> tuple[str, str]:
+    """(PNG in base64, `<img>` with alt text) of a figure, which is shown with 100 px an inch, sharp on fine displays."""
+    from base64 import b64encode
+    from html import escape
+    from io import BytesIO
+
+    buffer = BytesIO()
+    figure.savefig(buffer, format="png", dpi=dpi, metadata={"Software": None})
+    png = b64encode(buffer.getvalue()).decode()
+    return png, (f'<img alt="{escape(words)}" width="{int(figure.get_figwidth() * 100)}" '
+                 f'style="max-width:100%;height:auto" src="data:image/png;base64,{png}">')
+
+
+def save(figure, path: Path | str) -> Path:
+    """Write the figure to `path` (.png, .svg or .pdf by its ending), its folder made where missing. KitError if not."""
+    path = Path(path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        figure.savefig(path, metadata={"Software": None} if path.suffix == ".png" else None)
+    except (OSError, ValueError) as error:
+        raise KitError(f"could not save the figure {path}: {error}",
+                       "a writable folder, and a name ending in .png, .svg or .pdf", "choose another path") from None
+    return path

@@ -1,0 +1,233 @@
+"""Checkpoints: found wherever they lie, and judged complete or not. `choose` takes one of them, `resume` continues from it.
+
+Layouts: Ray Train V1 (`TorchTrainer_*/checkpoint_00000k/checkpoint`), Ray Train V2 (`checkpoint_<time>/checkpoint`) and
+LLaMA-Factory's own `output/checkpoint-N`; on disk or in a bucket. No weights are read, and no pickle is ever loaded.
+"""
+
+import json
+import math
+import re
+import zipfile
+from collections import defaultdict
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path, PurePosixPath
+
+from . import files, moved
+
+NAMES = {"Ray Train": r"checkpoint_(\d{6,})", "Ray Train V2": r"checkpoint_(\d{4}-\d\d-\d\d_.*)",
+         "output_dir": r"checkpoint-(\d+)"}
+"""Who wrote a folder, by its name. Ray's number counts saves, LLaMA-Factory's is the step."""
+WEIGHTS = ("adapter_model.safetensors", "model.safetensors")
+INDEX, STATE = "model.safetensors.index.json", "trainer_state.json"
+ELSEWHERE = {"notebooks", "figures", "export", "fetched", "mlartifacts", "models", "datasets"}
+"""Folders of a run that hold no checkpoints of its own."""
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """One saved state of a training run.
+
+    `step`: optimiser steps done, None where nothing says it; `usable`: its weights are whole; `complete`: a training run can resume
+    from it exactly; `why`: `complete`, or what is wrong; `path`: what `resume_from_checkpoint` takes, in a bucket its address;
+    `layout`: a key of NAMES, or `renamed`; `trial`: the folder of its siblings, below what was searched; `workers`: world size it was
+    saved with, 0 where it cannot be told; `metrics`: the last logged window as logged, `kl_mean` (nats, mean per micro-batch), and the
+    last evaluation's figures (`eval_…`).
+    """
+
+    step: int | None
+    epoch: float
+    time: datetime
+    bytes: int
+    usable: bool
+    complete: bool
+    why: str
+    path: Path | str
+    layout: str
+    trial: str
+    workers: int
+    planned_steps: int | None = None
+    metrics: dict = field(repr=False, default_factory=dict)
+
+
+def find(where) -> list[Checkpoint]:
+    """All checkpoints of a Run, or below a folder or an address such as `s3://bucket/runs/first-run`, by step.
+
+    A Run that keeps its trials in a bucket is looked for there too; one whose folder holds none, where its config.yaml puts them.
+    Of one step Ray's copies come first, the older before the newer. KitError where there is no such folder.
+    """
+    if hasattr(where, "config_file"):
+        config = moved.config_of(where) if where.config_file.exists() else {}
+        trials = f"{str(config.get('ray_storage_path') or '.').rstrip('/')}/{config.get('ray_run_name')}"
+        found, bucket = _below(where.folder), config.get("ray_storage_filesystem")
+        if bucket:
+            found += _below(f"{bucket}://{trials.strip('/')}")
+        for folder in (trials, config.get("output_dir")):
+            if not found and not bucket and folder and Path(folder).is_dir():
+                found = _below(folder)
+    else:
+        found = _below(where)
+    return sorted(found, key=lambda item: (item.step is None, item.step or 0, not item.layout.startswith("Ray"),
+                                           item.time, str(item.path)))
+
+
+def _below(where) -> list[Checkpoint]:
+    disk, prefix, root = files.open_folder(where)
+    folders: dict[str, dict[str, dict]] = defaultdict(dict)  # folder -> its files by name
+    listed = disk.find(root, withdirs=True, detail=True)
+    folders[root] = {}
+    for path, info in listed.items():
+        parts = PurePosixPath(path).relative_to(root).parts
+        if parts and not any(part in ELSEWHERE or part.startswith(".") for part in parts[:-1]):
+            if info["type"] == "directory":
+                folders[path] = folders[path]  # an empty folder counts too
+            else:
+                folders[str(PurePosixPath(path).parent)][parts[-1]] = info
+    config = _config(disk, root)
+
+    def read(outer: str) -> Checkpoint | None:
+        try:
+            return _read(disk, prefix, root, outer, folders, config)
+        except FileNotFoundError:  # rotated away by the training run meanwhile
+            return None
+
+    outers = [folder for folder in list(folders) if _layout(folder, root, folders)]
+    with ThreadPoolExecutor(16) as pool:  # a bucket answers in tens of milliseconds
+        return [item for item in pool.map(read, outers) if item]
+
+
+def _layout(folder: str, root: str, folders: dict) -> str:
+    """Who wrote the checkpoint in `folder`; empty where it holds none (LLaMA-Factory's final weights in output_dir are none)."""
+    path = PurePosixPath(folder)
+    if path.name == "checkpoint" and path.parent.name.startswith("checkpoint_") and folder != root:
+        return ""  # it belongs to Ray's folder around it
+    written = next((layout for layout, pattern in NAMES.items() if re.fullmatch(pattern, path.name)), "")
+    return written or ("renamed" if {STATE, "optimizer.pt"} <= folders[folder].keys() else "")
+
+
+def _read(disk, prefix: str, root: str, outer: str, folders: dict, config: dict) -> Checkpoint:
+    layout = _layout(outer, root, folders)
+    folder = f"{outer}/checkpoint" if f"{outer}/checkpoint" in folders and layout != "output_dir" else outer
+    trial = str(PurePosixPath(outer).parent)
+    # Its files, those of DeepSpeed's and FSDP's subfolders by their path below it.
+    inside = {path: names for path, names in folders.items() if path == folder or path.startswith(f"{folder}/")}
+    there = {f"{path}/{name}".removeprefix(f"{folder}/"): info for path, names in inside.items()
+             for name, info in names.items()}
+    launched = _launched(disk, trial, folders)
+    workers = _workers(there)
+    weights = weights_fault(disk, folder, there)
+    fault = weights or resume_fault(disk, folder, there, workers, (config or launched).get("ray_num_workers"))
+    state, metrics = {}, {}
+    try:
+        if STATE in there:
+            with disk.open(f"{folder}/{STATE}") as file:
+                state = json.load(file)
+            metrics = _metrics(state.get("log_history", []),
+                               (launched or config).get("gradient_accumulation_steps"))
+            state["global_step"]
+    except (ValueError, AttributeError, KeyError):
+        state, fault = {}, fault or f"{STATE} is unreadable or cut off"
+    number = int(re.search(r"\d+", PurePosixPath(outer).name)[0]) if layout == "output_dir" else None
+    times = [info["mtime"] or 0 for info in there.values()]  # seconds, in a bucket a datetime
+    times = [time.timestamp() if isinstance(time, datetime) else time for time in times]
+    return Checkpoint(
+        step=state.get("global_step", number), epoch=state.get("epoch") or math.nan,
+        time=datetime.fromtimestamp(max(times, default=0), UTC),
+        bytes=sum(info["size"] for info in there.values()), usable=not weights, complete=not fault,
+        why=fault or "complete", path=f"{prefix}{folder}" if prefix else Path(folder), layout=layout,
+        trial=trial.removeprefix(root).strip("/"), workers=max(workers, default=-1) + 1,
+        planned_steps=state.get("max_steps"), metrics=metrics)
+
+
+def _config(disk, root: str) -> dict:
+    """The run's config.yaml: at the root that was searched, or on disk up to four folders above it."""
+    above = list(PurePosixPath(root).parents)[:4] if "file" in disk.protocol else []
+    near = next((f"{folder}/config.yaml" for folder in (root, *above) if disk.exists(f"{folder}/config.yaml")), None)
+    return _mapping(disk, near, files.parse_yaml) if near else {}
+
+
+def _launched(disk, trial: str, folders: dict) -> dict:
+    """LLaMA-Factory's keys that a trial was launched with, from Ray Train V1's params.json; empty without one."""
+    params = _mapping(disk, f"{trial}/params.json", json.loads) if "params.json" in folders.get(trial, {}) else {}
+    return (params.get("train_loop_config") or {}).get("args") or {}
+
+
+def _mapping(disk, path: str, parse) -> dict:
+    """The mapping in a file; empty where it holds none: a help here, not a condition."""
+    try:
+        with disk.open(path) as file:
+            loaded = parse(file.read().decode())
+    except (files.yaml.YAMLError, ValueError):
+        return {}
+    return loaded if isinstance(loaded, dict) else {}
+
+
+def weights_fault(disk, folder: str, there: dict) -> str:
+    """Why the weights cannot be used, or an empty string: a safetensors file says in its header how long it must be."""
+    names = [name for name in WEIGHTS if name in there]
+    if not names and INDEX in there:
+        try:
+            with disk.open(f"{folder}/{INDEX}") as file:
+                names = sorted(set(json.load(file)["weight_map"].values()))
+        except (ValueError, KeyError, AttributeError):
+            return f"{INDEX} is unreadable"
+    if not names:
+        pickled = next((name for name in ("adapter_model.bin", "pytorch_model.bin") if name in there), "")
+        return f"its weights are a pickle ({pickled}), which is never loaded here" if pickled else "no weights"
+    for name in names:
+        if name not in there:
+            return f"{name} is missing"
+        size = there[name]["size"]
+        try:
+            with disk.open(f"{folder}/{name}") as file:
+                length = int.from_bytes(file.read(8), "little")
+                if 100_000_000 > length > size - 8:  # the library's own limit: above it the number is rubbish
+                    return f"{name} is cut off inside its header"
+                tensors = json.loads(file.read(min(length, size)))
+            expected = 8 + length + max(tensor["data_offsets"][1] for key, tensor in tensors.items()
+                                        if key != "__metadata__")
+        except (ValueError, TypeError, KeyError, AttributeError):
+            return f"{name} is unreadable: no safetensors header"
+        if size != expected:
+            return f"{name} is {'cut off' if size < expected else 'too long'}: {size:,} of {expected:,} bytes"
+    has_config = there.get("adapter_config.json", {}).get("size")
+    return "adapter_config.json is missing" if names[0] == WEIGHTS[0] and not has_config else ""
+
+
+def resume_fault(disk, folder: str, there: dict, workers: set[int], world_size: int | None) -> str:
+    """Why training could not resume exactly from sound weights, or an empty string. torch.save writes zip files: whole or not."""
+    sharded = any(name.startswith("global_step") for name in there)  # DeepSpeed keeps optimiser and scheduler in there
+    if STATE not in there:
+        return f"no {STATE}: the save was interrupted, or is still going on"
+    if not sharded and not any(name.startswith(("optimizer.pt", "optimizer.bin", "optimizer_")) for name in there):
+        return "no optimiser"
+    if not sharded and "scheduler.pt" not in there:
+        return "no scheduler"
+    for name in there:
+        if name.endswith((".pt", ".pth", "optimizer.bin")):
+            with disk.open(f"{folder}/{name}") as file:
+                if not zipfile.is_zipfile(file):
+                    return f"{name} is cut off at {there[name]['size']:,} bytes"
+    if not workers:
+        return "no random state"
+    if missing := set(range(max(workers) + 1)) - workers:
+        return f"no random state of worker {min(missing)}"
+    if world_size and len(workers) != world_size:
+        return f"other world size: random states of {len(workers)}, but the run has {world_size} workers"
+    return ""
+
+
+def _workers(there) -> set[int]:
+    """The workers whose random states are there; a single worker's is called `rng_state.pth`."""
+    return {int(match[1] or 0) for name in there if (match := re.fullmatch(r"rng_state(?:_(\d+))?\.pth", name))}
+
+
+def _metrics(history: list[dict], accumulation: int | None) -> dict:
+    """The last logged window's figures, with kl_mean = kl / (accumulation x steps in the window), and the last evaluation's."""
+    windows, evaluations = ([entry for entry in history if key in entry] for key in ("loss", "eval_loss"))
+    metrics = dict(windows[-1]) if windows else {}
+    if accumulation and "kl" in metrics:
+        steps = metrics["step"] - (windows[-2]["step"] if len(windows) > 1 else 0)
+        metrics["kl_mean"] = metrics["kl"] / (accumulation * max(1, steps))
+    return metrics | {key: value for entry in evaluations[-1:] for key, value in entry.items() if key.startswith("eval_")}

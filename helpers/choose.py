@@ -1,0 +1,192 @@
+"""One of several checkpoints, chosen for a reason that is said in words; and all of them as a table or a tree."""
+
+import math
+import os
+import shutil
+from pathlib import Path
+
+from . import checkpoints, files
+from .checkpoints import Checkpoint
+from .errors import KitError, closest
+
+FILES = {
+    "adapter_model.safetensors": "the LoRA weights",
+    "model.safetensors": "the model's weights",
+    "adapter_config.json": "rank, targets and base model of the adapter",
+    "optimizer.pt": "Adam's two moments of every weight",
+    "scheduler.pt": "where the learning-rate schedule stands",
+    "rng_state": "a worker's random state",
+    "trainer_state.json": "step, epoch, and every figure logged so far",
+    "training_args.bin": "the arguments as a pickle: never loaded here",
+    "tokenizer": "the tokenizer, copied into each checkpoint",
+}
+"""What the files of a checkpoint are, by the beginning of their names."""
+COLUMNS = {"loss": "loss", "margin": "rewards/margins", "kl": "kl_mean", "eval_loss": "eval_loss",
+           "eval_rewards/margins": "eval_rewards/margins"}
+"""Columns of the table that are figures: column -> metric. Those of an evaluation are there where there was one."""
+
+
+def table(found: list[Checkpoint], relative_to: Path | None = None):
+    """A DataFrame, one row a checkpoint: step, epoch, time, MB, figures of its last window and evaluation, complete, why, …
+
+    `path` is text, below the folder `relative_to` if that is given.
+    """
+    import pandas as pd
+
+    shown = {column: key for column, key in COLUMNS.items()
+             if not key.startswith("eval_") or any(key in item.metrics for item in found)}
+    columns = ["step", "epoch", "time", "MB", *shown, "complete", "why", "kept by", "trial", "path"]
+    rows = [(item.step, item.epoch, item.time.replace(microsecond=0), item.bytes / 1e6,
+             *(_value(item, key) for key in shown.values()), item.complete, item.why, item.layout, item.trial,
+             below(item.path, relative_to)) for item in found]
+    return pd.DataFrame(rows, columns=columns).astype({"step": "Int64"})
+
+
+def tree(found: list[Checkpoint], root: Path) -> str:
+    """The folders that hold checkpoints, below `root`, as text; of the first one its files and what they are."""
+    lines, trial, opened = [f"{root.name}/"], None, False
+    for item in sorted(found, key=lambda item: (not item.layout.startswith("Ray"), item.trial, item.step or 0)):
+        if item.trial != trial:
+            trial = item.trial
+            lines.append(f"  {trial or '.'}/")
+        folder = below(item.path, root / trial)
+        lines.append(f"    {folder + '/':<34} step {item.step}, {item.bytes / 1e6:.1f} MB, {item.why}")
+        if not opened and isinstance(item.path, Path):
+            opened = True
+            for file in sorted(item.path.iterdir(), key=lambda file: -file.stat().st_size):
+                meaning = next((words for start, words in FILES.items() if file.name.startswith(start)), "")
+                lines.append(f"      {file.name:<27} {file.stat().st_size / 1e6:8.3f} MB  {meaning}".rstrip())
+    return "\n".join(lines)
+
+
+def latest(found: list[Checkpoint]) -> tuple[Checkpoint, str]:
+    """The complete checkpoint with the highest step, and why. Of equal ones Ray's copy, then the one written last."""
+    complete = [item for item in found if item.complete]
+    if not complete:
+        raise _none_is(found, "complete")
+    chosen = max(complete, key=lambda item: (item.step, *_rank(item)))
+    steps = {item.step for item in complete}
+    reason = f"step {chosen.step} is " + (f"the highest of the complete ones ({_numbers(steps)})" if len(steps) > 1
+                                          else "the only complete one")
+    later = [item for item in found if not item.complete and (item.step is None or item.step > chosen.step)]
+    return chosen, reason + (f"; passed over: {_listed(later)}" if later else "")
+
+
+def best(found: list[Checkpoint], metric: str = "rewards/margins", higher_is_better: bool = True,
+         scores=None) -> tuple[Checkpoint, str]:
+    """The checkpoint with the best `metric` (a key of trainer_state.json's log, or `kl_mean`), and why; its weights are whole.
+
+    With `scores`, a table of held-out figures (`evaluate.score_checkpoints`), `metric` "held-out" takes the earliest checkpoint
+    that is not clearly worse than the one with the largest area under the curve. Of equal figures the earlier step wins, of equal
+    steps the complete one, then Ray's copy. KitError where no checkpoint has the metric.
+    """
+    usable = [item for item in found if item.usable and item.step is not None]
+    if not usable:
+        raise _none_is(found, "usable")
+    if metric == "held-out" and scores is not None and len(scores):
+        step, why = by_held_out(scores)
+        return max((item for item in usable if item.step == step), key=_rank), why
+    rated = [(value, item) for item in usable if math.isfinite(value := _value(item, metric))]
+    if not rated:
+        known = sorted({key for item in usable for key in item.metrics} - {"step", "epoch"})
+        raise KitError(f"no checkpoint has the metric {metric!r}{closest(metric, known)}",
+                       f"one of {', '.join(known)}", "correct `metric`")
+    sign = 1 if higher_is_better else -1
+    value, chosen = max(rated, key=lambda pair: (sign * pair[0], -pair[1].step, *_rank(pair[1])))
+    steps = {item.step for _, item in rated}
+    ties = {item.step for other, item in rated if other == value} - {chosen.step}
+    lacking = {item.step for item in usable} - steps
+    word = f"the {'highest' if higher_is_better else 'lowest'} of the steps {_numbers(steps)}"
+    reason = f"{metric} {value:.4g} at step {chosen.step} is {word if len(steps) > 1 else 'the only such figure'}"
+    reason += f"; step {_numbers(ties)} has the same, the earlier is taken" if ties else ""
+    return chosen, reason + (f"; passed over, for the window before it has no such figure: {_numbers(lacking)}"
+                             if lacking else "")
+
+
+def by_held_out(scores) -> tuple[int, str]:
+    """(step, why): the earliest step of `scores` that is not clearly worse than the best.
+
+    `scores`: columns step, auc, auc_low, auc_high, worse_low, worse_high; the last two are the 95 % interval of how much larger the
+    best one's area under the curve is, over the same prompts. Clearly worse: that interval lies above 0.
+    """
+    top = scores.loc[scores["auc"].idxmax()]
+    close = scores[~(scores["worse_low"] > 0) | (scores["step"] == top["step"])]
+    chosen = close.loc[close["step"].idxmin()]
+    step, said = int(chosen["step"]), "held-out accuracy {auc:.3f} ({auc_low:.3f} to {auc_high:.3f})".format(**chosen)
+    if step == int(top["step"]):
+        return step, f"{said} at step {step} is the highest of the steps {_numbers(map(int, scores['step']))}" if \
+            len(scores) > 1 else f"{said} at step {step}, the only one"
+    return step, (f"{said} at step {step}: the earliest that is not clearly worse than the highest, {top['auc']:.3f} at step "
+                  f"{int(top['step'])} (the difference is {chosen['worse_low']:.3f} to {chosen['worse_high']:.3f})")
+
+
+def by_step(found: list[Checkpoint], step: int) -> tuple[Checkpoint, str]:
+    """The checkpoint of exactly this step, and why; of several a complete one, then Ray's copy. KitError names the steps there are."""
+    matching = [item for item in found if item.step == step]
+    usable = [item for item in matching if item.usable]
+    if not usable:
+        steps = {item.step for item in found if item.usable and item.step is not None}
+        raise KitError(f"the checkpoint of step {step} cannot be used: {matching[0].why}" if matching else
+                       f"there is no checkpoint of step {step}",
+                       f"one of the steps {_numbers(steps) or '(none is usable)'}", "correct the step")
+    chosen = max(usable, key=_rank)
+    return chosen, f"step {step} was asked for; it is {'' if chosen.complete else 'usable, but: '}{chosen.why}"
+
+
+def fetch(checkpoint: Checkpoint, folder: Path) -> Checkpoint:
+    """The same checkpoint on a local path: itself, or from a bucket copied into `folder`, atomically.
+
+    LLaMA-Factory resumes from, and exports, local folders only; on a cluster `folder` must be one that all nodes see.
+    KitError if the copy cannot be made or is not what was found in the bucket.
+    """
+    if isinstance(checkpoint.path, Path):
+        return checkpoint
+    target = Path(folder) / f"checkpoint-{checkpoint.step}"
+    beside = target.with_name(f".{target.name}.partial")
+    try:
+        if not target.exists():
+            disk, _, source = files.open_folder(checkpoint.path)
+            shutil.rmtree(beside, ignore_errors=True)
+            disk.get(f"{source}/", f"{beside}/", recursive=True)
+            os.replace(beside, target)
+        copied, _ = by_step(checkpoints.find(target), checkpoint.step)
+    except OSError as error:
+        raise KitError(f"could not copy {checkpoint.path}: {error}", f"{checkpoint.bytes / 1e6:,.0f} MB of free space",
+                       "free some space, or correct the credentials") from error
+    if copied.bytes != checkpoint.bytes:
+        raise KitError(f"{target} is not {checkpoint.path}: {copied.bytes:,} bytes, not {checkpoint.bytes:,}",
+                       "the same files", f"remove it and try again: rm -r {target}")
+    return copied
+
+
+def below(path: Path | str, folder: Path | None) -> str:
+    """`path` as text, relative to `folder` where it lies inside."""
+    inside = folder is not None and isinstance(path, Path) and path.is_relative_to(folder)
+    return str(path.relative_to(folder)) if inside else str(path)
+
+
+def _value(item: Checkpoint, metric: str) -> float:
+    value = item.metrics.get(metric, math.nan)
+    return float(value) if isinstance(value, int | float) else math.nan
+
+
+def _rank(item: Checkpoint) -> tuple:
+    """Of two checkpoints of one step the better: complete, then Ray's copy (it outlives the node), then the later."""
+    return item.complete, item.layout.startswith("Ray"), item.time
+
+
+def _numbers(steps) -> str:
+    return ", ".join(str(step) for step in sorted(steps))
+
+
+def _listed(items: list[Checkpoint]) -> str:
+    """The first three checkpoints in words, with what is wrong with each."""
+    folders = [Path(item.path) for item in items[:3]]
+    names = [path.parent.name if path.name == "checkpoint" else path.name for path in folders]
+    words = [f"{name} ({item.why})" for name, item in zip(names, items, strict=False)]
+    return ", ".join(words) + (f" and {len(items) - 3} more" if len(items) > 3 else "")
+
+
+def _none_is(found: list[Checkpoint], what: str) -> KitError:
+    words = f"none of {len(found)} checkpoints is {what}: {_listed(found)}" if found else "there is no checkpoint"
+    return KitError(words, f"at least one {what} checkpoint", "train until the next save: 04_train")

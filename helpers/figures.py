@@ -1,0 +1,195 @@
+"""Figures beside the training curves: labels and lengths of the data, saves, held-out rewards and held-out figures by step."""
+
+from collections.abc import Mapping
+from datetime import datetime
+
+from .errors import KitError
+from .plots import BLUE, FAINT, GREEN, VERMILLION, picture
+
+STYLE = {
+    "accepted": {"color": BLUE, "linestyle": "-", "hatch": ""},
+    "rejected": {"color": VERMILLION, "linestyle": "--", "hatch": "//"},
+}
+"""Labels differ by colour and by pattern."""
+
+
+def labels(counts):
+    """Bars of accepted and rejected rows for each part, from the DataFrame of `data_stats.counts`. -> Figure"""
+    figure, axes = _figure("Labels", "rows")
+    for place, (name, style) in enumerate(STYLE.items()):
+        bars = axes.bar([i + (place - 0.5) * 0.4 for i in range(len(counts))], counts[name], 0.38, label=name,
+                        color=style["color"], hatch=style["hatch"], edgecolor="white")
+        axes.bar_label(bars, fmt="{:,.0f}")
+    axes.set_xticks(range(len(counts)), counts.index)
+    axes.margins(y=0.12)
+    axes.legend(frameon=False)
+    return figure
+
+
+def turns(counts: Mapping[int, int]):
+    """Bars of how many rows (values) have how many turns (keys; a question and its reply are one). -> Figure"""
+    figure, axes = _figure("Turns", "rows")
+    shown = sorted(counts)
+    bars = axes.bar([str(turn) for turn in shown], [counts[turn] for turn in shown], color="#009E73", edgecolor="white")
+    axes.bar_label(bars, fmt="{:,.0f}")
+    axes.margins(y=0.12)
+    axes.set_xlabel("turns of question and reply")
+    return figure
+
+
+def token_lengths(lengths_by_label: Mapping[str, list[int]], cutoff: int):
+    """Histograms of tokens a row, by label, with the cutoff and the share of each label over it. -> Figure"""
+    import numpy as np
+
+    figure, axes = _figure("Token lengths", "rows")
+    longest = max([cutoff, *(max(values, default=0) for values in lengths_by_label.values())])
+    bins = np.linspace(0, longest * 1.02, 41)
+    for name, values in lengths_by_label.items():
+        over = sum(value > cutoff for value in values) / max(len(values), 1)
+        style = STYLE.get(name, {"color": "#555555", "linestyle": ":"})
+        axes.hist(values, bins, histtype="step", linewidth=2, label=f"{name}: {over:.0%} over the cutoff",
+                  color=style["color"], linestyle=style["linestyle"])
+    axes.axvline(cutoff, color="black", linewidth=1, linestyle="-.", label=f"cutoff_len {cutoff:,}")
+    axes.set_xlabel("tokens a row, prompt and reply")
+    axes.legend(frameon=False)
+    return figure
+
+
+def _figure(title: str, unit: str):
+    figure = picture((6, 3))
+    axes = figure.add_subplot()
+    axes.set_title(title)
+    axes.set_ylabel(unit)
+    axes.spines[["top", "right"]].set_visible(False)
+    return figure, axes
+
+
+def rewards(table, beta: float = 0.1):
+    """A Figure: histograms of the implied rewards of accepted and of rejected rows, over the same bins; lines: means.
+
+    `table`: of `evaluate.rewards`; the x axis is in beta × nats a reply, the y axis counts rows.
+    """
+    import numpy
+
+    figure = picture((8, 3.6))
+    axes, means = figure.subplots(), table.groupby("label")["reward"].mean()
+    bins = numpy.histogram_bin_edges(table["reward"], bins=24)
+    for label, name in ((True, "accepted"), (False, "rejected")):
+        colour, line, hatch = STYLE[name].values()
+        values = table.loc[table["label"] == label, "reward"]
+        name = f"{name}: {len(values)} rows, mean {means[label]:+.2f}"
+        axes.hist(values, bins=bins, alpha=0.55, color=colour, hatch=hatch, edgecolor="white", label=name)
+        axes.axvline(means[label], color=colour, linestyle=line, label="_mean")
+    axes.set(xlabel=f"implied reward (β × nats a reply, β = {beta:g})", ylabel="held-out rows")
+    axes.set_title(f"Held-out implied rewards: accepted {means[True]:+.2f}, rejected {means[False]:+.2f} on average",
+                   fontsize=11)
+    axes.legend(fontsize=8, framealpha=0.8)
+    return figure
+
+
+def held_out(scores, chosen: int | None = None):
+    """Held-out area under the curve and margin by step, with their 95 % intervals; the chosen step as a star. -> Figure
+
+    `scores`: of `evaluate.score_checkpoints`.
+    """
+    figure = picture((10, 3.6))
+    for axes, (name, title) in zip(figure.subplots(1, 2), (("auc", "Held-out accuracy (area under the curve)"),
+                                                           ("margin", "Held-out margin (β × nats a reply)")), strict=True):
+        below, above = scores[name] - scores[f"{name}_low"], scores[f"{name}_high"] - scores[name]
+        axes.errorbar(scores["step"], scores[name], [below.clip(lower=0), above.clip(lower=0)], color=BLUE, marker="o",
+                      capsize=3, label="with its 95 % interval")
+        if chosen is not None:
+            star = scores[scores["step"] == chosen]
+            axes.plot(star["step"], star[name], "*", color=VERMILLION, markersize=15, zorder=5, label=f"chosen: step {chosen}")
+        axes.set_title(title, fontsize=11)
+        axes.set_xlabel("optimiser step")
+        axes.xaxis.get_major_locator().set_params(integer=True)
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.legend(fontsize=8, framealpha=0.8)
+    return figure
+
+
+def timeline(checkpoints, total_steps: int, seconds_a_step: float, restart_seconds: float = 0.0, chosen=None,
+             title: str = ""):
+    """A Figure of two panels over the optimiser steps: which saves there are, and the minutes a failure would cost.
+
+    `checkpoints`: things with `.step`, `.complete`, `.trial` (helpers.checkpoints); `total_steps`: steps of the whole
+    training; `seconds_a_step`: how long a step takes; `restart_seconds`: starting up again; `chosen`: the one that is
+    taken, drawn as a star. The cost of a failure at step s is restart + (s - last complete save before it) x time a
+    step; the saw's height is what `save_steps` decides. KitError if there is nothing to draw.
+    """
+    placed = [item for item in checkpoints if item.step is not None]
+    if not placed or total_steps <= 0:
+        raise KitError("no checkpoint has a step: nothing to draw", "a training that saved", "run 04_train first")
+    figure = picture((10, 4))
+    above, below = figure.subplots(2, 1, sharex=True, height_ratios=(1, 2))
+    _saves(above, placed, total_steps, chosen)
+    steps, minutes = cost(placed, total_steps, seconds_a_step, restart_seconds)
+    below.plot(steps, minutes, color=BLUE, label="lost by a failure")
+    below.fill_between(steps, minutes, restart_seconds / 60, color=BLUE, alpha=0.15, linewidth=0)
+    if restart_seconds:
+        below.axhline(restart_seconds / 60, color=FAINT, linestyle="--", label="of it: starting up again")
+    below.legend(loc="upper left", bbox_to_anchor=(1, 1), frameon=False)
+    below.set(title=f"What a failure costs: {max(minutes):.1f} minutes at worst", xlabel="optimiser step",
+              ylabel="minutes", ylim=(0, None))
+    if title:
+        figure.suptitle(title)
+    return figure
+
+
+def cost(checkpoints, total_steps: int, seconds_a_step: float, restart_seconds: float = 0.0):
+    """Steps and the minutes that a failure just there would cost: two lists, with both sides of every save.
+
+    A training that has never saved starts over from step 0. Only complete checkpoints count.
+    """
+    saved = sorted({item.step for item in checkpoints if item.complete and item.step <= total_steps})
+    corners = [(0, 0)]
+    for step in saved:
+        corners += [(step, step - corners[-1][0]), (step, 0)]
+    if not saved or saved[-1] < total_steps:
+        corners.append((total_steps, total_steps - corners[-1][0]))
+    return [step for step, _ in corners], [(restart_seconds + lost * seconds_a_step) / 60 for _, lost in corners]
+
+
+def timing(checkpoints, started: str) -> tuple[float, float]:
+    """Seconds a step, and seconds from the last launch (`started`, as run.json has it) to its first step, by the times of the saves.
+
+    A trial that resumed is taken to have begun at an earlier one's last save. With a single save the two cannot be told apart: all
+    of the time is in the steps. A run that was copied may have lost its times: the figures are then meaningless.
+    """
+    placed = sorted((item for item in checkpoints if item.step is not None), key=lambda item: (item.time, item.step))
+    trials: dict[str, list] = {}
+    for item in [item for item in placed if item.layout.startswith("Ray")] or placed:
+        trials.setdefault(item.trial, []).append(item)
+    *earlier, newest = trials.values()
+    begun = max((item.step for saves in earlier for item in saves if item.step < newest[0].step), default=0)
+    steps, took = newest[0].step - begun, (newest[0].time - datetime.fromisoformat(started)).total_seconds()
+    for saves in [newest, *reversed(earlier)]:  # the newest trial with two saves gives the pace
+        if saves[-1].step > saves[0].step:
+            pace = (saves[-1].time - saves[0].time).total_seconds() / (saves[-1].step - saves[0].step)
+            return pace, max(0.0, took - steps * pace)
+    return max(0.0, took) / max(1, steps), 0.0
+
+
+def _saves(axes, placed, total_steps: int, chosen) -> None:
+    """One line a trial: a dot for a complete save, a cross for one that is not, a star for the chosen one."""
+    trials = sorted({item.trial for item in placed}, key=lambda trial: min(i.time for i in placed if i.trial == trial))
+    axes.set(title="Saves", yticks=range(len(trials)), yticklabels=[_short(trial) for trial in trials],
+             xlim=(0, total_steps * 1.02), ylim=(len(trials) - 0.4, -0.6))
+    for row, trial in enumerate(trials):
+        own = [item for item in placed if item.trial == trial]
+        ends = [min(item.step for item in own), max(item.step for item in own)]
+        axes.plot(ends, [row, row], color=FAINT, linewidth=1, label="_line")
+        for complete, marker, colour in ((True, "o", GREEN), (False, "X", VERMILLION)):
+            steps = [item.step for item in own if item.complete is complete]
+            axes.plot(steps, [row] * len(steps), marker, color=colour, label="complete" if complete else "not complete")
+        if chosen is not None and chosen.trial == trial:
+            axes.plot([chosen.step], [row], "*", color=BLUE, markersize=16, label="chosen")
+    handles = {label: handle for handle, label in zip(*axes.get_legend_handles_labels(), strict=True)
+               if len(handle.get_xdata())}
+    axes.legend(handles.values(), handles.keys(), loc="upper left", bbox_to_anchor=(1, 1), frameon=False)
+
+
+def _short(trial: str) -> str:
+    """A trial's name without its date and time: `TorchTrainer_8f6d0`."""
+    return "_".join(trial.rpartition("/")[2].split("_")[:2]) or "."

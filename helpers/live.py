@@ -1,0 +1,121 @@
+"""Following a training run to its end: its log's events become a table; table, figure, MLflow and watchdog are updated together."""
+
+import html
+import os
+import sys
+import time
+
+from . import metrics, moved, plots, watchdog
+from .errors import KitError
+
+LOOK, SAY = 5.0, 30.0
+"""Seconds between looks at new windows (a figure takes a quarter of a second), and between printed lines."""
+SHARE = 0.005
+"""Of one core, that looking may take: after a slow look at a long run the next one waits longer."""
+NUMBERS = {"loss": "loss", "rewards/chosen": "chosen", "rewards/rejected": "rejected", "rewards/margins": "margin",
+           "kl_mean": "KL"}
+
+
+def follow(training, tracker=None, stop_on_problem: bool = False, patience: float = 600.0):
+    """Show `training` (launch.Training) until it ends and return its metrics table, every launch of the run as one.
+
+    `tracker`: gets the table whenever it has grown; `stop_on_problem`: the first finding ends the training; `patience`: seconds
+    without progress before that is a finding. KitError that explains a failure, or says why it was stopped.
+    """
+    config = moved.config_of(training.run) if training.run.config_file.exists() else {}
+    beta, every = config.get("pref_beta", 0.1), config.get("logging_steps")
+    view, table, kept = View(config.get("max_steps")), metrics.table([], logging_steps=1), []
+    changed = time.monotonic()
+    look = changed + LOOK
+    for events in training.events():
+        now = time.monotonic()
+        changed = now if events else changed
+        kept += [event for event in events if event.kind in ("metrics", "eval", "config")]
+        view.take(events)
+        if now < look:
+            continue
+        grown = view.windows > len(table)
+        table = metrics.table(list(kept), every) if grown else table
+        findings = watchdog.diagnose(table, now - changed, beta=beta, patience=patience)
+        view.show(table, findings, grown)
+        if tracker and grown:
+            tracker.send(table)
+        if findings and stop_on_problem:
+            training.stop()
+            raise KitError(f"stopped by the watchdog: {findings[0]}", "", f"the log is in {training.run.log_file}")
+        look = time.monotonic() + max(LOOK, (time.monotonic() - now) / SHARE if grown else 0)
+    training.check()
+    table = metrics.joined(training.run.log_file, every)
+    view.phase = "finished"
+    view.show(table, watchdog.diagnose(table, finished=True, beta=beta), last=True)
+    print(metrics.summary(table) if len(table) else "No metrics were logged, so there is nothing to draw.", flush=True)
+    return table
+
+
+class View:
+    """One display, updated in place: progress, newest numbers and the four curves in a notebook; a printed line now and then elsewhere.
+
+    A notebook that nobody watches (papermill and nbval set KTO_LIVE=off) gets printed lines, and the figure at the end.
+    """
+
+    def __init__(self, total_steps: int | None = None):
+        self.done, self.total, self.left, self.phase = 0, total_steps, None, "starting"
+        self.windows, self.checkpoints, self.said, self.said_at = 0, set(), set(), -SAY
+        self.page, self.handle, self.place = "", None, None
+        self.kernel = in_kernel()
+        self.watched = self.kernel and os.environ.get("KTO_LIVE", "").lower() not in ("off", "0", "quiet")
+
+    def take(self, events) -> None:
+        """What the events say of progress."""
+        for event in events:
+            if event.kind == "progress" and event.data["task"] == "training":
+                self.done, self.total, self.left = event.data["done"], event.data["total"], event.data.get("remaining")
+            elif event.kind == "phase":
+                self.phase = event.data["phase"]
+            elif event.kind == "checkpoint" and "step" in event.data:  # Ray's own report of it names no step
+                self.checkpoints.add(event.data["step"])
+            self.windows += event.kind in ("metrics", "eval")
+
+    def show(self, table, findings=(), grown: bool = True, last: bool = False) -> None:
+        """The display brought up to date; the figure is drawn again where the table has `grown`."""
+        words = self.line(table)
+        if self.kernel and len(table) and (last or self.watched and grown):
+            self.page = plots.image(plots.training(table, self.checkpoints), f"Training curves. {words}", dpi=100)[1]
+        if self.watched or last and self.kernel:
+            from IPython.display import HTML, clear_output, display
+
+            bar = f'<progress value="{self.done}" max="{self.total or 1}" style="width:100%"></progress>'
+            trouble = "".join(f'<p style="color:#D55E00">{html.escape(str(finding))}</p>' for finding in findings)
+            card = HTML(f"{bar}<p>{html.escape(words)}</p>{self.page}{trouble}")
+            if self.handle:
+                self.handle.update(card)
+            else:
+                clear_output(wait=True)  # the printed lines of a notebook that nobody watched
+                self.handle = display(card, display_id=True)
+            return
+        new = [finding for finding in findings if finding.kind not in self.said]
+        self.said |= {finding.kind for finding in new}
+        tenth = (self.phase, 10 * self.done // (self.total or 1))
+        if new or tenth != self.place or time.monotonic() - self.said_at > SAY:
+            self.place, self.said_at = tenth, time.monotonic()
+            print(words, *new, sep="\n", file=sys.stdout if self.kernel else sys.stderr, flush=True)
+
+    def line(self, table) -> str:
+        """Where the training stands, in one line."""
+        last = table.iloc[-1] if len(table) else {}
+        numbers = [f"{name} {last[key]:.3g}" for key, name in NUMBERS.items() if key in last and last[key] == last[key]]
+        left = f", {duration(self.left)} left" if self.left else ""
+        return f"{self.phase}, step {self.done} of {self.total or '?'}{left}" + (f": {', '.join(numbers)}" if numbers else "")
+
+
+def in_kernel() -> bool:
+    """Whether this is an IPython kernel, which a notebook's front end, papermill and nbval all are."""
+    ipython = sys.modules.get("IPython")
+    return getattr(ipython.get_ipython(), "kernel", None) is not None if ipython else False
+
+
+def duration(seconds: float) -> str:
+    """`3 min 20 s`."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s" if minutes else f"{rest} s"
