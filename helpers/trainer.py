@@ -52,7 +52,8 @@ def main(argv: list[str] | None = None) -> None:
 
 def end_with_stdin() -> None:
     """When nobody holds the other end of standard input: SIGTERM, which Ray answers by ending its processes in order."""
-    sys.stdin.buffer.read()
+    while os.read(0, 1024):  # not sys.stdin: Python could not close that at its end while this thread reads it
+        pass
     os.kill(os.getpid(), signal.SIGTERM)
     time.sleep(8)
     os._exit(128 + signal.SIGTERM)  # the kernel then ends what Ray started on this machine
