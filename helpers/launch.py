@@ -16,7 +16,7 @@ from pathlib import Path
 import psutil
 from filelock import FileLock, Timeout
 
-from . import capacity, cluster, files, secrets
+from . import capacity, cluster, files, secrets, tracking
 from .errors import KitError
 from .explain import explain
 from .logs import Event, Parser
@@ -84,7 +84,7 @@ def start(run: Run, launcher: str = "helpers.trainer", retries: int = 2) -> "Tra
     status, found, remedy = capacity.placed(config_of(run), there, more)
     if status == "FAIL":
         raise KitError(found, "room for every worker; Ray would wait for ever", remedy)
-    settings = environment(run, launcher)
+    settings = environment(run, launcher) | tracking.training_environment(run)
     if resuming:  # kept under a name of its own: what was launched stays on record
         number = next(n for n in range(1, 10_000) if not (run.folder / f"resumed-{n}.yaml").exists())
         try:

@@ -4,11 +4,13 @@ The folder is the truth and MLflow a copy: `sync` sends whatever the server does
 and any number of times. A server that goes away costs nothing; what could not be sent goes with the next call.
 """
 
+import contextlib
 import json
 import logging
 import os
 import re
 import time
+from pathlib import Path
 
 from . import metrics, moved
 from .errors import KitError
@@ -19,6 +21,8 @@ TAG = "kto.run_folder"
 UNITS = {"step", "epoch", "split"}
 PATIENCE = {"MLFLOW_HTTP_REQUEST_TIMEOUT": "5", "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1", "GIT_PYTHON_REFRESH": "quiet"}
 """MLflow's own defaults are 120 s and 7 retries: a server that is away would hold the sender for a quarter of an hour."""
+WORKERS_NEED = ("MLFLOW_RUN_ID", "MLFLOW_TRACKING_URI", "MLFLOW_EXPERIMENT_NAME", "MLFLOW_TRACKING_USERNAME",
+                "MLFLOW_TRACKING_PASSWORD", "MLFLOW_TRACKING_TOKEN", "DATABRICKS_HOST", "DATABRICKS_TOKEN")
 ENDS = {"finished": "FINISHED", "failed": "FAILED", "stopped": "KILLED"}
 
 
@@ -40,6 +44,8 @@ def client(run: Run):
         return MlflowClient(uri_for(run))
     finally:
         logging.disable(before)
+        with contextlib.suppress(OSError):
+            Path("mlruns").rmdir()  # MLflow makes an empty one wherever it is, whatever the address
 
 
 def sync(run: Run, table=None, there: dict | None = None) -> dict:
@@ -121,7 +127,11 @@ def training_environment(run: Run) -> dict[str, str]:
     Empty where the config does not report to MLflow. mlflow.start_run, which transformers' callback calls, takes up MLFLOW_RUN_ID.
     KitError as `sync`.
     """
-    return {"MLFLOW_TRACKING_URI": uri_for(run), "MLFLOW_RUN_ID": sync(run)["run_id"]} if training_logs(run) else {}
+    if not training_logs(run):
+        return {}
+    address = {} if os.environ.get("MLFLOW_TRACKING_URI") else {"MLFLOW_TRACKING_URI": uri_for(run)}
+    carried = " ".join([os.environ.get("KTO_SECRETS", ""), *WORKERS_NEED]).strip()  # in memory, to workers on other nodes
+    return address | {"MLFLOW_RUN_ID": sync(run)["run_id"], "KTO_SECRETS": carried}
 
 
 def parameters(run: Run) -> dict:
@@ -175,11 +185,11 @@ class Tracker:
     """Sends while the training runs. After one failure it waits until the end: the folder has everything."""
 
     def __init__(self, run: Run):
-        self.run, self.there, self.failed = run, {}, False
+        self.run, self.there, self.failed, self.training_logs = run, {}, False, training_logs(run)
 
     def send(self, table) -> None:
-        """Send what is new in a metrics table. Raises nothing."""
-        if not self.failed:
+        """Send what is new in a metrics table, unless the training itself is doing so. Raises nothing."""
+        if not self.failed and not self.training_logs:
             try:
                 sync(self.run, table, self.there)
             except KitError:  # said once, at the end

@@ -182,7 +182,9 @@ def test_report_to_mlflow_inside_the_training_logs_into_the_same_run(trained, mo
     assert tracking.training_environment(trained) == {}
     config = yaml.safe_load(trained.config_file.read_text())
     trained.config_file.write_text(yaml.safe_dump(config | {"report_to": "mlflow"}))
+    trained.metrics_file.unlink()  # nothing is logged yet when a training is launched
     settings = tracking.training_environment(trained)
+    assert "MLFLOW_RUN_ID" in settings["KTO_SECRETS"].split()  # carried to workers on other nodes
     for name, value in settings.items():
         monkeypatch.setenv(name, value)
     callback, state = MLflowCallback(), SimpleNamespace(is_world_process_zero=True, global_step=2)
@@ -191,6 +193,7 @@ def test_report_to_mlflow_inside_the_training_logs_into_the_same_run(trained, mo
     callback.on_train_begin(arguments, state, None, model=model)
     callback.on_log(arguments, state, None, logs={"loss": 0.5, "learning_rate": 1e-3}, model=model)
     callback.on_train_end(arguments, state, None)
+    metrics.write_jsonl(TABLE, trained.metrics_file)
     told = tracking.sync(trained)
     mlflow = tracking.client(trained)
     experiment = mlflow.get_run(told["run_id"]).info.experiment_id
