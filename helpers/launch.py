@@ -5,6 +5,7 @@ pass through here, to be masked.
 """
 
 import os
+import signal
 import subprocess
 import sys
 import threading
@@ -13,7 +14,6 @@ from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
-import psutil
 from filelock import FileLock, Timeout
 
 from . import capacity, cluster, files, secrets, tracking
@@ -186,20 +186,22 @@ class Training:
         """End driver, workers and the Ray instance they started, within 15 s; notes it in run.json."""
         if self.process.poll() is None:
             self.stopped = True
-            with suppress(psutil.NoSuchProcess):
-                family = psutil.Process(self.process.pid).children(recursive=True)
             self.process.stdin.close()
             if "--end-with-stdin" not in self.process.args:
                 self.process.terminate()
             with suppress(subprocess.TimeoutExpired):
                 self.process.wait(10)
-            for one in [*family, self.process]:
-                with suppress(psutil.NoSuchProcess, ProcessLookupError):
-                    one.kill()
+            self.kill_group()
             self.process.wait()
         self.note_end()
 
+    def kill_group(self) -> None:
+        """SIGKILL to what is left of the processes that the training started here; after a lost driver Ray's agents would stay a minute."""
+        with suppress(ProcessLookupError, PermissionError):
+            os.killpg(self.process.pid, signal.SIGKILL)
+
     def note_end(self) -> None:
+        self.kill_group()
         code = self.process.poll()
         status = "stopped" if self.stopped else "finished" if code == 0 else "failed"
         training = self.run.record().get("training", {})

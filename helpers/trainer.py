@@ -69,15 +69,13 @@ def trainer_for(config: dict, retries: int = 2, accelerated: bool = False):
 
     cloudpickle.register_pickle_by_value(resume_exactly)  # workers need nothing of this project
     version_2 = ".v2." in TorchTrainer.__module__
-    args = {key: value for key, value in config.items() if key not in RAY_KEYS}
-    if not list(Path(config["output_dir"]).glob("checkpoint-*")):
-        args["overwrite_output_dir"] = True  # else a restart would take up a checkpoint that this launch left half written
+    fresh = not list(Path(config.get("output_dir") or ".").glob("checkpoint-*"))
     each = config.get("resources_per_worker") or {"GPU": 1}
     each = json.loads(each) if isinstance(each, str) else each
     say(config, version_2)
     return TorchTrainer(
         train_loop,
-        train_loop_config={"args": args, "accelerated": accelerated},
+        train_loop_config={"args": config, "fresh": fresh, "accelerated": accelerated},  # Train V1 keeps it in params.json
         scaling_config=train.ScalingConfig(num_workers=config.get("ray_num_workers", 1), use_gpu=bool(each.get("GPU")),
                                            resources_per_worker=each, placement_strategy=config.get("placement_strategy", "PACK")),
         run_config=train.RunConfig(**storage_of(config, version_2), failure_config=train.FailureConfig(max_failures=retries)),
@@ -133,9 +131,9 @@ def train_loop(config: dict) -> None:
     from llamafactory.train import tuner
     from ray import train
 
-    # What this LLaMA-Factory, or its transformers, no longer has.
-    dropped = {"overwrite_output_dir"} - TrainingArguments.__dataclass_fields__.keys()
-    args = {key: value for key, value in config["args"].items() if key not in dropped}
+    args = {key: value for key, value in config["args"].items() if key not in RAY_KEYS}
+    if config["fresh"] and "overwrite_output_dir" in TrainingArguments.__dataclass_fields__:
+        args["overwrite_output_dir"] = True  # else a restart would take up a checkpoint that this launch left half written
     checkpoint = train.get_checkpoint()
     if checkpoint:
         args["resume_from_checkpoint"] = f"{fetched(checkpoint)}/checkpoint"
