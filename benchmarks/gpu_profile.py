@@ -48,8 +48,8 @@ def report(profiler, steps: int, unprofiled: float) -> str:
         busy += max(0.0, stop - max(start, end))
         end = max(end, stop)
     whole = end - kernels[0][0]
-    lines = [f"{unprofiled * 1e3:.0f} ms a step without the profiler, {whole / steps / 1e3:.0f} with it; GPU busy {busy / steps / 1e3:.0f}; "
-             f"{len(kernels) / steps:.0f} kernels a step",
+    lines = [f"{unprofiled * 1e3:.0f} ms a step without the profiler, {whole / steps / 1e3:.0f} with it; "
+             f"GPU busy {busy / steps / 1e3:.0f}; {len(kernels) / steps:.0f} kernels a step",
              "gaps, ms a step: " + ", ".join(
                  f"{low}-{high} us {sum(g[0] for g in gaps if low <= g[0] < high) / steps / 1e3:.1f}"
                  for low, high in ((0, 10), (10, 50), (50, 200), (200, 2000), (2000, 10**9)))]

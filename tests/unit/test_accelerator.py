@@ -340,6 +340,54 @@ def test_two_writers_add_up_and_a_damaged_file_is_passed_over(tmp_path):
     assert one.read()[0] == []
 
 
+def log_in_a_worker(rank: int, folder: str) -> None:
+    """One of two workers: stores two batches and logs a line, which worker 0 writes down."""
+    import collections
+    import json
+    import os
+    from pathlib import Path
+
+    os.environ |= {"RANK": str(rank), "WORLD_SIZE": "2", "LOCAL_RANK": str(rank), "MASTER_ADDR": "127.0.0.1",
+                   "MASTER_PORT": Path(folder, "port").read_text(), "GLOO_SOCKET_IFNAME": "lo"}
+    import torch
+    from accelerate import Accelerator
+    from llamafactory.train.kto.trainer import CustomKTOTrainer
+    from transformers import Trainer
+
+    made = object.__new__(accelerator.accelerated(CustomKTOTrainer))
+    made.accelerator, made._told = Accelerator(cpu=True), False
+    made._stored_metrics = collections.defaultdict(lambda: collections.defaultdict(list))
+    batches = [[("chosen", 1.0)], [("chosen", 2.0)]] if rank == 0 else [[("chosen", 6.0), ("rejected", -5.0)], [("rejected", -7.0)]]
+    for batch in batches:
+        found = {"kl": torch.tensor(0.25)}
+        for label, reward in batch:
+            found |= accelerator.sums(label, torch.tensor([reward]), torch.tensor([reward * 10]))
+        made.store_metrics(found, train_eval="train")
+    lines = []
+    Trainer.log = lambda self, logs, *args, **kwargs: lines.append(logs)
+    made.log({"loss": 0.5})
+    made.log({"train_runtime": 1.0})  # the last line: nothing is stored
+    if rank == 0:
+        Path(folder, "lines.json").write_text(json.dumps(lines))
+    torch.distributed.destroy_process_group()
+
+
+@pytest.mark.slow
+def test_rewards_of_a_log_line_are_of_all_workers_and_kl_is_counted_once(tmp_path):
+    import json
+    import socket
+
+    import torch.multiprocessing
+
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        (tmp_path / "port").write_text(str(free.getsockname()[1]))
+    torch.multiprocessing.spawn(log_in_a_worker, (str(tmp_path),), nprocs=2)
+    line, last = json.loads((tmp_path / "lines.json").read_text())
+    assert line["rewards/chosen"] == 3.0 and line["rewards/rejected"] == -6.0 and line["rewards/margins"] == 9.0
+    assert line["logps/chosen"] == 30.0 and line["kl"] == 0.5 and last == {"train_runtime": 1.0}
+
+
 def on_gpu() -> bool:
     import torch
 
