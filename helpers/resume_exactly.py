@@ -11,7 +11,8 @@ import textwrap
 
 LAST = "(step + 1) == steps_in_epoch"
 """transformers 4.52.4's test for an epoch's last micro-batch: `step` counts from the resume, `steps_in_epoch` from the start."""
-FIXED = "steps_in_epoch - steps_trained_in_current_epoch", "num_update_steps_per_epoch = num_update_steps_trained"
+FIXED = "steps_in_epoch - steps_trained_in_current_epoch", "step = steps_trained_in_current_epoch - 1"
+"""How the loops of later releases count on: transformers 4.53 and later."""
 
 
 def install() -> None:
