@@ -63,11 +63,11 @@ def unsupported(rows: list[dict]) -> list[Finding]:
         version = here.get(name, "missing")
         if version != "missing" and (side := compared(name, version)):
             grave = side < 0 or name != "ray"
-            found.append(Finding("FAIL" if grave else "WARN", f"{name} {version} is {'older' if side < 0 else 'newer'} than what was tried "
-                                 f"({oldest} to {newest})", install if grave else "go on with care; look at the curves and checkpoints"))
+            what = f"{name} {version} is {'older' if side < 0 else 'newer'} than what was tried ({oldest} to {newest})"
+            found.append(Finding("FAIL", what, install) if grave else Finding("WARN", what, "watch the curves and checkpoints with care"))
     if here.get("llamafactory", "").startswith("0.9.5"):
-        found.append(Finding("WARN", "LLaMA-Factory 0.9.5 trains, and its runs are watched, found and exported; `accelerated` and held-out "
-                             "evaluation were not tried with it", "LLaMA-Factory 0.9.3 or 0.9.4 for those two"))
+        found.append(Finding("WARN", "LLaMA-Factory 0.9.5 trains, and its runs are watched, found and exported; `accelerated` and "
+                             "held-out evaluation were not tried with it", "LLaMA-Factory 0.9.3 or 0.9.4 for those two"))
     other = [f"{row['package']} {row['installed']} (required: {row['required']})" for row in rows
              if not row["ok"] and row["installed"] != "missing" and row["package"] not in SUPPORTED]
     return found + ([Finding("WARN", f"other versions than those tried together: {', '.join(other)}", install)] if other else [])
@@ -87,7 +87,8 @@ def disk(storage: Path, needed_gib: float = 3.0) -> float:
     free = shutil.disk_usage(there).free / GIB
     if free < needed_gib:
         raise KitError(f"{free:.1f} GiB of disk are free in {there}",
-                       f"{needed_gib:g} GiB for the base model, checkpoints and the merged model", "free some space, or choose another `storage`")
+                       f"{needed_gib:g} GiB for the base model, checkpoints and the merged model",
+                       "free some space, or choose another `storage`")
     return free
 
 

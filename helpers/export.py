@@ -22,7 +22,7 @@ MERGED_ONLY = ("use_dora", "additional_target", "resize_vocab", "add_tokens", "a
 
 
 def choose(run: Run, checkpoint: str = "best") -> tuple[Path, int | None, str]:
-    """(folder, step, why) of a checkpoint of `run`: `best` (what 05_checkpoints chose, else by the margin), `latest`, a step, a path."""
+    """(folder, step, why) of a checkpoint of `run`: `best` (what 05_checkpoints chose, else by margin), `latest`, a step, a path."""
     folder = Path(checkpoint).expanduser()
     if checkpoint not in ("best", "latest") and not checkpoint.isdigit():
         if not any((folder / name).is_file() for name in ("adapter_config.json", "config.json")):

@@ -11,7 +11,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from pathlib import Path
 
 from filelock import FileLock, Timeout
@@ -128,7 +128,7 @@ def is_alive(run: Run) -> bool:
     """Whether the run is being trained, from whichever machine that shares its folder: the process that trains holds this lock."""
     lock = run.folder / "train.lock"
     try:
-        with FileLock(lock, timeout=0) if lock.exists() else suppress():
+        with FileLock(lock, timeout=0) if lock.exists() else nullcontext():
             return False
     except Timeout:
         return True
@@ -196,7 +196,7 @@ class Training:
         self.note_end()
 
     def kill_group(self) -> None:
-        """SIGKILL to what is left of the processes that the training started here; after a lost driver Ray's agents would stay a minute."""
+        """SIGKILL to what is left of the training's processes here; after a lost driver Ray's agents would stay a minute."""
         with suppress(ProcessLookupError, PermissionError):
             os.killpg(self.process.pid, signal.SIGKILL)
 

@@ -2,7 +2,7 @@
 
 After a resume within an epoch accelerate 1.7.0 takes the epoch's remaining rows in the order of the first epoch (it forgets
 which epoch it skips in: huggingface/accelerate#4071), and transformers 4.52.4 never takes the epoch's last update where
-`gradient_accumulation_steps` leaves a smaller one (huggingface/transformers#38939; fixed in the releases after it). LLaMA-Factory 0.9.3 allows
+`gradient_accumulation_steps` leaves a smaller one (huggingface/transformers#38939; fixed in later releases). LLaMA-Factory 0.9.3 allows
 neither's later release. `helpers.trainer` calls `install` in each worker that resumes.
 """
 

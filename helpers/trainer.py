@@ -1,9 +1,9 @@
 """LLaMA-Factory's training on Ray Train: the one process that every profile launches.
 
-`python -m helpers.trainer config.yaml` takes the YAML that `USE_RAY=1 llamafactory-cli train config.yaml` takes, and runs LLaMA-Factory's
-own training function in a TorchTrainer, with or without GPUs, on Ray Train V1 and V2. Beyond the stock command: a checkpoint is copied
-when every worker has written its part; a lost worker or node is replaced and training goes on from the newest complete checkpoint, exactly;
-tokens reach the workers in memory instead of `env_vars`, which Ray logs; `--end-with-stdin` ends everything with whoever launched it.
+`python -m helpers.trainer config.yaml` takes the YAML of `USE_RAY=1 llamafactory-cli train config.yaml`, and runs LLaMA-Factory's own
+training function in a TorchTrainer, with or without GPUs, on Ray Train V1 and V2. Beyond the stock command: a checkpoint is copied when
+every worker has written its part; a lost worker or node is replaced and training resumes from the newest complete checkpoint, exactly;
+tokens reach the workers in memory instead of `env_vars`, which Ray logs; `--end-with-stdin` ends everything with its launcher.
 """
 
 import argparse
