@@ -1,7 +1,8 @@
 """A training on a GPU, killed in the middle of a save: `python benchmarks/gpu_launcher.py MODEL [STEPS]`.
 
 Three trainings of one configuration (LoRA, saves within epochs) through helpers.trainer: undisturbed; its worker killed with SIGKILL
-while it writes a checkpoint, replaced by `--retries`; resumed by hand from a checkpoint in the middle of an epoch. Compares their losses step by step.
+while it writes a checkpoint, replaced by `--retries`; resumed by hand from a
+checkpoint in the middle of an epoch. Compares their losses step by step.
 """
 
 import json
@@ -32,7 +33,8 @@ def prepare(folder: Path, model: str, steps: int, **settings) -> Path:
                                                                    "columns": columns, "tags": tags}}))
     config = {"model_name_or_path": model, "template": "llama3", "stage": "kto", "do_train": True, "finetuning_type": "lora",
               "lora_rank": 8, "lora_target": "all", "pref_beta": 0.1, "dataset": "rows", "dataset_dir": str(folder), "cutoff_len": 256,
-              "overwrite_cache": True, "preprocessing_num_workers": 1, "output_dir": str(folder / "output"), "overwrite_output_dir": True,
+              "overwrite_cache": True, "preprocessing_num_workers": 1,
+              "output_dir": str(folder / "output"), "overwrite_output_dir": True,
               "logging_steps": 1, "save_steps": SAVE, "max_steps": steps, "plot_loss": False, "report_to": "none", "bf16": True,
               "per_device_train_batch_size": 4, "gradient_accumulation_steps": 4, "learning_rate": 1e-4, "seed": 42,
               "ray_run_name": "run", "ray_storage_path": str(folder / "ray"), "ray_num_workers": 1, "resources_per_worker": {"GPU": 1},
@@ -50,7 +52,8 @@ def train(folder: Path, kill_at: int = 0) -> float:
         half = folder / "output" / f"checkpoint-{kill_at}"
         while kill_at and process.poll() is None:
             if half.exists() and not (half / "trainer_state.json").exists():
-                workers = [one for one in psutil.Process(process.pid).children(recursive=True) if "RayTrainWorker" in " ".join(one.cmdline())]
+                below = psutil.Process(process.pid).children(recursive=True)
+                workers = [one for one in below if "RayTrainWorker" in " ".join(one.cmdline())]
                 workers[0].kill()
                 print("killed while it wrote", sorted(path.name for path in half.iterdir()), flush=True)
                 break

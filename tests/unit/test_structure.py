@@ -1,4 +1,4 @@
-"""The walls between the packages and the size of `helpers/`: what keeps the project readable in an hour."""
+"""The shape of the packages: flat, without circles, mapped in CONTRIBUTING. (test_project has which may import which.)"""
 
 import ast
 import re
@@ -11,16 +11,6 @@ import pytest
 from helpers.profiles import ROOT
 
 PACKAGES = ("helpers", "feedback", "kto", "kto_accelerator", "serving")
-ARROWS = {  # package -> the siblings that it may import
-    "helpers": {"kto_accelerator"},
-    "feedback": {"helpers"},
-    "kto": {"helpers", "feedback", "serving"},
-    "kto_accelerator": set(),
-    "serving": {"helpers"},
-}
-PROJECTS_FOLDER = {"errors", "files", "secrets", "profiles", "runs"}
-"""The modules of helpers that feedback may use: errors, files, and where the project and its runs lie."""
-
 
 def sources(package: str):
     return sorted((ROOT / package).rglob("*.py"))
@@ -42,22 +32,9 @@ def imports(path) -> list[str]:
     return found
 
 
-@pytest.mark.parametrize("package", PACKAGES)
-def test_a_package_imports_only_the_siblings_that_it_may(package):
-    for path in sources(package):
-        siblings = {name.split(".")[0] for name in imports(path)} & set(PACKAGES) - {package}
-        assert siblings <= ARROWS[package], f"{path.relative_to(ROOT)} imports {siblings - ARROWS[package]}"
-
-
 def test_only_the_launched_process_and_the_check_before_it_know_the_accelerator():
     users = {path.stem for path in sources("helpers") if any(name.startswith("kto_accelerator") for name in imports(path))}
     assert users <= {"trainer", "config"}
-
-
-def test_feedback_knows_errors_files_and_the_projects_folder_and_no_training():
-    for path in sources("feedback"):
-        used = {name.split(".")[1] for name in imports(path) if name.startswith("helpers.")}
-        assert used <= PROJECTS_FOLDER, f"{path.name} imports helpers.{used - PROJECTS_FOLDER}"
 
 
 def test_no_module_of_helpers_imports_in_a_circle():
@@ -77,12 +54,11 @@ def test_no_module_of_helpers_imports_in_a_circle():
     assert [name for name in arrows if name in reaches(name, set())] == []
 
 
-def test_helpers_is_small_and_flat():
+def test_helpers_is_flat_and_no_file_of_it_is_long():
     files = sources("helpers")
     lines = {str(path.relative_to(ROOT)): len(path.read_text().splitlines()) for path in files}
     assert {name: count for name, count in lines.items() if count > 250} == {}
     assert all(path.parent == ROOT / "helpers" for path in files)
-    assert len(files) <= 36 and sum(lines.values()) <= 3600, f"{len(files)} files, {sum(lines.values())} lines"
 
 
 @pytest.mark.parametrize("package", PACKAGES)
