@@ -6,7 +6,7 @@ import time
 import pandas as pd
 import pytest
 import yaml
-from mlflow_server import Server, what_mlflow_has
+from mlflow_server import Server, asking_for_a_password, what_mlflow_has
 
 from helpers import metrics, tracking
 from helpers.errors import KitError
@@ -201,3 +201,16 @@ def test_report_to_mlflow_inside_the_training_logs_into_the_same_run(trained, mo
     assert len(mlflow.search_runs([experiment])) == 1
     assert len(mlflow.get_metric_history(told["run_id"], "loss")) == 2  # steps 2 and 4, each once
     assert float(mlflow.get_run(told["run_id"]).data.params["learning_rate"]) == 1e-3
+
+
+def test_a_server_behind_a_password_gets_the_run_and_a_wrong_one_is_told_without_it(trained, server, monkeypatch):
+    proxy = asking_for_a_password(server.start(), "team", "right-one")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://127.0.0.1:{proxy.server_port}")
+    monkeypatch.setenv("MLFLOW_TRACKING_USERNAME", "team")
+    monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", "wrong-one")
+    with pytest.raises(KitError, match="401(.|\n)*MLFLOW_TRACKING_USERNAME") as error:
+        tracking.sync(trained)
+    assert "wrong-one" not in str(error.value)
+    monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", "right-one")
+    assert what_mlflow_has(trained, tracking.sync(trained)["run_id"]) == EXPECTED
+    proxy.shutdown()
