@@ -89,8 +89,10 @@ def note_ports(process, folder: Path) -> None:
 
 
 def kill_a_worker(process, folder: Path) -> None:
-    """Kill one of the two workers as soon as Ray has a checkpoint; once."""
-    if (folder / "killed").exists() or not list((folder / "ray").rglob("trainer_state.json")):
+    """Kill one of the two workers when Ray has noted a checkpoint (Train V2 does so a moment after it is written); once."""
+    saved = [file.stat().st_mtime for file in (folder / "ray").rglob("trainer_state.json")]
+    noted = [file.read_text() for file in (folder / "ray").rglob("checkpoint_manager_snapshot.json")]
+    if (folder / "killed").exists() or not saved or time.time() - min(saved) < 0.5 or noted and "checkpoint_20" not in noted[0]:
         return
     for one in process.children(recursive=True):
         try:
