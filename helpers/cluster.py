@@ -64,7 +64,7 @@ def unsupported(rows: list[dict]) -> list[Finding]:
         if version != "missing" and (side := compared(name, version)):
             grave = side < 0 or name != "ray"
             what = f"{name} {version} is {'older' if side < 0 else 'newer'} than what was tried ({oldest} to {newest})"
-            found.append(Finding("FAIL", what, install) if grave else Finding("WARN", what, "watch the curves and checkpoints with care"))
+            found.append(Finding("FAIL", what, install) if grave else Finding("WARN", what, "watch curves and checkpoints"))
     if here.get("llamafactory", "").startswith("0.9.5"):
         found.append(Finding("WARN", "LLaMA-Factory 0.9.5 trains, and its runs are watched, found and exported; `accelerated` and "
                              "held-out evaluation were not tried with it", "LLaMA-Factory 0.9.3 or 0.9.4 for those two"))

@@ -90,7 +90,8 @@ def start(run: Run, launcher: str = "helpers.trainer", retries: int = 2) -> "Tra
         try:
             config_file = run.resume_file.rename(run.folder / f"resumed-{number}.yaml")
         except FileNotFoundError:  # of two launches at once, one gets it
-            raise KitError(f"the run {run.name!r} was just resumed by another launch", "one launch at a time", "wait for its end") from None
+            raise KitError(f"the run {run.name!r} was just resumed by another launch", "one launch at a time",
+                           "wait for its end") from None
     words = command(run, config_file, launcher, retries)
     try:
         log = open(run.log_file, "ab" if resuming else "xb")  # noqa: SIM115

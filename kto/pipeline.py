@@ -42,8 +42,9 @@ def run(profile: str, storage: str, name: str | None, values: dict, resume: str,
             say(why)
         else:
             runs.start(profile, storage, target.name)
-        if values.get("start_from"):
-            note_earlier(target, Path(values["start_from"]))
+        if earlier := values.pop("start_from", None):
+            note_earlier(target, earlier)
+            values["overrides"] = on_top_of(earlier) | values.get("overrides", {})
         for attempt in range(retries + 1):
             try:
                 return execute(target, values, say, begin, log)
@@ -91,6 +92,19 @@ def refuse_working(run: Run, patience: float = 0.0) -> None:
         if time.monotonic() > until:
             raise in_use(run)
         time.sleep(0.5)
+
+
+def on_top_of(earlier: Path) -> dict:
+    """LLaMA-Factory's keys for a new adapter on an earlier run's best, or on an adapter's folder; that is the reference."""
+    from helpers import export, moved
+
+    if (earlier / "adapter_config.json").is_file():
+        adapters = [str(earlier)]
+    else:
+        run = runs.of_folder(earlier)
+        before = moved.config_of(run).get("adapter_name_or_path")
+        adapters = [*([before] if before else []), str(export.choose(run)[0])]
+    return {"adapter_name_or_path": ",".join(adapters), "create_new_adapter": True}
 
 
 def note_earlier(run: Run, start_from: Path) -> None:

@@ -148,3 +148,9 @@ def test_eval_steps_alone_asks_for_the_held_out_rows_in_batches_as_in_training(p
 def test_eval_steps_without_held_out_rows_is_an_error(prepared):
     with pytest.raises(KitError, match="nothing was held out"):
         config.resolve(prepared, eval_steps=5)
+
+
+def test_an_adapter_that_would_be_trained_further_against_the_bare_base_is_refused_with_the_two_ways_that_are_meant(prepared):
+    with pytest.raises(KitError, match="another objective(?s:.*)create_new_adapter: true(?s:.*)merged model"):
+        config.resolve(prepared, adapter_name_or_path="earlier/adapter")
+    assert config.resolve(prepared, adapter_name_or_path="earlier/adapter", create_new_adapter=True)["create_new_adapter"]
