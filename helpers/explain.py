@@ -222,7 +222,8 @@ def explain(log: Path | str) -> Explanation:
 
 def _without_error(reader: Reader, log: Path) -> Explanation:
     if shutil.disk_usage(log.parent).free < CHUNK:
-        return Explanation("the disk is full", f"{log.parent} has no space left: the log may lack its last words")
+        return Explanation("the disk is full", f"{log.parent} has no space left: the log may lack its last words",
+                           fix="free space, or another `storage`")
     if reader.waiting:
         return Explanation("the training waits for resources", reader.waiting[:300], "", (),
                            "the cluster has not, or not yet, the CPUs, GPUs or nodes that the workers ask for",

@@ -70,7 +70,7 @@ def story(tmp_path_factory):
         patch.setenv(VARIABLE, MARK)
         training = launch.start(run)
         starting.join()
-        tracker = tracking.Tracker(run, every=1)
+        tracker = tracking.Tracker(run)
         try:
             for number, _ in enumerate(follow(training, tracker, seen)):
                 if number == 0:
@@ -100,10 +100,10 @@ def follow(training, tracker, seen):
     """Feeds the tracker, and yields whenever twenty more windows were logged; their numbers go to `seen`."""
     windows, seen["windows"] = 0, []
     for events in training.events():
-        tracker.feed(events)
         windows += sum(event.kind == "metrics" for event in events)
         if windows >= 20 * (len(seen["windows"]) + 1):
             seen["windows"].append(windows)
+            tracker.send(metrics.table(training.run.log_file))
             yield
 
 

@@ -74,7 +74,7 @@ def test_stopping_ends_every_process_of_the_training_and_no_other(ready, monkeyp
     began = time.monotonic()
     training.stop()
     assert time.monotonic() - began < 15
-    assert marked(mark) == [] and other.poll() is None
+    assert wait_for(lambda: marked(mark) == [], seconds=2) and other.poll() is None
     assert ready.record()["training"]["status"] == "stopped"
     other.kill()
 
@@ -104,7 +104,7 @@ def test_an_interrupted_cell_stops_the_training(ready, monkeypatch, mark):
             if b"started" in ready.log_file.read_bytes():
                 raise KeyboardInterrupt
     training.stop()
-    assert marked(mark) == []
+    assert wait_for(lambda: marked(mark) == [], seconds=2)
 
 
 def test_of_two_launches_with_one_name_the_second_refuses(ready, monkeypatch):

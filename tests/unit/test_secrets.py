@@ -144,7 +144,7 @@ def test_of_planted_canaries_nothing_is_left_by_the_whole_pipeline(tmp_path, sho
     (tmp_path / "leaky" / "sitecustomize.py").write_text(LEAKY)
     storage = tmp_path / "storage"
     model = tiny.model(tmp_path / "model")
-    env = {**os.environ, **CANARY, "PYTHONPATH": str(tmp_path / "leaky"), "RAY_TMPDIR": str(short), "KTO_LIVE": "off",
+    env = {**os.environ, **CANARY, "PYTHONPATH": f"{tmp_path / 'leaky'}{os.pathsep}{ROOT}", "RAY_TMPDIR": str(short), "KTO_LIVE": "off",
            "OMP_WAIT_POLICY": "PASSIVE", "KTO_STORAGE": str(storage)}  # fmt: skip
     words = ["run", "--run-name", "canary", "-p", "max_steps=2", "-p", "save_steps=2", "-p", f"model_name_or_path={model}", "-p", "template=smollm2"]
     started = time.monotonic()
