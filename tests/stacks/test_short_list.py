@@ -91,9 +91,11 @@ def note_ports(process, folder: Path) -> None:
 def kill_a_worker(process, folder: Path) -> None:
     """Kill one of the two workers when Ray has noted a checkpoint (Train V2 does so a moment after it is written); once."""
     saved = [file.stat().st_mtime for file in (folder / "ray").rglob("trainer_state.json")]
-    noted = [file.read_text() for file in (folder / "ray").rglob("checkpoint_manager_snapshot.json")]
-    if (folder / "killed").exists() or not saved or time.time() - min(saved) < 0.5 or noted and "checkpoint_20" not in noted[0]:
+    if (folder / "killed").exists() or not saved or time.time() - min(saved) < 0.5:
         return
+    noted = [file.read_text() for file in (folder / "ray").rglob("checkpoint_manager_snapshot.json")]
+    if list((folder / "ray").rglob("checkpoint_20*")) and not any("checkpoint_20" in text for text in noted):
+        return  # Train V2 has written it, but does not know of it yet
     for one in process.children(recursive=True):
         try:
             if "TrainWorker" in " ".join(one.cmdline()):
