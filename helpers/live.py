@@ -84,7 +84,9 @@ class View:
         if self.watched or last and self.kernel:
             from IPython.display import HTML, clear_output, display
 
-            bar = f'<progress value="{self.done}" max="{self.total or 1}" style="width:100%"></progress>'
+            percent = round(100 * self.done / (self.total or 1))
+            bar = (f'<progress role="progressbar" aria-valuenow="{percent}" aria-label="steps done" value="{self.done}" '
+                   f'max="{self.total or 1}" style="width:100%"></progress>')
             trouble = "".join(f'<p style="color:#D55E00">{html.escape(str(finding))}</p>' for finding in findings)
             card = HTML(f"{bar}<p>{html.escape(words)}</p>{self.page}{trouble}")
             if self.handle:
