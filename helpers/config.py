@@ -59,7 +59,7 @@ def resolve(run: Run, train_config: str = "", **overrides) -> dict:
         config["deepspeed"] = files.read_yaml(TEMPLATES / config["deepspeed"])
     if config.get("adapter_name_or_path") and not config.get("create_new_adapter"):
         raise KitError(
-            "set create_new_adapter: true (kto run --start-from does), or pass the merged model as model_name_or_path",
+            "adapter_name_or_path without create_new_adapter trains that adapter further against the bare base: another objective",
             "a new adapter on top of it, whose reference is the base with that adapter; or a merged model",
             "set create_new_adapter: true (kto run --start-from does), or give the merged model as model_name_or_path",
         )
