@@ -71,6 +71,7 @@ def story(tmp_path_factory):
         patch.setenv("MLFLOW_TRACKING_URI", server.url)
         patch.setenv(VARIABLE, MARK)
         training = launch.start(run)
+        patch.delenv(VARIABLE)  # MLflow's server is started again later, and is no process of the training
         starting.join()
         tracker = tracking.Tracker(run)
         try:
@@ -118,6 +119,7 @@ def too_large(run, training) -> tuple[str, float]:
     prepare(greedy, ray_num_workers=4, resources_per_worker={"GPU": 1}, ray_init_kwargs={})
     code = f"""
 import time
+import ray
 from helpers import launch, profiles, runs
 from helpers.errors import KitError
 began, profile = time.monotonic(), profiles.load("local").model_copy(update={{"ray_address": {address!r}}})
@@ -144,13 +146,13 @@ def test_mlflow_stopped_and_started_again_ends_no_training_and_loses_nothing(sto
 @pytest.mark.slow
 def test_what_a_running_cluster_cannot_hold_is_refused_in_seconds(story):
     said, seconds = story["refusal"]
-    assert "4 workers of 1 GPU are asked for, 0 fit" in said and "the cluster is fixed" in said and seconds < 12
+    assert "4 workers of 1 GPU are asked for, 0 fit" in said and "the cluster is fixed" in said and seconds < 5
 
 
 @pytest.mark.slow
 def test_a_killed_raylet_ends_the_training_with_every_process_and_is_explained(story):
     assert story["seconds to the end"] < 60 and story["left"] == []
-    assert story["explained"].startswith("a node was lost: ") and str(story["run"].log_file) in story["explained"]
+    assert story["explained"].startswith(("a node was lost: ", "a worker was lost: ")) and str(story["run"].log_file) in story["explained"]
     assert story["run"].record()["training"]["status"] == "failed"
 
 
