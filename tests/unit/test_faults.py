@@ -152,7 +152,7 @@ def test_what_a_running_cluster_cannot_hold_is_refused_in_seconds(story):
 @pytest.mark.slow
 def test_a_killed_raylet_ends_the_training_with_every_process_and_is_explained(story):
     assert story["seconds to the end"] < 60 and story["left"] == []
-    assert story["explained"].startswith(("a node was lost: ", "a worker was lost: ")) and str(story["run"].log_file) in story["explained"]
+    assert story["explained"].startswith("a node was lost: ") and str(story["run"].log_file) in story["explained"]
     assert story["run"].record()["training"]["status"] == "failed"
 
 
