@@ -55,8 +55,16 @@ def find(dataset: str, downloads: Path) -> Source:
         if not beside.exists() and "url" not in entry:
             raise KitError(f"the named source {dataset!r} lacks its file {entry['file_name']}", f"it beside {NAMED.name}",
                            "restore dataset-configs/ from the repository")
-        files = [beside] if beside.exists() else _fetch(entry["url"], downloads, entry.get("sha256"), entry.get("bytes"))
-        return Source(dataset, dataset, tuple(files))
+        if beside.exists():
+            if "sha256" in entry and (found := written.sha256(beside)) != entry["sha256"]:
+                raise KitError(f"dataset-configs/{beside.name} is not what it should be: sha256 {found}", f"sha256 {entry['sha256']}",
+                               "fetch it again, or remove it and it is downloaded")
+            return Source(dataset, dataset, (beside,))
+        try:
+            return Source(dataset, dataset, tuple(_fetch(entry["url"], downloads, entry.get("sha256"), entry.get("bytes"))))
+        except KitError as error:
+            raise KitError(error.found, error.expected, f"{error.remedy}; where this machine has no way there, fetch "
+                           f"{entry['url']} elsewhere and put it at dataset-configs/{beside.name}") from None
     if "://" in dataset:
         files = _fetch(dataset, downloads)
         return Source(_name(files[0] if len(files) == 1 else Path(dataset)), dataset, tuple(files))

@@ -8,6 +8,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import pytest
 
 from feedback import check, find
+from helpers import profiles
 from helpers.errors import KitError
 
 ROWS = [{"prompt": f"Why {i}?", "completion": "Because. " * 50, "label": i % 3 > 0} for i in range(2000)]
@@ -136,6 +137,24 @@ def test_a_named_source_is_downloaded_and_checked(server, tmp_path, monkeypatch)
     find.NAMED.write_text(json.dumps({"far": entry}))
     source = find.find("far", tmp_path)
     assert (source.name, source.files[0].name) == ("far", "feedback.jsonl")
+
+
+def test_a_named_source_without_a_way_there_says_how_to_bring_the_file(tmp_path, monkeypatch):
+    entry = {"file_name": "far.jsonl", "url": "http://127.0.0.1:9/far.jsonl", "sha256": SHA256, "bytes": len(CONTENT)}
+    monkeypatch.setattr(find, "NAMED", tmp_path / "named.json")
+    find.NAMED.write_text(json.dumps({"far": entry}))
+    with pytest.raises(KitError, match=r"fetch http://127.0.0.1:9/far.jsonl elsewhere and put it at dataset-configs/far.jsonl"):
+        find.find("far", tmp_path / "downloads")
+    (tmp_path / "far.jsonl").write_bytes(CONTENT[:-1])
+    with pytest.raises(KitError, match="dataset-configs/far.jsonl is not what it should be"):
+        find.find("far", tmp_path / "downloads")
+    (tmp_path / "far.jsonl").write_bytes(CONTENT)
+    assert find.find("far", tmp_path / "downloads").files == (tmp_path / "far.jsonl",)
+
+
+def test_the_cluster_profiles_train_on_the_reference_s_dataset_and_local_on_the_one_that_ships():
+    assert {name: profile["dataset"] for name, profile in profiles.known().items()} == {
+        "local": "short_answers", "anyscale": "kto_en_demo", "ray": "kto_en_demo"}
 
 
 def test_a_store_is_read_through_fsspec_file_folder_and_glob(tmp_path):
