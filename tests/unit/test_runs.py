@@ -9,19 +9,18 @@ import pytest
 from helpers import profiles, runs
 from helpers.errors import KitError
 
-
-def test_importing_helpers_takes_under_a_third_of_a_second():
-    code = "import time; t = time.perf_counter(); import helpers; print(time.perf_counter() - t)"
-    best = min(
-        float(subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout) for _ in range(3)
-    )
-    assert best <= 0.3
+HEAVY = ("torch", "ray", "transformers", "mlflow", "llamafactory")
+SERVES = {"serving.multiplex"}
+"""What Ray Serve runs: its decorators need ray at import time. serving.server imports it once it is to serve."""
 
 
 def test_importing_every_room_imports_no_heavy_library():
-    rooms = "cli, config, doctor, errors, jobs, launch, models, pipeline, profiles, runs"
-    code = f"import sys; from helpers import {rooms}; print([m for m in ('torch', 'ray', 'transformers', 'mlflow') if m in sys.modules])"
-    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.strip() == "[]"
+    files = [path for package in ("helpers", "feedback", "kto", "serving") for path in (profiles.ROOT / package).glob("*.py")]
+    rooms = {f"{path.parent.name}.{path.stem}" for path in files if not path.stem.startswith("__")}
+    assert SERVES < rooms and {"helpers.launch", "feedback.check", "kto.cli", "serving.server"} < rooms
+    code = f"import sys, {', '.join(sorted(rooms - SERVES))}; print(*[name for name in {HEAVY} if name in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=profiles.ROOT)
+    assert done.stdout.split() == []
 
 
 def test_a_wrong_profile_names_the_known_ones_and_the_closest():
