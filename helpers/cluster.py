@@ -1,7 +1,5 @@
 """This machine and the Ray cluster that a profile names: packages, disk, nodes, whether the workers fit, who can read the data."""
 
-import hashlib
-import json
 import os
 import re
 import shutil
@@ -11,6 +9,7 @@ from contextlib import contextmanager
 from importlib import metadata
 from pathlib import Path
 
+from . import files
 from .errors import Finding, KitError
 from .profiles import ROOT, Profile
 from .quiet import silence
@@ -128,8 +127,8 @@ def silent(address: str, error) -> KitError:
 
 def refuse_silent(address: str) -> None:
     """KitError where nothing listens at the cluster's address: Ray itself would try for 35 seconds and more."""
-    last = Path("/tmp/ray/ray_current_cluster")
     if address == "auto":
+        last = Path("/tmp/ray/ray_current_cluster")
         address = os.environ.get("RAY_ADDRESS") or (last.read_text().strip() if last.is_file() else "")
     host, _, port = address.removeprefix("ray://").rpartition(":")
     if host and port.isdigit():
@@ -201,16 +200,9 @@ def seen(datasets: Path, names: list[str]) -> dict[str, tuple[int, str]]:
     found = {}
     for name in names:
         try:
-            registry = json.loads((datasets / "dataset_info.json").read_text())
-            if name not in registry:
-                found[name] = 0, f"there is no dataset {name!r} in {datasets}"
-                continue
-            with open(datasets / registry[name]["file_name"], "rb") as file:
-                digest, rows = hashlib.sha256(), 0
-                while block := file.read(1 << 20):
-                    digest.update(block)
-                    rows += block.count(b"\n")
-            found[name] = rows, digest.hexdigest()
-        except (OSError, ValueError, KeyError) as error:
+            path = files.data_file(datasets, name)
+            with path.open("rb") as file:
+                found[name] = sum(1 for _ in file), files.sha256(path)
+        except (OSError, KeyError, KitError) as error:
             found[name] = 0, f"{type(error).__name__}: {error}"
     return found

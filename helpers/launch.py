@@ -80,10 +80,9 @@ def start(run: Run, launcher: str = "helpers.trainer", retries: int = 2) -> "Tra
     if is_alive(run):
         raise KitError(f"the run {run.name!r} is being trained at this moment", "one launch of a run at a time",
                        "wait for its end, or choose another run_name")
-    there, more = capacity.there_and_to_come(run.profile, config_of(run))
-    status, found, remedy = capacity.placed(config_of(run), there, more)
-    if status == "FAIL":
-        raise KitError(found, "room for every worker; Ray would wait for ever", remedy)
+    placed = capacity.placed(config_of(run), *capacity.there_and_to_come(run.profile, config_of(run)))
+    if placed.status == "FAIL":
+        raise KitError(placed.found, "room for every worker; Ray would wait for ever", placed.remedy)
     settings = environment(run, launcher) | tracking.training_environment(run)
     if resuming:  # kept under a name of its own: what was launched stays on record
         number = next(n for n in range(1, 10_000) if not (run.folder / f"resumed-{n}.yaml").exists())

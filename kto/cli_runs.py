@@ -177,10 +177,11 @@ def export(
 
     Example: kto export storage/first-run --as adapter,merged,fp8
     """
-    from helpers import forms as room
     from helpers.runs import of_folder
 
-    show(room.make(of_folder(folder), forms.split(","), checkpoint, say), as_json)
+    from .forms import make
+
+    show(make(of_folder(folder), forms.split(","), checkpoint, say), as_json)
 
 
 @app.command()

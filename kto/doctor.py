@@ -17,10 +17,12 @@ from helpers import cluster, files, profiles, secrets
 from helpers import config as configs
 from helpers.errors import Finding, KitError
 
-from . import environment, nodes
+from . import nodes
 
 LIMIT = 18.0
 """Seconds for everything; usually it takes 6."""
+LONGEST = 38
+"""Characters of a temp folder's name, beyond which the paths of Ray's sockets in it exceed Linux' 107."""
 
 
 def examine(profile: str, storage: str = "", values: dict | None = None) -> list[Finding]:
@@ -38,7 +40,7 @@ def examine(profile: str, storage: str = "", values: dict | None = None) -> list
         found.append(Finding("OK", f"{cluster.disk(folder):.0f} GiB of disk are free where runs are kept"))
     except KitError as error:
         return [*found, failed(error)]
-    found += [Finding("WARN", text) for text in environment.settle(folder)]
+    found += [Finding("WARN", text) for text in settle(folder)]
     with ThreadPoolExecutor() as at_once:
         tracking = at_once.submit(mlflow)
         model = values.get("model_name_or_path") or loaded.model_name_or_path
@@ -49,6 +51,30 @@ def examine(profile: str, storage: str = "", values: dict | None = None) -> list
     question = {"profile": profile, "storage": str(folder), "config": config, "data": data, "shape": shape,
                 "model": reach, "accelerated": bool(values.get("accelerated"))}
     return found + on_the_cluster(question, until - time.monotonic())
+
+
+def settle(storage: Path) -> list[str]:
+    """Use other folders where the home cannot be written or the temp folder's name is too long; a sentence for each.
+
+    They are set in this process's environment: for us and for what we start.
+    """
+    said = []
+    home = Path(os.environ.get("HOME") or "/nonexistent")
+    if not (home.is_dir() and os.access(home, os.W_OK)):
+        cache = storage / ".cache"
+        why = "cannot be written" if home.is_dir() else "does not exist"
+        said.append(f"the home folder {home} {why}: caches go to {cache}")
+        with contextlib.suppress(OSError):  # a storage that cannot be written is somebody else's finding
+            cache.mkdir(parents=True, exist_ok=True)
+        for name, folder in {"XDG_CACHE_HOME": "", "HF_HOME": "huggingface", "MPLCONFIGDIR": "matplotlib",
+                             "TRITON_CACHE_DIR": "triton", "TORCHINDUCTOR_CACHE_DIR": "inductor",
+                             "IPYTHONDIR": "ipython", "JUPYTER_RUNTIME_DIR": "jupyter"}.items():
+            os.environ.setdefault(name, str(cache / folder))
+    temp = os.environ.get("RAY_TMPDIR") or os.environ.get("TMPDIR") or "/tmp"
+    if len(temp) > LONGEST:
+        os.environ["RAY_TMPDIR"] = "/tmp"
+        said.append(f"the temp folder's name {temp} is too long for Ray's sockets: Ray's files go to /tmp/ray")
+    return said
 
 
 def failed(error: KitError) -> Finding:

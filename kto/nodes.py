@@ -39,7 +39,7 @@ def everywhere(question: dict) -> list[Finding]:
         else:
             more = capacity.to_come()
         answers, silent = ask(ray, Path(question["storage"]), question["data"], question["model"])
-    found = [Finding(*capacity.placed(config, there, more))]
+    found = [capacity.placed(config, there, more)]
     found += [Finding("FAIL", f"the node {name} did not answer within {PATIENCE:g} s",
                       "look at it, or take it out of the cluster") for name in silent]
     found += compare(answers, question["data"])

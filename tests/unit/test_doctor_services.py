@@ -10,7 +10,7 @@ import pytest
 
 from helpers import capacity, cluster, profiles
 from helpers.errors import KitError
-from kto import doctor, environment, nodes
+from kto import doctor, nodes
 
 MODEL = "meta-llama/Meta-Llama-3-8B-Instruct"
 TOKEN = "canary-hub-token-51c0"
@@ -122,8 +122,8 @@ def test_a_launch_here_takes_the_kind_of_gpu_as_pinned_and_the_doctor_looks_at_w
 
 
 def test_a_pin_that_no_node_has_is_told_those_there_are():
-    _, _, remedy = capacity.placed(PINNED, [{"CPU": 48, "GPU": 4, "accelerator_type:H100": 1}], None)
-    assert "accelerator_type:H100" in remedy
+    found = capacity.placed(PINNED, [{"CPU": 48, "GPU": 4, "accelerator_type:H100": 1}], None)
+    assert "accelerator_type:H100" in found.remedy
 
 
 def answer(**changed) -> dict:
@@ -188,12 +188,12 @@ def test_a_home_that_cannot_be_written_sends_caches_to_the_storage_and_a_long_te
         monkeypatch.delenv(name)
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.setenv("TMPDIR", "/tmp")
-    assert environment.settle(tmp_path) == [] and "HF_HOME" not in environment.os.environ
+    assert doctor.settle(tmp_path) == [] and "HF_HOME" not in doctor.os.environ
     monkeypatch.setenv("HOME", str(tmp_path / "none"))
     monkeypatch.setenv("TMPDIR", "/tmp/" + "x" * 40)
-    home, temp = environment.settle(tmp_path)
-    assert "does not exist" in home and environment.os.environ["HF_HOME"] == str(tmp_path / ".cache" / "huggingface")
-    assert "too long for Ray's sockets" in temp and environment.os.environ["RAY_TMPDIR"] == "/tmp"
+    home, temp = doctor.settle(tmp_path)
+    assert "does not exist" in home and doctor.os.environ["HF_HOME"] == str(tmp_path / ".cache" / "huggingface")
+    assert "too long for Ray's sockets" in temp and doctor.os.environ["RAY_TMPDIR"] == "/tmp"
 
 
 @pytest.mark.slow

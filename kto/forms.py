@@ -1,12 +1,12 @@
-"""Every form of export that is asked for, each with its proof or its figures: what notebook 6 and `kto export` make."""
+"""`kto export`: every form of export that is asked for, each with its proof or its figures, as notebook 6 makes them."""
 
-from . import card, proof, serving
-from .errors import KitError
-from .evaluate import Scorer, earlier_adapters, heldout
-from .export import adapter, adapter_facts, choose, config_of, unservable
-from .merging import merge
-from .quantise import SCHEMES, calibration, compare, quantise
-from .runs import Run
+from helpers import card, proof, serving
+from helpers.errors import KitError
+from helpers.evaluate import Scorer, earlier_adapters, heldout
+from helpers.export import adapter, adapter_facts, choose, config_of, unservable
+from helpers.merging import merge
+from helpers.quantise import SCHEMES, calibration, compare, quantise
+from helpers.runs import Run
 
 FORMS = ("adapter", "merged", *SCHEMES)
 
