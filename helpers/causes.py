@@ -160,7 +160,7 @@ CAUSES = [
           "a path that this worker does not see, or may not read",
           "the path must lie on storage that every node sees, readable for the workers' user"),
     Cause("a node was lost",
-          r"marked dead|node has died|node was terminated unexpectedly|NodeDiedError|Raylet is terminated",
+          r"marked dead|node has (?:died|crashed)|node was terminated unexpectedly|NodeDiedError|Raylet is terminated",
           "the machine went away or froze: spot capacity taken back, its memory, its network",
           f"when there are nodes enough again, {GO_ON}"),
     Cause("a time limit ended it", r"DUE TO TIME LIMIT|DeadlineExceeded", "the scheduler's limit came first",

@@ -16,11 +16,9 @@ from .causes import GO_ON, cause_of
 
 CHUNK, MOST, TAIL = 1 << 20, 4 << 20, 2 << 20
 """Bytes: of a log beyond MOST only its last TAIL is read, and the chunks in which a sign of trouble or of a start stands."""
-SIGNS = (
-    b"Traceback (most", b"Fatal Python", b" died", b"SIG", b"illed", b"oom", b"what():", b"Watchdog caught",
-    b"exitcode", b"rror: ", b"marked dead", b"No space left", b"Started ", b"Connected to Ray", b"No available node",
-    b"not started", b"command not found", b"DUE TO TIME",
-)
+SIGNS = (b"Traceback (most", b"Fatal Python", b" died", b"SIG", b"illed", b"oom", b"what():", b"Watchdog caught", b"exitcode",
+         b"rror: ", b"marked dead", b"No space left", b"Started ", b"Connected to Ray", b"No available node", b"not started",
+         b"command not found", b"DUE TO TIME", b"aylet is term", b"node has")
 EXCEPTION = re.compile(r"(?:\s*\| )?((?:[A-Za-z_]\w*\.)*[A-Za-z_]\w*)(\(\w+\))?(?:: .*|:?\s*)$")
 FRAME = re.compile(  # Python's, IPython's and rich's
     r"\s*(?:\| *)?File \"(?P<a>[^\"]+)\", line (?P<b>\d+)(?:, in (?P<c>.+))?"
@@ -40,9 +38,10 @@ DEATH = re.compile(  # how others report a process that could print nothing more
 SPOKEN = re.compile(  # errors that programs print without a traceback
     r"command not found|: No module named |can't open file|^\S+: error: |^ERROR: |^Error: |^[\w./-]+: .*: "
     r"(?:Permission denied|No such file or directory|No space left on device|Read-only file system|Killed)$")
+RAYLET_GONE = re.compile(r"Raylet is terminated|marked dead|node has (?:died|crashed)")
 LOST_PEER = re.compile(
     r"Connection (?:closed|reset|refused)|Broken pipe|remote process exited|Timed out waiting|Socket Timeout|NCCL error"
-    r"|closed by peer|DistBackendError|DistNetworkError|heartbeat|Application timeout|ncclRemoteError")
+    r"|closed by peer|DistBackendError|DistNetworkError|heartbeat\b|Application timeout|ncclRemoteError")
 WAITING = re.compile(
     r"No available node types|has not started in the last|insufficient cluster resources|cannot be scheduled right now"
     r"|Waiting for .*(?:resources|nodes|workers)|client socket has timed out|failed to connect.*retrying")
@@ -51,7 +50,7 @@ START = re.compile(
 FINISHED = re.compile(r"\{'train_runtime'|Training completed after|\*\*\*\*\* train metrics|RUNNING -> FINISHED")
 NO_CAUSE = re.compile(r"WARN|[Ww]arning:|^\[W\d|Exception ignored|Logging error|DEBUG|\bretry(?:ing)?\b")
 ASIDE = re.compile(r"Assertion .* failed|\bERROR\b(?!.* tun\w+\.py)|CUDA error|FATAL")  # belongs to what follows
-GUESSES = re.compile(r" There are some potential root causes.*| Possible reasons include.*")  # Ray's lists
+GUESSES = re.compile(r" (?:There are some potential root causes|Possible reasons include|This can happen when).*")  # Ray's lists
 
 
 class Explanation(NamedTuple):
@@ -205,9 +204,11 @@ def explain(log: Path | str) -> Explanation:
     chain = decisive.chain()
     texts = [f"{error} at {place}" for error, place in chain] + decisive.before
     cause = cause_of(texts)
-    if DEATH.search(chain[0][0]) and (not cause or cause.name.startswith("a worker")):
-        later = (error for other in troubles if other.at > decisive.at for error, _ in other.errors)
-        decisive.more += filter(DEATH.search, later)
+    unsaid = DEATH.search(chain[0][0]) and (not cause or cause.name.startswith("a worker"))
+    if unsaid or LOST_PEER.search(chain[0][0]):  # workers print on for a while when their node's raylet is gone
+        words = [(other.at, error) for other in reader.troubles for error, _ in other.errors]
+        decisive.more = [error for at, error in words if RAYLET_GONE.search(error)
+                         or unsaid and at > decisive.at and DEATH.search(error)] + decisive.more
         cause = cause_of(texts + decisive.more)
     at = max((at for at in range(len(chain)) if cause and re.search(cause.pattern, texts[at])), default=0)
     around = [f"before: {text}" for text in decisive.before]
@@ -216,8 +217,7 @@ def explain(log: Path | str) -> Explanation:
     place = next((place for _, place in chain[at:] if place), "")  # Ray leaves frames out
     where = ", ".join(filter(None, [place, f"worker {decisive.worker}" if decisive.worker else ""]))
     name = cause.name if cause else re.match(r"[\w.]*", chain[at][0])[0] or "the training failed"
-    around = tuple(line[:220] for line in around)
-    return Explanation(name, chain[at][0][:300], where, around, *(cause[2:] if cause else ()))
+    return Explanation(name, chain[at][0][:300], where, tuple(line[:220] for line in around), *(cause[2:] if cause else ()))
 
 
 def _without_error(reader: Reader, log: Path) -> Explanation:

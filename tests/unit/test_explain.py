@@ -1,5 +1,6 @@
 """Failures explained: logs of failures that were provoked for real (tests/fixtures/failures/README.md), and lines in others' words."""
 
+import re
 import time
 from pathlib import Path
 
@@ -49,6 +50,7 @@ FAILURES = {  # log -> (the explanation's name, words of its decisive line, word
     "ray_v2_killed": ("a worker was lost", "A worker died or was killed", ""),
     "ray_v1_waits": ("the training waits for resources", "No available node types can fulfill", ""),
     "ray_v2_waits": ("the training waits for resources", "", ""),
+    "raylet_killed": ("a node was lost", "has been marked dead", ""),
     "read_only_home": ("the home folder is read-only", "Read-only file system: '/mnt/rohome/.cache'", ""),
     "resume_missing": ("the checkpoint was not found", "Can't find a valid checkpoint at", "trainer.py:"),
     "shm_full": ("shared memory is full", "OSError: [Errno 28] No space left on device", "multiprocessing/synchronize.py"),
@@ -316,6 +318,14 @@ def test_no_log_whatever_makes_the_explanation_raise(tmp_path_factory, pieces):
     path = tmp_path_factory.getbasetemp() / "any.log"
     path.write_bytes("\n".join(pieces).encode("utf-8", "replace"))
     assert str(explain(path))
+
+
+@pytest.mark.parametrize("unsaid", ["marked dead", "Raylet is terminated", "marked dead|Raylet is terminated"])
+def test_a_lost_node_is_told_whichever_of_rays_words_reached_the_log(tmp_path, unsaid):
+    """Of a worker that prints on for windows after its node's raylet was killed."""
+    lines = (FIXTURES / "failures" / "raylet_killed.log").read_text().splitlines(keepends=True)
+    (tmp_path / "train.log").write_text("".join(line for line in lines if not re.search(unsaid, line)))
+    assert explain(tmp_path / "train.log").name == "a node was lost"
 
 
 def test_the_reason_of_a_lost_worker_is_told_by_others_later_and_a_reason_in_its_own_words_comes_first(tmp_path):
