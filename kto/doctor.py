@@ -13,7 +13,7 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from helpers import cluster, files, profiles, secrets
+from helpers import chat_template, cluster, files, profiles, secrets
 from helpers import config as configs
 from helpers.errors import Finding, KitError
 
@@ -45,12 +45,16 @@ def examine(profile: str, storage: str = "", values: dict | None = None) -> list
         tracking = at_once.submit(mlflow)
         model = values.get("model_name_or_path") or loaded.model_name_or_path
         shape, of_hub = base_model(model)
+        reach = model if of_hub and of_hub[0].status == "OK" else ""
+        local = next((str(path) for path in (Path(model).expanduser(), folder / "models" / model) if path.is_dir()), reach)
+        spoken = {"template": loaded.template} | config | {"model_name_or_path": local}
+        fits = at_once.submit(chat_template.asked, spoken, until - time.monotonic()) if local else None
         data, registered = dataset(folder, values.get("dataset") or loaded.dataset)
         found += [registered, *of_hub, tracking.result()]
-    reach = model if of_hub and of_hub[0].status == "OK" else ""
-    question = {"profile": profile, "storage": str(folder), "config": config, "data": data, "shape": shape,
-                "model": reach, "accelerated": bool(values.get("accelerated"))}
-    return found + on_the_cluster(question, until - time.monotonic())
+        question = {"profile": profile, "storage": str(folder), "config": config, "data": data, "shape": shape,
+                    "model": reach, "accelerated": bool(values.get("accelerated"))}
+        found += on_the_cluster(question, until - time.monotonic())
+        return found + (fits.result() if fits else [])
 
 
 def settle(storage: Path) -> list[str]:
