@@ -53,7 +53,11 @@ def resolve(run: Run, train_config: str = "", **overrides) -> dict:
         "ray_run_name": run.name,
         "ray_storage_path": str(run.storage),
     }
-    config |= template(train_config or run.profile.train_config) | run.profile.overrides
+    config |= template(train_config or run.profile.train_config)
+    ray, address = config.get("ray_init_kwargs") or {}, run.profile.ray_address
+    if address != "local" and ray.get("address", "local") == "local":  # the profile says which cluster, not the template
+        config["ray_init_kwargs"] = {key: value for key, value in ray.items() if key == "runtime_env"} | {"address": address}
+    config |= run.profile.overrides
     config |= {key: value for key, value in overrides.items() if value is not None}
     if isinstance(config.get("deepspeed"), str):  # a file beside the templates: its content goes along, every node has it
         config["deepspeed"] = files.read_yaml(TEMPLATES / config["deepspeed"])

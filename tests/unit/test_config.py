@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 import time
+from dataclasses import replace
 
 import pytest
 import yaml
@@ -30,6 +31,18 @@ def test_the_runs_facts_are_filled_in_with_absolute_paths(prepared):
     resolved = config.resolve(prepared)
     assert resolved["output_dir"] == str(prepared.output_dir) and prepared.output_dir.is_absolute()
     assert resolved["ray_storage_path"] == str(prepared.storage) and resolved["ray_run_name"] == "first-run"
+
+
+@pytest.mark.parametrize("name", ["kto_lora_local.yaml", "kto_lora.yaml"])
+@pytest.mark.parametrize("address", ["auto", "10.0.0.1:6379"])
+def test_a_profile_of_a_running_cluster_joins_it_whatever_the_template_says(prepared, name, address):
+    template = config.template(name)["ray_init_kwargs"]
+    there = replace(prepared, profile=prepared.profile.model_copy(update={"ray_address": address}))
+    kept = {"runtime_env": template["runtime_env"]} if "runtime_env" in template else {}
+    assert config.resolve(there, name)["ray_init_kwargs"] == kept | {"address": address}
+    own = {"address": "local", "num_cpus": 2}
+    assert config.resolve(there, name, ray_init_kwargs=own)["ray_init_kwargs"] == own
+    assert config.resolve(prepared, name)["ray_init_kwargs"] == template
 
 
 def test_a_run_without_a_dataset_names_the_notebook_to_run(run):
