@@ -7,22 +7,16 @@ import subprocess
 import sys
 from pathlib import Path
 
-from . import files, secrets
+from . import files, own_yaml, secrets
 from .errors import KitError
+from .own_yaml import TEMPLATES
 from .profiles import ROOT
 from .runs import Run, refuse_if_trained
-
-TEMPLATES = ROOT / "train-configs"
 
 
 def template(name: str) -> dict:
     """The template of that file name in train-configs/, or at that path, as a dict."""
-    path = Path(name) if Path(name).is_absolute() else TEMPLATES / name
-    if not path.is_file():
-        raise KitError(
-            f"there is no template {name!r}", f"a path, or one of {', '.join(available())}", "correct `train_config`"
-        )
-    return files.read_yaml(path)
+    return files.read_yaml(own_yaml.path_of(name))
 
 
 def available() -> list[str]:
@@ -31,11 +25,30 @@ def available() -> list[str]:
 
 
 def resolve(run: Run, train_config: str = "", **overrides) -> dict:
-    """The configuration of `run`: template, then the profile's overrides, then the run's facts, then `overrides`.
+    """The configuration of `run`: the run's facts, then the template, then the profile's overrides, then `overrides`.
 
     Overrides bear LLaMA-Factory's names; one that is None is left to the template. What 01 and 02 recorded in run.json (model,
-    dataset) is filled in. Nothing is written: see `write`.
+    dataset) is filled in. In a YAML of the reader's own the run's facts win (own_yaml.taken). Nothing is written: see `write`.
     """
+    config, _ = template_in_run(run, train_config)
+    ray, address = config.get("ray_init_kwargs") or {}, run.profile.ray_address
+    if address != "local" and ray.get("address", "local") == "local":  # the profile says which cluster, not the template
+        config["ray_init_kwargs"] = {key: value for key, value in ray.items() if key == "runtime_env"} | {"address": address}
+    config |= run.profile.overrides | {key: value for key, value in overrides.items() if value is not None}
+    own_yaml.refuse_unfinished(config)
+    if isinstance(config.get("deepspeed"), str):  # the file's content goes along: every node has it
+        config["deepspeed"] = own_yaml.deepspeed(config["deepspeed"], own_yaml.path_of(train_config or run.profile.train_config))
+    if config.get("adapter_name_or_path") and not config.get("create_new_adapter"):
+        raise KitError(
+            "adapter_name_or_path without create_new_adapter trains that adapter further against the bare base: another objective",
+            "a new adapter on top of it, whose reference is the base with that adapter; or a merged model",
+            "set create_new_adapter: true (kto run --start-from does), or give the merged model as model_name_or_path",
+        )
+    return evaluated(config, run.record())
+
+
+def template_in_run(run: Run, train_config: str = "") -> tuple[dict, list[str]]:
+    """(the template with the run's facts, a line for each key of the reader's own YAML that the run overruled or filled in)."""
     record = run.record()
     for key, made_by in (("model", "01_setup"), ("dataset", "02_data")):
         if key not in record:
@@ -44,7 +57,7 @@ def resolve(run: Run, train_config: str = "", **overrides) -> dict:
                 f"what {made_by} records in run.json",
                 f"run {made_by} with the same run_name",
             )
-    config = {
+    facts = {
         "model_name_or_path": record["model"]["path"],
         "template": record["model"]["template"],
         "dataset": record["dataset"]["name"],
@@ -53,21 +66,10 @@ def resolve(run: Run, train_config: str = "", **overrides) -> dict:
         "ray_run_name": run.name,
         "ray_storage_path": str(run.storage),
     }
-    config |= template(train_config or run.profile.train_config)
-    ray, address = config.get("ray_init_kwargs") or {}, run.profile.ray_address
-    if address != "local" and ray.get("address", "local") == "local":  # the profile says which cluster, not the template
-        config["ray_init_kwargs"] = {key: value for key, value in ray.items() if key == "runtime_env"} | {"address": address}
-    config |= run.profile.overrides
-    config |= {key: value for key, value in overrides.items() if value is not None}
-    if isinstance(config.get("deepspeed"), str):  # a file beside the templates: its content goes along, every node has it
-        config["deepspeed"] = files.read_yaml(TEMPLATES / config["deepspeed"])
-    if config.get("adapter_name_or_path") and not config.get("create_new_adapter"):
-        raise KitError(
-            "adapter_name_or_path without create_new_adapter trains that adapter further against the bare base: another objective",
-            "a new adapter on top of it, whose reference is the base with that adapter; or a merged model",
-            "set create_new_adapter: true (kto run --start-from does), or give the merged model as model_name_or_path",
-        )
-    return evaluated(config, record)
+    name = train_config or run.profile.train_config
+    if own_yaml.is_own(name):
+        return own_yaml.taken(template(name), facts | {"eval_dataset": record["dataset"].get("heldout_name")}, run.profile)
+    return facts | template(name), []
 
 
 def evaluated(config: dict, record: dict) -> dict:

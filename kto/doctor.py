@@ -13,7 +13,7 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from helpers import chat_template, cluster, files, profiles, secrets
+from helpers import chat_template, cluster, files, own_yaml, profiles, secrets
 from helpers import config as configs
 from helpers.errors import Finding, KitError
 
@@ -34,6 +34,10 @@ def examine(profile: str, storage: str = "", values: dict | None = None) -> list
     config = configs.template(values.get("train_config") or loaded.train_config) | loaded.overrides
     config |= {key: value for key, value in values.items() if key not in ("train_config", "dataset", "overrides")}
     config |= values.get("overrides", {})
+    try:
+        own_yaml.refuse_unfinished(config)
+    except KitError as error:
+        found.append(failed(error))
     found.append(packages(loaded))
     try:
         folder = profiles.storage_for(loaded, storage)
