@@ -16,9 +16,9 @@ from helpers.errors import KitError
 from . import importers, quality, read, register, tables
 from .columns import NO_VOTE, Columns, parse_columns
 from .find import Source, find
-from .labels import WORDS, Scale, scale_of
 from .problems import Ledger
-from .records import Refused
+from .records import Refused, shorten
+from .scales import WORDS, Scale, named_votes, scale_of
 from .shapes import Shape, recognise, rows
 
 REFUSE_SHARE = 0.05
@@ -107,10 +107,10 @@ def check(source: Source, report: Path | None = None, columns: str | dict = "", 
     tables.refuse_what_does_not_fit(source.files)
     given, ledger = parse_columns(columns), Ledger(report)
     try:
-        table = _Table(source, given)
+        table = _Table(source, given, named_votes(scale))
         name, parts = (table.importer.name, IMPORTED) if table.importer else recognise(table.columns, given)
         votes = table.columns.votes.get(parts.get("label"))
-        if "against" in parts:
+        if {"label", "against"} <= set(parts):
             read_as = Scale(0, 0, 0, f"more votes in {parts['label']} than in {parts['against']} are accepted")
         else:
             read_as = scale_of(votes, parts["label"], scale, accept_from, stars) if votes else WORDS
@@ -168,16 +168,22 @@ IMPORTED = {"messages": "messages", "label": "label", "system": "system", "tools
 class _Table:
     """A source's rows, read as often as asked; how its columns are filled is counted in a first pass."""
 
-    def __init__(self, source: Source, given: dict):
+    def __init__(self, source: Source, given: dict, named: dict):
         self.source = source
         self.encodings = [read.encoding_of(file) for file in source.files]
         heads = [value for file, encoding in zip(source.files, self.encodings, strict=True)
                  for _, value in itertools.islice(read.rows(file, encoding), 100)]
         self.importer = None if given else importers.find(heads)
-        self.columns, used = Columns(), set(self.importer.used if self.importer else given.values())
+        self.columns, used, broken = Columns(named), set(self.importer.used if self.importer else given.values()), "it is empty"
         for _, _, value in self._raw():
             if isinstance(value, dict):
                 self.columns.add(value, used, set(given.values()))
+            elif not self.columns.names and broken == "it is empty":
+                broken = value.reason if isinstance(value, Refused) else f"{shorten(value)} is no object with columns"
+        if not self.columns.names:
+            raise KitError(f"there is no row that can be read in {source.origin}: {broken}",
+                           "rows with columns: JSON, JSON lines, or CSV whose first line names the columns, parted by , ; tab or |",
+                           "export it again as one of these")
         if self.importer:
             self.columns.votes = {}
             for _, _, value in self.rows():

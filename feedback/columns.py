@@ -7,31 +7,39 @@ from dataclasses import dataclass, field
 from helpers.errors import KitError, closest
 
 from .labels import Votes
-from .texts import literal
+from .records import MEDIA, speaker
+from .texts import listed, literal
 
 PARTS = {
-    "messages": ("messages", "conversations", "conversation", "dialogue", "dialog", "chat", "turns"),
+    "messages": ("messages", "conversations", "conversation", "dialogue", "dialog", "chat", "turns", "contents"),
     "chosen": ("chosen", "acceptedresponse", "preferred", "chosenresponse"),
     "rejected": ("rejected", "rejectedresponse", "dispreferred"),
     "label": ("label", "ktotag", "rating", "feedback", "thumb", "thumbs", "stars", "vote", "reaction", "score", "userrating",
-              "userfeedback", "userscore", "thumbsup", "liked", "like", "likes", "upvotes", "helpful", "grade", "accepted",
-              "desirable", "humanrating", "choice", "evaluation"),
+              "userfeedback", "userscore", "thumbsup", "liked", "like", "likes", "upvotes", "helpful", "good", "correct", "grade",
+              "accepted", "desirable", "humanrating", "humanlabel", "humanfeedback", "choice", "evaluation", "satisfaction",
+              "bewertung", "note", "valoración", "avaliação", "valutazione", "оценка", "评分", "評価"),
     "against": ("thumbsdown", "disliked", "dislike", "dislikes", "downvotes"),
-    "prompt": ("prompt", "question", "query", "instruction", "userinput", "usermessage", "userprompt", "request"),
+    "prompt": ("prompt", "question", "query", "instruction", "userinput", "usermessage", "userprompt", "userquery", "request",
+               "prompttext", "requesttext", "inputtext", "chatinput", "inputs", "human", "frage", "pregunta", "pergunta", "domanda",
+               "вопрос", "问题", "質問"),
     "reply": ("completion", "response", "reply", "answer", "output", "assistant", "botresponse", "modelresponse", "modeloutput",
-              "generation"),
+              "generation", "completiontext", "responsetext", "outputtext", "chatoutput", "outputs", "generatedtext",
+              "generatedresponse", "modelanswer", "airesponse", "llmresponse", "assistantresponse", "assistantmessage", "botmessage",
+              "botreply", "antwort", "réponse", "respuesta", "resposta", "risposta", "ответ", "回答"),
     "extra": ("input",),
-    "history": ("history",),
+    "history": ("history", "chathistory", "conversationhistory", "messagehistory", "previousmessages", "previousturns"),
     "system": ("system", "systemprompt", "systemmessage"),
     "tools": ("tools", "functions"),
-    "media": ("images", "image", "videos", "video", "audios", "audio"),
+    "media": MEDIA,
 }
 """a record's part -> the columns it is found in, as `plain` spells them, the first one present counting"""
 
 TURN_KEYS = {"role", "from", "author", "speaker", "type", "content", "value", "text", "tool_calls", "function_call",
-             "tool_call_id", "id"}
+             "tool_call_id", "id", "sender", "parts"}
 FOR = ("thumbsup", "liked", "like", "likes", "upvotes", "helpful", "accepted")
 """columns of votes for a reply, beside which there may be one of votes against it"""
+AGAINST = (*PARTS["against"], "bad", "rejected", "unhelpful", "harmful", "toxic", "incorrect", "wrong", "flagged", "reported")
+"""columns in which a yes is no praise"""
 
 NO_VOTE = "nobody voted"
 
@@ -40,29 +48,46 @@ NO_VOTE = "nobody voted"
 class Columns:
     """What the columns of a source hold: in how many rows each is filled, and the votes in those that may be labels."""
 
+    named: dict = field(default_factory=dict)
     filled: Counter = field(default_factory=Counter)
     votes: dict[str, Votes] = field(default_factory=dict)
     names: dict[str, None] = field(default_factory=dict)
+    unanswered: Counter = field(default_factory=Counter)
+    """lists of turns that end in a question, among the first hundred of a column"""
 
-    def add(self, row: dict, used: set[str], candidates: set[str]) -> None:
-        """Count one row; the parts of nested data under their dotted names. `candidates` may be labels."""
+    def add(self, row: dict, used: set[str], given: set[str]) -> None:
+        """Count one row; the parts of nested data under their dotted names. The columns `given` by hand may all be labels."""
         self.names.update(dict.fromkeys(row))
-        for name, value in _paths(row, used):
+        found = dict(_paths(row, used))
+        inside = ((name, value_at(row, name)) for name in given - found.keys() - row.keys())
+        found |= {name: value for name, value in inside if value is not None}
+        for name, value in found.items():
             self.filled[name] += not empty(value)
-            if name in candidates or _may_be_label(name):
+            if name in given or _may_be_label(name):
                 self.add_vote(name, value)
+            if self.filled[name] <= 100 and isinstance(value, str) and value[:1] == "[":
+                value = listed(value)
             if isinstance(value, list) and value and isinstance(value[0], dict) and value[0].keys() & {"role", "from"}:
-                keys = {key for turn in value if isinstance(turn, dict) for key in turn if not empty(turn[key])}
-                self.filled.update(f"{name}[].{key}" for key in keys - TURN_KEYS)
+                self._add_turns(name, [turn for turn in value if isinstance(turn, dict)])
+
+    def _add_turns(self, name: str, turns: list[dict]) -> None:
+        self.unanswered[name] += self.filled[name] <= 100 and speaker(turns[-1]) == "user"
+        self.filled.update({f"{name}[].{key}" for turn in turns for key in turn if key not in TURN_KEYS and not empty(turn[key])})
+        for turn in turns:
+            for key in turn.keys() - TURN_KEYS:
+                if plain(key) in PARTS["label"]:
+                    self.add_vote(f"{name}[].{key}", turn[key])
 
     def unused(self, used: set[str]) -> dict[str, int]:
         """The columns, and keys of turns, that nothing was read from, with the rows that fill them."""
-        return {name: count for name, count in self.filled.items() if count and name not in used
+        used = {column for columns in used for column in columns.split("+")}
+        return {name: count for name, count in self.filled.items() if count and name not in used and "+" not in name
+                and not any(column.startswith(f"{name}.") for column in used)
                 and (name in self.names or not any(name.startswith(f"{column}.") for column in used))
                 and (name.partition("[]")[0] in used or "[]" not in name)}
 
     def add_vote(self, name: str, value) -> None:
-        self.votes.setdefault(name, Votes()).add(value)
+        self.votes.setdefault(name, Votes(self.named)).add(value)
 
 
 def parse_columns(text: str | dict | None) -> dict[str, str]:
@@ -83,6 +108,7 @@ def match(found: list[str], votes: dict[str, Votes]) -> dict[str, str]:
     named = [by_name[name] for name in PARTS["label"] if name in by_name and by_name[name] in votes]
     matches["label"] = _label([name for name in named if votes[name].are_labels], votes) or next(
         (name for name in found if "." in name and name in votes and votes[name].are_labels), None)
+    matches["media"] = "+".join(name for name in found if plain(name) in PARTS["media"]) or None
     if matches["against"] and plain(matches["label"] or "") not in FOR:
         del matches["against"]
     return {part: name for part, name in matches.items() if name is not None}
@@ -98,7 +124,11 @@ def _label(candidates: list[str], votes: dict[str, Votes]) -> str | None:
 
 
 def resolve(column: str, found: list[str]) -> str:
-    """A column as it is really spelled, blanks and capitals aside."""
+    """A column as it is really spelled, blanks and capitals aside; several annotators' as `first+second`."""
+    if column in found:
+        return column
+    if "+" in column:
+        return "+".join(resolve(each, found) for each in column.split("+"))
     same = [name for name in found if name.strip().lower() == column.strip().lower()]
     if same:
         return same[0]
@@ -107,17 +137,24 @@ def resolve(column: str, found: list[str]) -> str:
 
 
 def value_at(row, path: str):
-    """The value in a column, or at a dotted path inside one; None where there is none."""
+    """The value in a column, or at a dotted path inside one; None where there is none. Of `first+second` the list of both."""
+    if isinstance(row, str) and row[:1] in ("{", "["):  # CSV keeps nested data as text
+        row = literal(row)
     if isinstance(row, dict) and path in row:
         return row[path]
+    if "+" in path and isinstance(row, dict):
+        return [value_at(row, each) for each in path.split("+")]
     first, _, rest = path.partition(".")
-    if isinstance(row, str) and row[:1] == "{":  # CSV keeps nested data as text
-        row = literal(row)
+    if isinstance(row, list) and first.isdigit() and int(first) < len(row):
+        inner = row[int(first)]
+        return value_at(inner, rest) if rest else inner
     return value_at(row[first], rest) if rest and isinstance(row, dict) and first in row else None
 
 
 def plain(name: str) -> str:
-    return re.sub(r"[^a-z0-9]", "", name.lower())
+    """A column's name without blanks, capitals, a leading "is", and what is in brackets."""
+    name = re.sub(r"^is(?=[_ A-Z])", "", name.strip())
+    return re.sub(r"[\W_]", "", re.sub(r"\s+[(\[].*", "", name).casefold())
 
 
 def empty(value) -> bool:

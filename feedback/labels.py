@@ -1,51 +1,38 @@
-"""What a vote says: words, thumbs, numbers on a scale that is recognised from its lowest and highest value, and stated."""
+"""What a vote says: words, thumbs, stars, numbers; of one person or of several."""
 
 import math
 import re
+import unicodedata
 from collections import Counter
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from helpers.errors import KitError
-
 from .records import Refused, shorten
+from .scales import BINARY, SIGN, WORDS, Scale, folded
 from .texts import literal
 
-UP = set("true t yes y up thumbsup thumbup 👍 good great like liked likes love ❤ accept accepted chosen desirable "
-         "positive pos helpful correct right upvote upvoted approve approved pass passed satisfied happy ✅ ✔ 😀 😊 🙂 😃 "
-         "ja oui si sí sim да".split())
-DOWN = set("false f no n down thumbsdown thumbdown 👎 bad poor dislike disliked dislikes hate reject rejected undesirable negative "
-           "neg unhelpful nothelpful incorrect wrong downvote downvoted disapprove disapproved fail failed unsatisfied "
-           "dissatisfied unhappy ❌ ✖ 🙁 ☹ 😞 😠 nein non nao não нет".split())
+UP = set("""true t yes y up thumbsup thumbup 👍 good verygood great excellent like liked likes love ❤ accept accepted chosen desirable
+    positive pos helpful useful correct right agree stronglyagree upvote upvoted approve approved pass passed win plus
+    satisfied happy ✅ ✔ ✓ ☑ 😀 😊 🙂 😃 ja wahr gut hilfreich daumenhoch oui vrai bon bien pouceenhaut si sí sì verdadero sim
+    verdadeiro vero tak evet да хорошо нравится 是 好 赞 はい いいね 예 네 좋아요""".split())
+DOWN = set("""false f no n down thumbsdown thumbdown 👎 bad verybad poor verypoor terrible dislike disliked dislikes hate reject
+    rejected undesirable negative neg unhelpful nothelpful useless incorrect wrong disagree stronglydisagree downvote downvoted
+    disapprove disapproved fail failed loss minus unsatisfied dissatisfied unhappy ❌ ✖ ✗ ✘ ☒ 🙁 ☹ 😞 😠 😡 💔 nein falsch schlecht
+    nichthilfreich daumenrunter non faux mauvais mal pouceenbas falso nao não nie nee nej hayır hayir нет плохо ненравится 否
+    坏 踩 いいえ 아니요 아니오 싫어요""".split())
 NOBODY = set("none null nan na n/a nil undefined neutral tie novote notvoted unrated skip skipped nofeedback pending 😐 🤷".split())
 """words in small letters, without MARKS"""
 
 MARKS = re.compile(r"[\s_:;.!\-–—\"'\ufe0e\ufe0f\u200d\U0001F3FB-\U0001F3FF]")
-NUMBER = re.compile(r"([+-]?\d+(?:[.,]\d+)?)\s*(?:(%)|(?:/|of|out of)\s*(\d+)|(?:stars?|points?|pts|★|⭐)*)", re.I)
-STARS = re.compile(r"([★⭐]+)([☆✩]*)")
-
-ACCEPT = {(0, 1): 0.7, (1, 3): 3, (0, 4): 3, (1, 5): 4, (0, 5): 4, (1, 7): 5, (1, 10): 7, (0, 10): 7, (0, 100): 70}
-"""scales by their ends -> from where on a rating is accepted, if nobody says otherwise"""
-
+NUMBER = re.compile(r"[★⭐]?\s*([+-]?\d+(?:[.,]\d+)?)\s*(?:(%)|(?:/|of|out of|von|sur|de|из)\s*(\d+)|(?:stars?|points?|pts|★|⭐)*)"
+                    r"(?:\s*[:(–-]\s*\D{1,40})?", re.I)
+"""4, 4.5, 4/5, 85 %, 4 stars, 4: good, 4 (good)"""
+STARS = re.compile(r"([★⭐]+)(½?)([☆✩]*)")
 
 class Number(NamedTuple):
     value: float
     top: int = 0
     """the scale's highest value, where the vote says it: 4/5, 85 %, ★★★★☆"""
-
-
-class Scale(NamedTuple):
-    """How numbers become labels: accepted from `accept` on. `words` says it to a reader."""
-
-    low: float
-    high: float
-    accept: float
-    words: str
-
-
-WORDS = Scale(0, 1, 1, "true and false, or words for them")
-BINARY = Scale(0, 1, 1, "0 and 1; 1 is accepted")
-SIGN = Scale(-1, 1, 1, "-1 and 1; 1 is accepted, 0 is no vote")
 
 
 def parse(value):
@@ -78,9 +65,12 @@ def parse(value):
 def _parse_text(text: str):
     if text[:1] in ("[", "(", "{") and (inner := literal(text)) is not None:
         return parse(inner)
-    word = MARKS.sub("", text.casefold())
+    if len(several := re.split("[;|]", text)) > 1:
+        return parse(several)
     if found := STARS.fullmatch(MARKS.sub("", text)):
-        return Number(float(len(found[1])), len(found[1]) + len(found[2]) if found[2] else 5)
+        return Number(len(found[1]) + len(found[2]) / 2, sum(map(len, found.groups())) if found[3] else 5)
+    text = unicodedata.normalize("NFKC", text)  # digits and signs of full width
+    word = MARKS.sub("", text.casefold())
     if found := NUMBER.fullmatch(text.strip(":").strip()):
         return Number(float(found[1].replace(",", ".")), 100 if found[2] else int(found[3] or 0))
     if word in UP or word in DOWN:
@@ -94,6 +84,7 @@ def _parse_text(text: str):
 class Votes:
     """All values of one column that may be the label: which numbers, how many words, how many are no votes at all."""
 
+    named: dict = field(default_factory=dict)
     numbers: Counter = field(default_factory=Counter)
     tops: set = field(default_factory=set)
     words: int = 0
@@ -103,10 +94,10 @@ class Votes:
 
     def add(self, value) -> None:
         try:
-            votes = parse(value)
+            votes = _named_votes(value, self.named) if self.named else parse(value)
         except (ValueError, OverflowError, RecursionError):
             self.strange_count += 1
-            if len(self.strange) < 5:
+            if len(self.strange) < 5 and value not in self.strange:
                 self.strange.append(value)
             return
         self.empty += votes is None
@@ -128,90 +119,10 @@ class Votes:
         return ", ".join(common if len(common) <= 12 else [*common[:6], "…", *common[-5:]])
 
 
-def scale_of(votes: Votes, column: str, scale: str = "", accept_from: float | None = None, stars: int = 4) -> Scale:
-    """The scale of a column's numbers. KitError, with the option to add, where their extent leaves it open.
-
-    `scale`: binary, sign, stars, or its ends as 1-10; `accept_from`: ratings from here on are accepted; `stars`: the same for
-    a scale of 1 to 5 alone.
-    """
-    seen = sorted(votes.numbers)
-    if scale or not seen:
-        return _named(scale, accept_from, stars) if scale else WORDS
-    low, high, whole = seen[0], seen[-1], all(value == int(value) for value in seen)
-    tops = votes.tops - {0}
-    if accept_from is not None:
-        return _rated(min(low, accept_from), max(high, accept_from), accept_from)
-    if votes.words > votes.numbers.total() or (votes.words and not set(seen) - {-1, 0, 1}):
-        return SIGN if -1 in seen else WORDS  # any other number among words is the fault, not the scale
-    if len(tops) == 1 and 0 not in votes.tops and low >= 0 and high <= (top := tops.pop()):
-        return _named(f"{0 if top == 100 else min(1, int(low))}-{top}", None, stars)
-    if whole and {low, high} <= {-1.0, 0.0, 1.0}:
-        return SIGN if low < 0 else BINARY
-    if low >= 0 and len(tops) == 0 and (ends := _ends(low, high, votes)):
-        return _named(f"{ends[0]}-{ends[1]}", None, stars)
-    raise KitError(f"the numbers in {column!r} fit no scale that is known, or several: {votes.shown()}",
-                   "ratings whose lowest and highest values tell their scale (0/1, -1/1, 1-3, 0-4, 1-5, 1-7, 1-10, 0-100, 0.0-1.0)",
-                   _options(low, high))
-
-
-def _ends(low: float, high: float, votes: Votes) -> tuple[int, int] | None:
-    """The scale that an extent can only mean; None where it may be several that disagree on what is accepted."""
-    if high <= 1:
-        return 0, 1
-    if high == 5 or (high == 4.5 and low >= 1):
-        return (0, 5) if low < 1 else (1, 5)
-    if high == 4 and low < 1:
-        return 0, 4
-    if high in (3, 7) and low == 1 and votes.numbers.total() >= 20:  # so many ratings without a higher one
-        return 1, int(high)
-    if 7 < high <= 10:
-        return (0, 10) if low < 1 else (1, 10)
-    return (0, 100) if 50 < high <= 100 else None
-
-
-def _named(scale: str, accept_from: float | None, stars: int) -> Scale:
-    scale = {"stars": "1-5", "thumbs": "binary", "words": "binary"}.get(scale.strip().lower(), scale.strip().lower())
-    if scale == "binary":
-        return BINARY if accept_from is None else _named("0-1", accept_from, stars)
-    if scale in ("sign", "-1..1", "-1-1") and accept_from is None:
-        return SIGN
-    ends = re.fullmatch(r"(-?\d+(?:\.\d+)?)\s*(?:-|–|to|\.\.|:)\s*(-?\d+(?:\.\d+)?)", scale)
-    if not ends or float(ends[1]) >= float(ends[2]):
-        raise KitError(f"there is no scale {scale!r}", "binary, sign, stars, or the lowest and highest rating, such as 1-10",
-                       "correct --scale")
-    low, high = float(ends[1]), float(ends[2])
-    usual = stars if (low, high) == (1, 5) else _usual(low, high)
-    accept = usual if accept_from is None else accept_from
-    if not low < accept <= high:
-        raise KitError(f"ratings of {accept:g} and more were to be accepted, on a scale of {low:g} to {high:g}",
-                       f"a number above {low:g}, at most {high:g}", "correct --accept-from (or --stars)")
-    return _rated(low, high, accept)
-
-
-def _rated(low: float, high: float, accept: float) -> Scale:
-    return Scale(low, high, accept, f"ratings {low:g} to {high:g}; {accept:g} and more are accepted")
-
-
-def _usual(low: float, high: float) -> float:
-    """From where on ratings are accepted: as ACCEPT has it, else six tenths up the scale."""
-    accept = low + 0.6 * (high - low)
-    return ACCEPT.get((low, high), math.ceil(accept) if high - low > 2 else round(accept, 2))
-
-
-def _options(low: float, high: float) -> str:
-    """The very option to add."""
-    if low < 1 or high > 7:
-        ends = [(math.floor(low), math.ceil(high))]
-    else:  # the part of a longer scale that happens to be used
-        ends = [(1, 3), (1, 5)] if high <= 3 else [(1, 5)] if high <= 5 else [(1, 7), (1, 10)]
-    return "add " + ", or ".join(
-        f"--scale={a}{'..' if a < 0 else '-'}{b} --accept-from={_usual(a, b):g}" for a, b in ends)
-
-
 def label_of(value, scale: Scale) -> bool | None:
     """True for accepted, False for rejected, None where nobody voted. Refused where it is no vote, or annotators disagree evenly."""
     try:
-        votes = parse(value)
+        votes = _named_votes(value, scale.named) if scale.named else parse(value)
         if votes is None:
             return None
         votes = votes if isinstance(votes, list) else [votes]
@@ -222,7 +133,7 @@ def label_of(value, scale: Scale) -> bool | None:
         return None
     if sum(labels) * 2 == len(labels):
         raise Refused("annotators disagree", f"{shorten(value)}: as many accept the reply as reject it")
-    if len(votes) > 1 and all(isinstance(vote, Number) for vote in votes) and scale is not SIGN:
+    if len(votes) > 1 and all(isinstance(vote, Number) for vote in votes) and scale not in (WORDS, BINARY, SIGN):
         return sum(vote.value for vote in votes) / len(votes) >= scale.accept
     return sum(labels) * 2 > len(labels)
 
@@ -241,9 +152,20 @@ def more_for(votes_for, votes_against) -> bool | None:
     return None if counts[0] == counts[1] else counts[0] > counts[1]
 
 
+def _named_votes(value, named: dict) -> list[bool] | None:
+    """The same as `parse`, where a reader has named the votes."""
+    votes = [folded(vote) for vote in (value if isinstance(value, list | tuple) else [value])]
+    votes = [vote for vote in votes if vote in named or vote not in ("", "none", "nan")]
+    if set(votes) - named.keys():
+        raise ValueError(value)
+    return [named[vote] for vote in votes if named[vote] is not None] or None
+
+
 def _one(vote, scale: Scale) -> bool | None:
     if isinstance(vote, bool):
         return vote
+    if vote.value == 0 and scale.low == 1:
+        return None
     whole = scale in (WORDS, BINARY, SIGN) and vote.value != int(vote.value)
     if whole or not scale.low <= vote.value <= scale.high:
         raise ValueError(vote.value)

@@ -4,14 +4,16 @@ import copy
 import json
 import re
 
-ROLES = {
-    "user": "user", "human": "user", "prompter": "user", "customer": "user", "instruction": "user", "input": "user",
-    "assistant": "assistant", "gpt": "assistant", "chatgpt": "assistant", "bot": "assistant", "model": "assistant",
-    "ai": "assistant", "chatbot": "assistant", "llm": "assistant", "response": "assistant", "output": "assistant",
-    "observation": "observation", "tool": "observation", "function_response": "observation", "function": "observation",
-    "function_call": "function_call", "tool_call": "function_call",
-    "system": "system", "developer": "system",
+_SAID_AS = {
+    "user": "user human prompter customer instruction input benutzer nutzer utilisateur usuario usuário utente gebruiker użytkownik "
+            "kullanıcı пользователь 用户 人类 ユーザー 사용자",
+    "assistant": "assistant gpt chatgpt bot model ai chatbot llm response output assistent asistente assistente asystent asistan ki "
+                 "ассистент 助手 アシスタント 어시스턴트",
+    "observation": "observation tool function_response function",
+    "function_call": "function_call tool_call",
+    "system": "system developer",
 }
+ROLES = {name: role for role, names in _SAID_AS.items() for name in names.split()}
 """what sources call a speaker -> what LLaMA-Factory's tags call it"""
 
 ODD, EVEN = ("user", "observation"), ("assistant", "function_call")
@@ -19,11 +21,16 @@ ODD, EVEN = ("user", "observation"), ("assistant", "function_call")
 
 CONTROL = re.compile("(?P<control>(?<!Ã)[\x80-\x9f]|\x00)|(?P<surrogate>[\ud800-\udfff])")
 TOKENS = re.compile(
-    r"(?P<template><\|(?:im_start|im_end|endoftext|eot_id|start_header_id|end_header_id|begin_of_text|end_of_text"
-    r"|assistant|system|end)\|>|^\s*<\|user\|>|<(?:start|end)_of_turn>|\[/?INST\]|<</?SYS>>)|(?P<image><image>)"
+    r"(?P<template><[|｜](?!user\|>)[^\s<>]{1,40}[|｜]>|^\s*<\|user\|>|<(?:start|end)_of_turn>|<[BE]OS_TOKEN>|\[gMASK\]"
+    r"|\[/?(?:INST|SYSTEM_PROMPT|TOOL_CALLS|AVAILABLE_TOOLS|TOOL_RESULTS)\]|<</?SYS>>)"
+    r"|(?P<image><image(?:_\d+)?>|^\s*<(?:video|audio)>|\bdata:(?:image|audio|video)/[\w.+-]+;base64,)"
 )
 """what no turn may hold: it would be trained on as if somebody had said it"""
-HINTS = ("<|", "of_turn>", "INST]", "SYS>>", "<image>")
+HINTS = ("<|", "<｜", "_of_turn>", "OS_TOKEN>", "[gMASK]", "INST]", "SYSTEM_PROMPT]", "TOOL", "SYS>>", "<image", "<video>", "<audio>",
+         ";base64,")
+MEDIA = ("images", "image", "imageurl", "imageurls", "imagepath", "videos", "video", "audios", "audio", "media", "photo", "photos",
+         "screenshot", "pixelvalues", "attachments", "attachment", "files")
+"""columns, and keys of turns, that hold what is no text, as `columns.plain` spells them"""
 
 FAULTS = {
     "control": ("control characters", "{0!r} is a control character: the file was once read in the wrong encoding"),
@@ -51,7 +58,7 @@ def record(turns, label: bool, system=None, tools=None) -> dict:
     """
     if not isinstance(turns, list):
         raise Refused("not a record", f"the dialogue is {shorten(turns)}, expected a list of turns")
-    messages = _join_results([_turn(turn) for turn in turns])
+    messages = _join_results([_turn(turn) for turn in _in_the_calls_order(turns)])
     if isinstance(system, str) and system.strip() and not (messages and messages[0]["role"] == "system"):
         messages.insert(0, {"role": "system", "content": system})
     if messages and messages[0] == {"role": "system", "content": ""}:
@@ -98,14 +105,24 @@ def _foreign(text: str):
     return found or (TOKENS.search(text) if any(hint in text for hint in HINTS) else None)
 
 
+def speaker(turn) -> str:
+    """Who says a turn, under LLaMA-Factory's names; an unknown role as it is, empty where there is none."""
+    role = next((turn[key] for key in ("role", "from", "author", "speaker", "sender", "type") if turn.get(key) is not None), "") \
+        if isinstance(turn, dict) else ""
+    role = role.get("role", "") if isinstance(role, dict) else role  # ChatGPT's own export
+    return ROLES.get(role.strip().lower(), role) if isinstance(role, str) else role
+
+
 def _turn(turn) -> dict:
     """One turn under LLaMA-Factory's names; an unknown role keeps its name, for `_check` to refuse."""
     if not isinstance(turn, dict):
         raise Refused("not a record", f"a turn is {shorten(turn)}, expected an object with role and content")
-    role = next((turn[key] for key in ("role", "from", "author", "speaker", "type") if turn.get(key) is not None), None)
-    content = next((turn[key] for key in ("content", "value", "text") if turn.get(key) is not None), "")
-    if isinstance(role, str):
-        role = ROLES.get(role.strip().lower(), role)
+    role = speaker(turn)
+    if media := next((key for key in turn if key.lower().replace("_", "") in MEDIA and turn[key]), None):
+        raise Refused("images", f"a turn has {media}; this kit trains text")
+    content = next((turn[key] for key in ("content", "value", "text", "parts") if turn.get(key) is not None), "")
+    if isinstance(content, dict):
+        content = content.get("parts", content.get("text", content))
     if isinstance(content, list):
         content = "".join(_part(part) for part in content)
     calls = turn.get("tool_calls") or ([turn["function_call"]] if turn.get("function_call") else None)
@@ -117,13 +134,16 @@ def _turn(turn) -> dict:
 
 
 def _part(part) -> str:
-    """The text of one part of a turn's content, as OpenAI splits it."""
-    if isinstance(part, dict) and isinstance(part.get("text"), str) and str(part.get("type", "text")).endswith("text"):
-        return part["text"]
-    if isinstance(part, dict) and str(part.get("type", "")).startswith(("image", "input_image", "video", "audio", "input_audio")):
-        raise Refused("images", f"a turn holds {shorten(part.get('type'))}; this kit trains text")
+    """The text of one part of a turn's content, as OpenAI, Anthropic and Gemini split it."""
     if isinstance(part, str):
         return part
+    kind = str(part.get("type", part.get("content_type", "text"))) if isinstance(part, dict) else ""
+    if kind.endswith("text") and isinstance(part.get("text"), str):
+        return part["text"]
+    if kind.startswith(("image", "input_image", "video", "audio", "input_audio", "file", "input_file", "document")):
+        raise Refused("images", f"a turn holds {shorten(kind)}; this kit trains text")
+    if kind.startswith(("tool_", "function")):
+        raise Refused("function call", f"a turn holds {shorten(kind)}, as Anthropic's API has it")
     raise Refused("text", f"a turn's content holds {shorten(part)}, expected text")
 
 
@@ -134,11 +154,27 @@ def _openai_calls(calls) -> str:
         for call in calls:
             function = call.get("function", call)
             arguments = function.get("arguments", {})
-            arguments = json.loads(arguments) if isinstance(arguments, str) else arguments
+            arguments = json.loads(arguments or "{}") if isinstance(arguments, str) else arguments
             made.append({"name": function["name"], "arguments": arguments})
         return json.dumps(made[0] if len(made) == 1 else made, ensure_ascii=False)
     except (AttributeError, KeyError, TypeError, ValueError, RecursionError):
         raise Refused("function call", f"tool_calls {shorten(calls)} lack a name or JSON arguments") from None
+
+
+def _in_the_calls_order(turns: list) -> list:
+    """The results of parallel calls as the calls stand: OpenAI's API takes them in any order, and only the names of both tell."""
+    asked = [call for turn in turns if isinstance(turn, dict) for call in turn.get("tool_calls") or []]
+    calls = [call.get("id") for call in asked if isinstance(call, dict)]
+    if len(calls) < 2 or None in calls or len(set(calls)) < len(calls):
+        return turns
+    place, ordered = {call: number for number, call in enumerate(calls)}, []
+    for turn in turns:
+        at = len(ordered)
+        if isinstance(turn, dict) and (mine := place.get(turn.get("tool_call_id"))) is not None:
+            while at and place.get(ordered[at - 1].get("tool_call_id") if isinstance(ordered[at - 1], dict) else None, -1) > mine:
+                at -= 1
+        ordered.insert(at, turn)
+    return ordered
 
 
 def _join_results(messages: list[dict]) -> list[dict]:

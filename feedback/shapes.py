@@ -4,9 +4,10 @@ from dataclasses import dataclass
 
 from helpers.errors import KitError
 
-from .columns import NO_VOTE, Columns, empty, match, plain, resolve, value_at
-from .labels import Scale, label_of, more_for
-from .records import ROLES, Refused, record, shorten
+from .columns import AGAINST, NO_VOTE, PARTS, Columns, empty, match, plain, resolve, value_at
+from .labels import label_of, more_for
+from .records import Refused, record, shorten, speaker
+from .scales import Scale
 from .texts import earlier, said, turns_in
 
 KNOWN = """\
@@ -14,6 +15,10 @@ KNOWN = """\
     prompt, completion, label        as TRL has it; each a text or a list of turns
     prompt, response, rating         a log of thumbs or ratings
     prompt, chosen, rejected         a pair: it becomes two rows"""
+
+VOTED = {name for part in ("label", "reply", "messages", "chosen") for name in PARTS[part]}
+"""columns, one of which is in every row that could have been voted on"""
+
 
 @dataclass(frozen=True)
 class Shape:
@@ -39,6 +44,9 @@ def recognise(columns: Columns, given: dict[str, str]) -> tuple[str, dict[str, s
             parts.pop("extra", None)  # only Alpaca's `input` belongs to its instruction
         elif "extra" in parts:
             parts["prompt"] = parts.pop("extra")
+    dialogue = parts.get("messages")
+    if {"reply", "label"} <= set(parts) and columns.unanswered[dialogue] * 2 > min(columns.filled[dialogue], 100):
+        parts["prompt"] = parts.pop("messages")  # a dialogue up to the question
     extras = {part for part in ("system", "tools", "media", "against") if part in parts}
     if {"chosen", "rejected"} <= set(parts) and not {"reply", "label"} & set(given):
         name = "chosen/rejected pairs"
@@ -51,6 +59,9 @@ def recognise(columns: Columns, given: dict[str, str]) -> tuple[str, dict[str, s
         used = {"prompt", "extra", "history", "reply", "label"}
     else:
         raise _unknown(found, parts, columns)
+    if "label" in used and plain(parts["label"].rpartition(".")[2]) in AGAINST and not columns.named:
+        raise KitError(f"the column {parts['label']!r} holds votes against a reply, by its name", "what its values mean",
+                       "add --scale=false/true, --scale=0/1, or its own values: --scale=ACCEPTED,…/REJECTED,…")
     return name, {part: column for part, column in parts.items() if part in used | extras}
 
 
@@ -60,6 +71,11 @@ def rows(value, shape: Shape) -> list[tuple[dict, tuple[str, ...]] | Refused]:
         return [value] * shape.rows_each
     if not isinstance(value, dict):
         return [Refused("not a record", f"{shorten(value)} is no object with columns")] * shape.rows_each
+    if "[]." in shape.parts.get("label", ""):
+        try:
+            return _rated_turns(value, shape)
+        except Refused as refused:
+            return [refused]
     sides = ("chosen", "rejected") if shape.rows_each == 2 else ("",)
     made = []
     for side in sides:
@@ -78,16 +94,19 @@ def _reply(value: dict, shape: Shape, side: str) -> tuple[dict, tuple[str, ...]]
     if not side:
         label = more_for(get["label"], get["against"]) if "against" in parts else label_of(get["label"], shape.scale)
         if label is None:
+            if not any(column in value for column in parts.values()) and any(plain(name) in VOTED for name in value):
+                raise Refused("missing column", f"a row of another shape, with the columns {', '.join(value)}")
             raise Refused(NO_VOTE, "")
         if not isinstance(get["label"], bool):
             repairs.append("label repaired")
-    if not empty(get.get("media")):
-        raise Refused("images", f"{parts['media']} holds {shorten(get['media'])}; this kit trains text")
+    for column in parts.get("media", "").split("+"):
+        if not empty(value.get(column)):
+            raise Refused("images", f"{column} holds {shorten(value[column])}; this kit trains text")
     reply = side or ("messages" if "messages" in parts else "reply")
     if get.get(reply) is None:
         raise Refused("missing column", f"{parts[reply]} is empty")
     turns = said(get[reply], "" if reply == "messages" else "assistant", repairs)
-    if reply != "messages" and not (len(turns) > 1 and _speaker(turns[0]) in ("user", "system")):
+    if reply != "messages" and not (len(turns) > 1 and speaker(turns[0]) in ("user", "system")):
         own = "text decoded" not in repairs
         before = _before(get, parts, repairs)
         if own and "text decoded" in repairs and isinstance(get[reply], str):
@@ -113,9 +132,19 @@ def _before(get: dict, parts: dict, repairs: list) -> list[dict]:
     return said(prompt, "user", repairs)
 
 
-def _speaker(turn) -> str:
-    role = turn.get("role", turn.get("from")) if isinstance(turn, dict) else None
-    return ROLES.get(role.strip().lower(), "") if isinstance(role, str) else ""
+def _rated_turns(value: dict, shape: Shape) -> list[tuple[dict, tuple[str, ...]] | Refused]:
+    """A dialogue whose turns carry votes: each of them is judged, with what came before it."""
+    parts, key = shape.parts, shape.parts["label"].partition("[].")[2]
+    system, tools = (value_at(value, parts[part]) if part in parts else None for part in ("system", "tools"))
+    made, turns = [], said(value_at(value, parts["messages"]), "")
+    for place, turn in enumerate(turns):
+        try:
+            label = label_of(turn.get(key), shape.scale) if isinstance(turn, dict) else None
+            if label is not None:
+                made.append((record(turns[: place + 1], label, system, tools), ()))
+        except Refused as refused:
+            made.append(refused)
+    return made or [Refused(NO_VOTE, "")]
 
 
 def _unknown(found: list[str], parts: dict, columns: Columns) -> KitError:
@@ -127,6 +156,7 @@ def _unknown(found: list[str], parts: dict, columns: Columns) -> KitError:
     return KitError(f"it is not clear which column is the {' and which the '.join(lacking) or 'dialogue'}; the columns are: "
                     f"{', '.join(found) or 'none'}{strange}",
                     f"the columns of one of these shapes (other names are understood too):\n{KNOWN}",
-                    f"add --columns {option}   (in place of …, one of: {', '.join(free[:12])})")
+                    f"add --columns {option}   (in place of …, one of: {', '.join(free[:12])})"
+                    + (", and --scale=ACCEPTED,…/REJECTED,… for votes in words of their own" if strange else ""))
 
 

@@ -7,24 +7,44 @@ import re
 from .records import ROLES, Refused, shorten
 
 TEMPLATES = [
-    re.compile(r"<\|im_start\|>[ \t]*(\w+)[ \t]*\n?"),  # ChatML, and what [INST] is turned into
-    re.compile(r"<\|start_header_id\|>\s*(\w+)\s*<\|end_header_id\|>\s*"),  # Llama 3
+    re.compile(r"<\|im_start\|>[ \t]*(\w+)[ \t]*(?:\n|<\|im_sep\|>)?"),  # ChatML, Phi 4, and what [INST] is turned into
+    re.compile(r"<\|(?:start_header_id|header_start)\|>\s*(\w+)\s*<\|(?:end_header_id|header_end)\|>\s*"),  # Llama 3 and 4
+    re.compile(r"<\|start_of_role\|>(\w+)<\|end_of_role\|>"),  # Granite
+    re.compile(r"<\|START_OF_TURN_TOKEN\|><\|(\w+)_TOKEN\|>"),  # Command R
     re.compile(r"<start_of_turn>[ \t]*(\w+)[ \t]*\n?"),  # Gemma
-    re.compile(r"<\|(system|user|assistant)\|>\s*"),  # Zephyr, Phi
+    re.compile(r"<[|｜]((?i:system|user|assistant))[|｜]>\s*"),  # Zephyr, Phi 3, DeepSeek
 ]
+WHO = "|".join(sorted({name for name, role in ROLES.items() if role in ("user", "assistant", "system")}
+                      - set("prompter instruction input model llm response output developer gpt".split()), key=len, reverse=True))
+SPEAKER = re.compile(r"^[ \t]*(?:\[\d[^\]\n]{3,30}\][ \t]*)?(?:\*\*|\[)?(" + WHO +
+                     r")(?:[ \xa0]?[:：]\*\*|\*\*[:：]|\]?[ \xa0]?[:：])[ \t]*", re.M | re.I)
+"""a name, in brackets, bold, or after a time, with its colon"""
+ASKED = re.compile(r"^(Q|Question|A|Answer|Frage|Antwort|Pregunta|Respuesta)[ \xa0]?[:：][ \t]*", re.M)
+"""in prompts alone, and only where they begin so and end in an open answer: elsewhere it is a text of questions and answers"""
 TRANSCRIPTS = [
     re.compile(r"^###[ \t]*(System|Instruction|Input|Human|User|Assistant|Response|Output):[ \t]*\n?", re.M),  # Alpaca
+    re.compile(r"^#{2,4}[ \t]*(System|Human|User|Assistant|AI|Bot)[ \t]*\n", re.M | re.I),
     re.compile(r"(?:^|(?<=\s))(SYSTEM|HUMAN|USER|ASSISTANT):"),  # Vicuna, all in one line
-    re.compile(r"^[ \t]*\*{0,2}(System|Human|User|Customer|Assistant|AI|Bot|Chatbot|ChatGPT)(?::\*\*|\*\*:|:)[ \t]*", re.M | re.I),
+    re.compile(r"^[ \t]*<(system|human|user|assistant|bot)>\s*", re.M | re.I),
+    SPEAKER,
 ]
-END = re.compile(r"(?:\s*(?:<\|(?:im_end|eot_id|end|endoftext|end_of_text)\|>|<end_of_turn>|</s>|<eos>))+\s*$")
-START = re.compile(r"^\s*(?:<s>|<bos>|<\|begin_of_text\|>|<\|endoftext\|>)\s*")
-HINTS = ("<|", "<start_of", "<end_of", "[inst]", "###", "</s>", "<eos>", *(f"{who}{mark}:" for mark in ("", "**") for who in
-         ("human", "user", "customer", "assistant", "ai", "bot", "gpt")))
-"""one of them is in every text that needs a closer look, in small letters; most have none, and are done"""
+END = re.compile(r"(?:\s*(?:<\|(?:im_end|eot_id|eot|end|endoftext|end_of_text|END_OF_TURN_TOKEN)\|>|<｜end▁of▁sentence｜>"
+                 r"|<end_of_turn>|</s>|<eos>"
+             r"|</(?i:system|human|user|assistant|bot)>))+\s*$")
+START = re.compile(r"^\s*(?:<s>|<bos>|<\|begin_of_text\|>|<\|endoftext\|>|<｜begin▁of▁sentence｜>|<BOS_TOKEN>)\s*")
+OPEN = re.compile(r"\n\s*[\w .-]{1,24}[:：]\s*$")
+"""a speaker who is about to reply"""
+NAMED = re.compile(r"[\w .-]{1,24}[:：]")
+HINTS = ("<|", "<｜", "<start_of", "<end_of", "<BOS", "[INST]", "##", "</s>", "<eos>", "USER:", "HUMAN:", "ASSISTANT:", "<user>",
+         "<human>", "</user>", "</human>", "</assistant>", "</bot>")
+"""one of them, or a line that begins with a speaker, is in every text that needs a closer look; most have none, and are done"""
 
 TURNS = re.compile(r"""(?=.*["'](?:role|from)["']\s*:)(?=.*["'](?:content|value)["']\s*:)""", re.S)
-
+PRINTED = re.compile(r"""[\[(]?(?:Human|AI|System|Tool)Message\(content=|content=(["']).*\1 additional_kwargs="""
+                     r"|- (?:role|from): \w+\n", re.S)
+"""turns as LangChain prints them, or as YAML"""
+ASKS = {"q": "user", "question": "user", "frage": "user", "pregunta": "user",
+        "a": "assistant", "answer": "assistant", "antwort": "assistant", "respuesta": "assistant"}
 
 TEXTS = ("input", "question", "query", "prompt", "instruction", "output", "answer", "response", "reply", "completion", "text",
          "content", "result")
@@ -36,25 +56,46 @@ def turns_in(text: str, side: str) -> list[dict] | None:
 
     Refused where turns are seen, but cannot be told apart.
     """
-    listlike, lower = text.lstrip()[:1] in ("[", "{", "("), text.lower()
-    if not listlike and not any(hint in lower for hint in HINTS):
+    listlike = text.lstrip()[:1] in ("[", "{", "(", '"')
+    asks = side == "user" and ASKED.match(text) and OPEN.search(text)
+    if not (listlike or asks or any(hint in text for hint in HINTS) or _has_speaker(text) or PRINTED.match(text)):
         return None
-    if listlike:
-        if (turns := listed(text)) is not None:
-            return turns
-        if TURNS.search(text):
-            raise Refused("turns as text", f"{shorten(text)} looks like a list of turns, but is neither JSON nor Python")
+    if listlike and (turns := _written(text, side)) is not None:
+        return turns
+    if PRINTED.match(text):
+        raise Refused("turns as text", f"{shorten(text)} are turns as a program printed them")
     whole = text
+    text = re.sub(r"\[SYSTEM_PROMPT\](.*?)\[/SYSTEM_PROMPT\]", r"<|im_start|>system\n\1", text, flags=re.S)
     text = re.sub(r"\[INST\]\s*<<SYS>>\s*(.*?)\s*<</SYS>>\s*", r"<|im_start|>system\n\1<|im_start|>user\n", text, flags=re.S)
     text = re.sub(r"(?:</s>\s*)?(?:<s>\s*)?\[INST\]\s*", "<|im_start|>user\n", text)
     text = re.sub(r"\s*\[/INST\]\s*", "<|im_start|>assistant\n", text)
-    for marker in (*TEMPLATES, *TRANSCRIPTS):
+    for marker in (*TEMPLATES, *TRANSCRIPTS, *([ASKED] if asks else [])):
         before, *rest = marker.split(START.sub("", text))
-        roles, said = [ROLES.get(role.lower()) for role in rest[::2]], [END.sub("", words).strip() for words in rest[1::2]]
+        names, said = [role.lower() for role in rest[::2]], [END.sub("", words).strip() for words in rest[1::2]]
+        roles = [ASKS.get(name) if marker is ASKED else ROLES.get(name) for name in names]
         if turns := _told_apart(marker in TEMPLATES, before.strip(), roles, said, side, whole):
             return turns
     bare = END.sub("", text)
     return None if bare == text else [{"role": side or "assistant", "content": bare.strip()}]
+
+
+def _has_speaker(text: str) -> bool:
+    return any(SPEAKER.match(line) for line in text.splitlines() if ":" in (head := line[:64]) or "：" in head)
+
+
+def _written(text: str, side: str) -> list[dict] | None:
+    """The turns of a list, or of a request or an answer of an API, written as JSON or Python; None where the text is neither."""
+    if (turns := listed(text)) is not None:
+        return turns
+    if text.lstrip()[0] == '"':  # JSON in JSON
+        inner = literal(text)
+        return turns_in(inner, side) if isinstance(inner, str) and inner[:1] in ("[", "{") else None
+    if TURNS.search(text):
+        value = literal(text)
+        if isinstance(value, dict) and value.keys() & {"messages", "message", "choices", "generations"}:
+            return said(value, side)
+        raise Refused("turns as text", f"{shorten(text)} looks like a list of turns, but is neither JSON nor Python")
+    return None
 
 
 def listed(text: str) -> list[dict] | None:
@@ -84,7 +125,13 @@ def _told_apart(template: bool, before: str, roles: list, said: list[str], side:
         return None
     if None in roles:
         raise Refused("chat template", f"{shorten(whole)} has a speaker that is not known") if template else _unclear(whole)
+    if not template and side == "user" and set(roles) == {"user"} and not before and OPEN.search(said[-1]):
+        said, roles = [*said[:-1], OPEN.sub("", said[-1]), ""], [*roles, "assistant"]  # "User: … \n Falcon:"
     open_end = roles[-1] == "assistant" and not said[-1]
+    if not template and side == "user" and open_end and before and len(roles) == 1:
+        if NAMED.match(before):
+            raise _unclear(whole)
+        return [{"role": "user", "content": before}]
     if before and side == "assistant" and template and roles[0] != "assistant":
         raise Refused("chat template", f"{shorten(whole)}: another turn begins inside the reply")
     if before and not open_end and not (template and len(roles) > 1):
@@ -114,6 +161,8 @@ def said(value, side: str, repairs: list | None = None) -> list[dict]:
             repairs.append("text decoded")
         return [{"role": side or None, "content": value}] if turns is None else turns
     if isinstance(value, list | tuple):
+        if value and all(isinstance(turn, list | tuple) and len(turn) == 2 for turn in value):
+            return listed(repr(value)) or earlier(value)
         return [_langchain(turn) if isinstance(turn, dict) else turn for turn in value]
     if not isinstance(value, dict):
         return [{"role": side, "content": value}]
@@ -133,7 +182,9 @@ def earlier(history) -> list[dict]:
     """Earlier turns, as LLaMA-Factory's Alpaca format has them: [[question, reply], …]; or a list of turns."""
     if not history or history != history:  # NaN
         return []
-    history = literal(history) if isinstance(history, str) else history
+    if isinstance(history, str):
+        value = literal(history)
+        history = (turns_in(history, "") or history) if value is None else value
     if not isinstance(history, list | tuple):
         raise Refused("not a record", f"history is {shorten(history)}, expected [[question, reply], …]")
     turns = []

@@ -232,10 +232,10 @@ def test_columns_scale_and_threshold_can_be_given_by_hand_and_lead_into_nested_d
 
 
 def test_an_error_prints_the_option_to_add_and_that_option_works(tmp_path):
-    rows = [{"frage": f"{i}?", "antwort": f"{i}.", "daumen": "hoch" if i % 2 else "runter", "was_good": i % 2} for i in range(6)]
-    with pytest.raises(KitError, match=r"frage, antwort, daumen, was_good[\s\S]*add --columns prompt=…,reply=…,label=…"):
+    rows = [{"kysymys": f"{i}?", "vastaus": f"{i}.", "peukalo": "hoch" if i % 2 else "runter", "was_good": i % 2} for i in range(6)]
+    with pytest.raises(KitError, match=r"kysymys, vastaus, peukalo, was_good[\s\S]*add --columns prompt=…,reply=…,label=…"):
         checked_rows(tmp_path, rows)
-    assert checked_rows(tmp_path, rows, columns="prompt=frage,reply=antwort,label=was_good").ledger.rows_out == 6
+    assert checked_rows(tmp_path, rows, columns="prompt=kysymys,reply=vastaus,label=was_good").ledger.rows_out == 6
 
 
 def test_prepare_ends_with_an_error_and_writes_nothing_where_too_much_is_refused(tmp_path):

@@ -2,8 +2,9 @@
 
 import pytest
 
-from feedback.labels import SIGN, WORDS, Votes, label_of, parse, scale_of
+from feedback.labels import Votes, label_of, parse
 from feedback.records import Refused
+from feedback.scales import SIGN, WORDS, scale_of
 from helpers.errors import KitError
 
 UP = ["up", "Up ", "UP", "thumbs up", "Thumbs Up", "thumbs_up", "thumbs-up", "thumbsUp", ":thumbsup:", ":+1:", "👍", "👍🏽", "👍🏿", "yes", "Yes", "Y", "t",

@@ -5,8 +5,8 @@ import json
 import pytest
 
 from feedback.columns import Columns
-from feedback.labels import WORDS, scale_of
 from feedback.records import Refused, record
+from feedback.scales import WORDS, scale_of
 from feedback.shapes import Shape, recognise, rows
 from helpers.errors import KitError
 
