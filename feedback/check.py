@@ -67,7 +67,7 @@ class Checked:
         import orjson
 
         reply = made["messages"][-1]["content"]
-        prompt = orjson.dumps([made["tools"], made["messages"][:-1]])
+        prompt = prompt_of(made)
         self.records.append(orjson.dumps(made) + b"\n")
         self.places.append(number * len(self.source.files) + place)
         self.scripts.append(quality.script_of(reply))
@@ -90,6 +90,19 @@ class Checked:
         return {"shape": self.shape.name, "scale": self.shape.scale.words, "rows in": self.ledger.rows_in,
                 "rows out": self.ledger.rows_out, "accepted": accepted, "rejected": len(self.labels) - accepted,
                 "unvoted": self.ledger.unvoted, "unused": self.unused, "sha256": self.sha256}
+
+
+def prompt_of(made: dict) -> bytes:
+    """What makes a record's prompt: the tools, and the turns before the reply."""
+    import orjson
+
+    return orjson.dumps([made["tools"], made["messages"][:-1]])
+
+
+def prompts_in(paths: list[Path]) -> np.ndarray:
+    """The prompts of prepared files (JSON lines), as the hashes of `Checked.prompts`."""
+    found = [_hash(prompt_of(json.loads(line))) for path in paths for line in path.read_bytes().splitlines()]
+    return np.array(found, dtype=np.uint64)
 
 
 KEPT = {"prompts": "Q", "replies": "Q", "words": "Q", "labels": "b", "turns": "i", "lengths": "i"}

@@ -27,20 +27,22 @@ BATCH = 1000
 """rows that LLaMA-Factory maps at once, rotating replies by one inside them (its `preprocessing_batch_size`)"""
 
 
-def split(checked, heldout: float = 0.2, seed: int = 42) -> np.ndarray:
+def split(checked, heldout: float = 0.2, seed: int = 42, again: np.ndarray = ()) -> np.ndarray:
     """Which rows of a `check.Checked` are held out, as bools: `heldout` of the *prompts*, none of them on both sides.
 
     Prompts that were only accepted, only rejected, or both are drawn from alike, so both sides have both labels;
-    KitError where there are too few prompts for that. `heldout` 0 holds nothing out.
+    KitError where there are too few prompts for that. `heldout` 0 holds nothing out. Prompts `again` (hashes, `check.prompts_in`),
+    which an earlier round held out, are held out in any case, and `heldout` of the others.
     """
     if not 0 <= heldout < 1:
         raise KitError(f"heldout is {heldout}", "a share of the prompts, from 0 to below 1", "correct `heldout`")
     if not heldout:
-        return np.zeros(len(checked.labels), dtype=bool)
+        return np.isin(checked.prompts, again)
     prompts, first, of_row = np.unique(checked.prompts, return_index=True, return_inverse=True)
     patterns = np.zeros(len(prompts), dtype=np.uint8)  # 1: only accepted, 2: only rejected, 3: both
     np.bitwise_or.at(patterns, of_row, np.where(checked.labels, 1, 2).astype(np.uint8))
-    chosen, generator, seen = np.zeros(len(prompts), dtype=bool), np.random.default_rng(seed), 0
+    chosen, generator, seen = np.isin(prompts, again), np.random.default_rng(seed), 0
+    patterns[chosen] = 0
     for pattern in (1, 2, 3):
         those = np.flatnonzero(patterns == pattern)
         those = generator.permutation(those[np.argsort(first[those])])  # hashes' order means nothing, the file's does

@@ -3,7 +3,7 @@
 import json
 from pathlib import Path
 
-from . import files
+from . import files, rounds
 from .evaluate import earlier_adapters
 from .export import PUBLIC, config_of, public_name
 from .quantise import SCHEMES
@@ -44,6 +44,7 @@ def text(run: Run, title: str = "") -> str:
         "## Data\n\n" + _table(_data(record.get("dataset", {}))),
         "## Training\n\n" + _table({key: config[key] for key in SETTINGS if config.get(key) is not None}),
         "## Held-out figures\n\n" + _figures(record.get("evaluation", {})),
+        "".join(f"- {line}\n" for line in rounds.words(record.get("rounds", [])).splitlines()),
         _quantised(record.get("export", {}).get("quantised", [])),
         "## Use\n\nFolders are relative to this card's; `messages` is a list of role/content turns.\n\n"
         + (ADAPTER if alone else "").format(short=base.rsplit("/", 1)[-1], name=run.name) + MERGED,

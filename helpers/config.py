@@ -7,7 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from . import files, own_yaml, secrets
+from . import export, files, own_yaml, secrets
 from .errors import KitError
 from .own_yaml import TEMPLATES
 from .profiles import ROOT
@@ -42,7 +42,7 @@ def resolve(run: Run, train_config: str = "", **overrides) -> dict:
         raise KitError(
             "adapter_name_or_path without create_new_adapter trains that adapter further against the bare base: another objective",
             "a new adapter on top of it, whose reference is the base with that adapter; or a merged model",
-            "set create_new_adapter: true (kto run --start-from does), or give the merged model as model_name_or_path",
+            "set create_new_adapter: true (`start_from` does), or give the merged model as model_name_or_path",
         )
     return evaluated(config, run.record())
 
@@ -94,6 +94,9 @@ def evaluated(config: dict, record: dict) -> dict:
 def write(run: Run, config: dict) -> Path:
     """Check `config`, then write it as the run's config.yaml (whole or not at all). KitError lists all that is wrong."""
     refuse_if_trained(run)
+    for finding in export.unservable(config):
+        if finding.status == "FAIL":
+            raise KitError(finding.found, "a model that can be evaluated and exported as it was trained", finding.remedy)
     secrets.refuse(config, "the config")
     beside = run.folder / ".config.partial.yaml"
     files.write(beside, files.dump_yaml(config))

@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 import shutil
 from pathlib import Path
 
@@ -17,7 +18,10 @@ ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors")
 PUBLIC = {"smollm2-135m-instruct": "HuggingFaceTB/SmolLM2-135M-Instruct"}
 """Packaged models (helpers.models.PACKAGED) by the name they are published under."""
 
-MERGED_ONLY = ("use_dora", "additional_target", "resize_vocab", "add_tokens", "add_special_tokens")
+VOCABULARY = ("resize_vocab", "add_tokens", "add_special_tokens")
+"""Keys of a config that make the embeddings larger."""
+
+MERGED_ONLY = ("use_dora", "additional_target", *VOCABULARY)
 """Keys of a config that put more than A and B matrices into an adapter: vLLM's multi-LoRA loads nothing else."""
 
 
@@ -64,39 +68,52 @@ def unservable(config: dict) -> list[Finding]:
     said, base = [], quantised_base(config)
     tuning = config.get("finetuning_type", "lora")
     odd = [f"{key}: {config[key]}" for key in MERGED_ONLY if config.get(key)] if tuning == "lora" else [f"a {tuning} tuning"]
-    odd += [f"{path}: {words}" for path in earlier_adapters(config) if (words := beyond_lora(Path(path)))]
+    odd += [f"{path}: {words}" for path in earlier_adapters(config) if (words := beyond_lora(path))]
     if odd:
         said.append(Finding("WARN", f"{', '.join(odd)}: there will be no adapter to serve beside others",
                             "serve the merged model; figures and card are made all the same", kind="adapter"))
     if base:
-        said.append(Finding("WARN", f"the base model is quantised ({base}): an adapter cannot be merged into it",
-                            "serve the adapter beside the base, or train on the unquantised base", kind="merge"))
+        said.append(Finding("FAIL", f"the base model is quantised ({base}): an adapter cannot be merged into it, and replies would not "
+                            "be those of the model that is served", "name the base before quantisation; with quantization_bit: 4 "
+                            "training holds it in 4 bits", kind="merge"))
     if config.get("quantization_bit"):
         said.append(Finding("WARN", f"training holds the base in {config['quantization_bit']} bits; evaluation and merge "
                             "take its full weights, so replies differ a little", kind="exact"))
     if config.get("pissa_init"):
         said.append(Finding("FAIL", "pissa_init changes the base's weights: the reference is no longer the base model",
                             "leave pissa_init out", kind="reference"))
-    zero3 = "z3" in str(config.get("deepspeed") or "") or "zero3" in str(config.get("deepspeed") or "")
-    if config.get("create_new_adapter") and earlier_adapters(config) and (base or zero3):
-        said.append(Finding("FAIL", f"{'a quantised base' if base else 'ZeRO-3'} cannot take up the earlier adapter: "
+    deepspeed = config.get("deepspeed") or {}  # a file's name, or its content
+    zero3 = "z3" in deepspeed if isinstance(deepspeed, str) else deepspeed.get("zero_optimization", {}).get("stage") == 3
+    held = "a base held in few bits" if base or config.get("quantization_bit") else "ZeRO-3" if zero3 else ""
+    if config.get("create_new_adapter") and earlier_adapters(config) and held:
+        said.append(Finding("FAIL", f"{held} cannot take up the earlier adapter: "
                             "LLaMA-Factory would train that one further, against the bare base model",
                             "merge it first and name the merged model", kind="reference"))
     return said
 
 
 def quantised_base(config: dict) -> str:
-    """How the base model itself is quantised (`gptq`, …); empty if it is not, or is not on this machine."""
-    file = Path(str(config["model_name_or_path"])) / "config.json"
-    kind = (files.read_json(file) if file.is_file() else {}).get("quantization_config")
+    """How the base model itself is quantised (`gptq`, …); empty if it is not, or nothing tells."""
+    kind = settings_of(str(config["model_name_or_path"]), "config.json").get("quantization_config")
     return (kind.get("quant_method") or "an unnamed method") if kind else ""
 
 
-def beyond_lora(folder: Path) -> str:
-    """What of an adapter a multi-LoRA server does not load, in words; empty for plain LoRA."""
-    if not (folder / "adapter_config.json").is_file():
-        return ""
-    settings = files.read_json(folder / "adapter_config.json")
+def settings_of(name: str, file: str) -> dict:
+    """A model's or an adapter's settings, from its folder, the hub's cache, or the hub; an empty dict where none of them has any."""
+    path = Path(name).expanduser() / file
+    if not path.is_file() and name.count("/") == 1 and name[0] not in "./~":
+        from huggingface_hub import try_to_load_from_cache
+
+        path = Path(str(try_to_load_from_cache(name, file)))
+        if not path.is_file() and not os.environ.get("HF_HUB_OFFLINE"):
+            code, text = files.from_hub(name, file)
+            return json.loads(text) if code == 200 else {}
+    return files.read_json(path) if path.is_file() else {}
+
+
+def beyond_lora(adapter: str) -> str:
+    """What of an adapter (a folder or a hub id) a multi-LoRA server does not load, in words; empty for plain LoRA."""
+    settings = settings_of(adapter, ADAPTER_FILES[0])
     keys = ("use_dora", "modules_to_save", "trainable_token_indices", "bias")
     return ", ".join(f"{key}: {settings[key]}" for key in keys if settings.get(key) not in (None, False, "none"))
 
@@ -115,7 +132,7 @@ def adapter(run: Run, checkpoint: Path) -> Path:
         if missing := [name for name in ADAPTER_FILES if not (part / name).is_file()]:
             raise KitError(f"{part} has no {' and no '.join(missing)}", "a complete LoRA checkpoint",
                            "choose another checkpoint; a full or freeze tuning has no adapter, only a merged model")
-        if words := beyond_lora(part):
+        if words := beyond_lora(str(part)):
             raise KitError(f"this adapter cannot be served beside others: {words}",
                            "plain LoRA: vLLM loads the A and B matrices and nothing else", "serve the merged model")
     settings, tensors = files.read_json(parts[-1] / "adapter_config.json"), None

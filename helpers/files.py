@@ -145,6 +145,19 @@ def bucket_filesystem(scheme: str):
         fs.GcsFileSystem()
 
 
+def from_hub(name: str, file: str = "config.json") -> tuple[int, str]:
+    """(HTTP status, body) of a small file of the hub's `name`, with the environment's token; (0, the error) without an answer."""
+    import requests  # drops the token where it is sent on to another host
+
+    endpoint = os.environ.get("HF_ENDPOINT", "https://huggingface.co").rstrip("/")
+    headers = {"Authorization": f"Bearer {os.environ['HF_TOKEN']}"} if os.environ.get("HF_TOKEN") else {}
+    try:
+        answer = requests.get(f"{endpoint}/{name}/resolve/main/{file}", timeout=5, headers=headers)
+        return answer.status_code, answer.text
+    except (requests.RequestException, ValueError) as error:
+        return 0, type(error).__name__
+
+
 def _unwritable(path: Path, error: OSError) -> KitError:
     return KitError(f"could not write {path}: {error.strerror or error}", "a writable folder with free space",
                     "free some space or choose another storage")

@@ -1,5 +1,6 @@
 """The merged model, by the stock `llamafactory-cli export`: the base with every adapter in it."""
 
+import json
 import os
 import shutil
 import subprocess
@@ -67,9 +68,23 @@ def merge(run: Run, checkpoint: Path) -> Path:
         if code != 0 or not (folder / "config.json").is_file():
             raise KitError(f"llamafactory-cli export ended with status {code}: {decisive_line(log)}", "a merged model",
                            f"the whole log is in {log}")
+        untie(folder)
         for file in folder.iterdir():
             file.chmod(0o644)  # safetensors writes 0600, which no server under another account can read
     return target
+
+
+def untie(folder: Path) -> None:
+    """Where a tied embedding was trained apart (additional_target), the merged model has two: its config.json is made to say so.
+
+    transformers writes both matrices, then reads the first for both because the base's config.json says that they are one.
+    """
+    from safetensors import safe_open
+
+    config = files.read_json(folder / "config.json")
+    names = {name for file in folder.glob("*.safetensors") for name in safe_open(file, "pt").keys()}
+    if config.get("tie_word_embeddings") and "lm_head.weight" in names:
+        files.write(folder / "config.json", json.dumps(config | {"tie_word_embeddings": False}, indent=2) + "\n")
 
 
 def merge_config(config: dict, checkpoint: Path, target: Path) -> dict:

@@ -17,8 +17,6 @@ from helpers import chat_template, cluster, files, own_yaml, profiles, secrets
 from helpers import config as configs
 from helpers.errors import Finding, KitError
 
-from . import nodes
-
 LIMIT = 18.0
 """Seconds for everything; usually it takes 6."""
 LONGEST = 38
@@ -122,7 +120,7 @@ def base_model(model: str) -> tuple[dict | None, list[Finding]]:
         return files.read_json(local), []
     if "/" not in model or model.startswith((".", "/", "~")):
         return None, []
-    code, text = nodes.hub(model)
+    code, text = files.from_hub(model)
     token = "the token in HF_TOKEN" if os.environ.get("HF_TOKEN") else "no token (HF_TOKEN is not set)"
     if code == 200:
         with contextlib.suppress(ValueError):

@@ -16,7 +16,7 @@ import uuid
 from importlib import metadata
 from pathlib import Path
 
-from helpers import capacity, cluster, profiles, secrets
+from helpers import capacity, cluster, files, profiles, secrets
 from helpers.errors import Finding, KitError
 
 from . import memory
@@ -116,21 +116,8 @@ def look(node: str, mark: str, names: list, data: dict, meeting: tuple, model: s
         "meeting": way,
         "versions": {name: one.version if one else "missing" for name, one in found.items()},
         "free": shutil.disk_usage(mark if os.path.isdir(mark) else "/").free / 2**30,
-        "hub": hub(model)[0] if model else None,
+        "hub": files.from_hub(model)[0] if model else None,
     }
-
-
-def hub(model: str) -> tuple[int, str]:
-    """(HTTP status, body) of the model's config.json from the hub, with the environment's token; (0, the error) without an answer."""
-    import requests  # drops the token where it is sent on to another host
-
-    endpoint = os.environ.get("HF_ENDPOINT", "https://huggingface.co").rstrip("/")
-    headers = {"Authorization": f"Bearer {os.environ['HF_TOKEN']}"} if os.environ.get("HF_TOKEN") else {}
-    try:
-        answer = requests.get(f"{endpoint}/{model}/resolve/main/config.json", timeout=5, headers=headers)
-        return answer.status_code, answer.text
-    except (requests.RequestException, ValueError) as error:
-        return 0, type(error).__name__
 
 
 def listen(seconds: float = 20.0) -> tuple:

@@ -11,7 +11,7 @@ from .terminal import Usage
 
 NOTEBOOKS = ROOT / "notebooks"
 COMMON = ("profile", "storage", "run_name")
-PATHS = ("dataset", "model_name_or_path", "train_config")
+PATHS = ("dataset", "model_name_or_path", "train_config", "start_from")
 """Parameters that may name a file or folder."""
 
 

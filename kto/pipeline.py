@@ -11,7 +11,7 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from helpers import files, runs
+from helpers import runs
 from helpers.errors import KitError, closest
 from helpers.runs import Run
 
@@ -33,6 +33,8 @@ def run(profile: str, storage: str, name: str | None, values: dict, resume: str,
         raise Usage("--resume auto needs --run-name" if name is None else unknown,
                     f"one of the runs in {target.storage}: {', '.join(names) or 'there is none'}",
                     "correct --run-name; --resume if-any begins a run that is not there yet, as a job does")
+    if earlier := values.get("start_from"):
+        values = the_models(target.storage, earlier) | values
     if target.trained and not resume:  # before anything is touched
         refuse_working(target)
         runs.refuse_if_trained(target)
@@ -42,9 +44,6 @@ def run(profile: str, storage: str, name: str | None, values: dict, resume: str,
             say(why)
         else:
             runs.start(profile, storage, target.name)
-        if earlier := values.pop("start_from", None):
-            note_earlier(target, earlier)
-            values["overrides"] = on_top_of(earlier) | values.get("overrides", {})
         for attempt in range(retries + 1):
             try:
                 return execute(target, values, say, begin, log)
@@ -58,6 +57,19 @@ def run(profile: str, storage: str, name: str | None, values: dict, resume: str,
             time.sleep(PAUSE * 2**attempt)
             begin, why = prepare_resume(target)
             say(why)
+
+
+def the_models(storage: Path, start_from: str) -> dict:
+    """Base model and template of the run that `start_from` names. Usage, before anything is touched, if there is none."""
+    from helpers import rounds
+
+    try:
+        earlier = rounds.find(storage, start_from)
+        rounds.adapters(earlier)
+    except KitError as error:
+        raise Usage(error.found, error.expected, error.remedy.replace("`start_from`", "--start-from")) from None
+    model = earlier.record().get("model", {}) if isinstance(earlier, Run) else {}
+    return {"model_name_or_path": model["name"], "template": model["template"]} if model else {}
 
 
 @contextmanager
@@ -92,27 +104,6 @@ def refuse_working(run: Run, patience: float = 0.0) -> None:
         if time.monotonic() > until:
             raise in_use(run)
         time.sleep(0.5)
-
-
-def on_top_of(earlier: Path) -> dict:
-    """LLaMA-Factory's keys for a new adapter on an earlier run's best, or on an adapter's folder; that is the reference."""
-    from helpers import export, moved
-
-    if (earlier / "adapter_config.json").is_file():
-        adapters = [str(earlier)]
-    else:
-        run = runs.of_folder(earlier)
-        before = moved.config_of(run).get("adapter_name_or_path")
-        adapters = [*([before] if before else []), str(export.choose(run)[0])]
-    return {"adapter_name_or_path": ",".join(adapters), "create_new_adapter": True}
-
-
-def note_earlier(run: Run, start_from: Path) -> None:
-    """For a second round: the rows that the first one held out, so that both are measured on them too."""
-    for folder in (start_from, *start_from.parents):
-        if (folder / "run.json").is_file():
-            run.note(earlier_heldout=files.read_json(folder / "run.json").get("dataset", {}).get("heldout_name"))
-            return
 
 
 def prepare_resume(run: Run) -> tuple[str, str]:
@@ -236,6 +227,8 @@ def embed_pictures(notebook: Path) -> None:
 
 def summary(run: Run) -> dict:
     """What a finished run has to show: figures, places, times; plain data."""
+    from helpers import rounds
+
     record = run.record()
     evaluation = record.get("evaluation", {})
     return {
@@ -244,6 +237,7 @@ def summary(run: Run) -> dict:
         "held-out accuracy (area under ROC), after": evaluation.get("auc"),
         "held-out reward margin, before": evaluation.get("margin_before"),
         "held-out reward margin, after": evaluation.get("margin"),
+        "rounds": rounds.words(record.get("rounds", [])) or None,
         "training": record.get("training", {}).get("says"),
         "seconds": record.get("seconds", {}),
         "report": str(run.folder / "report.html"),

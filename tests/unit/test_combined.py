@@ -1,5 +1,6 @@
 """What intervals, sampling, checkpoint scoring and combined adapters promise, on the tiny model with adapters made by peft."""
 
+import json
 import time
 from dataclasses import dataclass
 
@@ -10,7 +11,8 @@ import tiny
 import yaml
 from sklearn.metrics import roc_auc_score
 
-from helpers import encoding, evaluate, export, intervals, proof
+from helpers import encoding, evaluate, export, files, intervals, proof
+from helpers.config import write
 from helpers.errors import KitError
 
 
@@ -89,12 +91,30 @@ def test_a_sample_takes_whole_prompts_and_is_always_the_same():
     assert {line["_prompt"] for line in some} & {line["_prompt"] for line in records if line not in some} == set()
 
 
+ON_TOP = {"adapter_name_or_path": "a/b", "create_new_adapter": True}
+
+
 @pytest.mark.parametrize(("settings", "kinds"), [
     ({}, []), ({"use_rslora": True}, []), ({"use_dora": True}, ["adapter"]), ({"additional_target": "lm_head"}, ["adapter"]),
     ({"add_tokens": "<a>"}, ["adapter"]), ({"finetuning_type": "full"}, ["adapter"]), ({"quantization_bit": 4}, ["exact"]),
     ({"pissa_init": True}, ["reference"]),
-    ({"adapter_name_or_path": "a/b", "create_new_adapter": True, "deepspeed": "ds_z3.json"}, ["reference"]),
+    (ON_TOP | {"deepspeed": "ds_z3.json"}, ["reference"]),
+    (ON_TOP | {"deepspeed": {"zero_optimization": {"stage": 3}}}, ["reference"]),
+    (ON_TOP | {"deepspeed": {"zero_optimization": {"stage": 2}}}, []),
+    (ON_TOP | {"quantization_bit": 4}, ["exact", "reference"]),
 ])
 def test_what_a_configuration_rules_out_is_said_before_training(settings, kinds):
     found = export.unservable({"model_name_or_path": "org/model", **settings})
     assert [finding.kind for finding in found] == kinds
+
+
+def test_a_base_that_is_quantised_itself_is_refused_before_training_by_its_folder_or_hub_id(run, monkeypatch):
+    quantised = json.dumps({"quantization_config": {"quant_method": "gptq"}})
+    monkeypatch.setattr(files, "from_hub", lambda name, file: (200, quantised) if name == "org/model-gptq" else (404, ""))
+    assert export.unservable({"model_name_or_path": "org/model"}) == []
+    (run.models / "gptq").mkdir(parents=True)
+    (run.models / "gptq" / "config.json").write_text(quantised)
+    for name in ("org/model-gptq", str(run.models / "gptq")):
+        with pytest.raises(KitError, match=r"quantised \(gptq\)(.|\n)*quantization_bit: 4"):
+            write(run, {"model_name_or_path": name})
+    assert not run.config_file.exists()

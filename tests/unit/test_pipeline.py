@@ -283,21 +283,3 @@ def test_the_report_is_one_page_with_everything_in_it_and_no_markup_of_the_data(
     page = report.write(run, pipeline.summary(run)).read_text()
     assert all(part in page for part in ("0.75", "data:image/png;base64,iVBOR", "a reply", "learning_rate: 5.0e-6", "2.48.0", "d&lt;i&gt;"))
     assert "<b>" not in page and "None" not in page
-
-
-def test_a_second_round_knows_what_the_first_one_held_out(run):
-    run.note(dataset={"heldout_name": "first_heldout"})
-    second = runs.start("local", str(run.storage), "second")
-    pipeline.note_earlier(second, run.folder / "export" / "adapter")
-    assert second.record()["earlier_heldout"] == "first_heldout"
-
-
-def test_a_second_round_starts_on_top_of_the_first_ones_choice_and_its_adapters_in_order(run):
-    chosen = run.folder / "output" / "checkpoint-8"
-    chosen.mkdir(parents=True)
-    (chosen / "adapter_config.json").write_text("{}")
-    assert pipeline.on_top_of(chosen) == {"adapter_name_or_path": str(chosen), "create_new_adapter": True}
-    with pytest.raises(KitError, match="checkpoint-8 .no weights."):
-        run.config_file.write_text("stage: kto\n")
-        run.note(profile="local")
-        pipeline.on_top_of(run.folder)
