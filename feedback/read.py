@@ -3,7 +3,10 @@
 import codecs
 import csv
 import gzip
+import io
+import itertools
 import json
+import re
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,6 +22,16 @@ BOMS = {codecs.BOM_UTF32_LE: "utf-32", codecs.BOM_UTF32_BE: "utf-32", codecs.BOM
         codecs.BOM_UTF16_BE: "utf-16", codecs.BOM_UTF8: "utf-8-sig"}
 WRAPPERS = ("data", "rows", "items", "records", "results", "feedbacks", "examples", "traces", "runs")
 """keys under which an answer of an API holds its list"""
+OF_A_RECORD = ("messages", "messagesTree", "conversation", "history", "annotations", "predictions", "tools", "functions", "replies",
+               "scores", "observations", "preferred_output", "turns", "chosen", "rejected", "prompt", "completion")
+"""keys of lists that are a part of one record"""
+
+MAGIC = {b"\x1f\x8b": "compressed with gzip (.gz)", b"PK\x03\x04": "a zip archive or Excel (.xlsx)", b"PAR1": "Parquet (.parquet)",
+         b"ARROW1": "Arrow (.arrow)", b"%PDF": "a PDF", b"BZh": "compressed with bzip2", b"(\xb5/\xfd": "compressed with zstd",
+         b"<!DOC": "a web page", b"<html": "a web page", b"version https://git-lfs": "a pointer of Git LFS (git lfs pull)"}
+"""how files begin that are no text of rows, whatever their names end in"""
+FOREIGN = re.compile("[a-z][À-ÖØ-ÞŸŠŽ]|[¹³][a-z¹³]|[†‡¥¶§¬][a-z]|[a-z]¿")
+"""what text in another encoding of one byte a character, such as CP1250 or Macintosh, looks like in Windows-1252"""
 
 BLOCK = 4 << 20
 """bytes or characters read at once"""
@@ -39,13 +52,16 @@ def encoding_of(path: Path) -> str:
     if not path.name.endswith((*TEXTS, ".gz")):
         return ""
     with _binary(path) as file:
-        head = file.read(4)
+        head = file.read(24)
         for bom, name in BOMS.items():
             if head.startswith(bom):
                 return name
+        if kind := next((MAGIC[start] for start in MAGIC if head.startswith(start)), None):
+            raise KitError(f"{path.name} is {kind}, whatever its name says", "JSON, JSON lines or CSV as text",
+                           "give it the ending it should have, or export it again")
         if head[1:2] == b"\0" or head[:1] == b"\0":
             return "utf-16-le" if head[1:2] == b"\0" else "utf-16-be"
-        decoder, line, block = codecs.getincrementaldecoder("utf-8")(), 1, head
+        decoder, line, block = codecs.getincrementaldecoder("utf-8")(), 1, head + file.read(BLOCK)
         try:
             while block:
                 decoder.decode(block)
@@ -65,11 +81,11 @@ def _not_utf8(path: Path, error: UnicodeDecodeError, line: int) -> str:
     words = max(sum(chr(byte).isalpha() for byte in data if byte < 128), 1)
     undefined = any(byte in data for byte in (0x81, 0x8D, 0x8F, 0x90, 0x9D))
     if high < words / 3 and not undefined and sum(char > "\x7f" and char != "\ufffd" for char in text) <= broken:
-        return "cp1252"
+        if len(FOREIGN.findall(data.decode("cp1252"))) * 10 <= high:
+            return "cp1252"
     raise KitError(f"{path.name} is neither UTF-8 nor Windows-1252: line {line} has the byte 0x{data[error.start]:02x}",
-                   "text in UTF-8, UTF-16 or Windows-1252",
-                   "convert it from its own encoding, such as CP1251 or SHIFT_JIS: "
-                   f"iconv -f CP1251 -t UTF-8 {path.name} > utf8_{path.name}; if it is UTF-8 with a broken place, correct that line")
+                   "text in UTF-8, UTF-16 or Windows-1252", "convert it from its own encoding, such as CP1250, MACINTOSH, CP1251 or "
+                   f"SHIFT_JIS: iconv -f CP1251 -t UTF-8 {path.name} > utf8_{path.name}; if it is UTF-8 with a broken place, mend it")
 
 
 def _binary(path: Path):
@@ -87,8 +103,9 @@ def _json(path: Path, encoding: str) -> Iterator[tuple[int, object]]:
     with _text(path, encoding) as file:
         while (first := file.read(1)).isspace():
             pass
-        head = first if first == "[" else _load(first + file.readline(), 1)
-    one_value = path.name.removesuffix(".gz").endswith(".json")
+        line = first + file.readline()
+        head = first if first == "[" else _load(line, 1)
+    one_value = path.name.removesuffix(".gz").endswith(".json") or line.strip() == "{"  # an object over many lines
     if head == "[" or (one_value and isinstance(head, Refused)):
         yield from _values(path, encoding)
     elif one_value and _wrapped(head):
@@ -108,8 +125,14 @@ def _wrapped(value) -> list | None:
         first, *others = value.values()  # its to_json(): {"prompt": {"0": …, "1": …}, "vote": {…}}
         if first and all(key.isdigit() for key in first) and all(other.keys() == first.keys() for other in others):
             return [{name: column[key] for name, column in value.items()} for key in first]
-    lists = [value[key] for key in WRAPPERS if isinstance(value.get(key), list)] if isinstance(value, dict) else []
-    return next((each for each in lists if each and all(isinstance(row, dict) for row in each)), None)
+    if not isinstance(value, dict):
+        return None
+    lists = {key: each for key, each in value.items() if isinstance(each, list) and each and isinstance(each[0], dict)}
+    found = [key for key in WRAPPERS if key in lists] or [key for key in lists if len(lists) == 1 and key not in OF_A_RECORD]
+    if found:
+        return lists[found[0]]
+    inner = [each for each in value.values() if isinstance(each, dict)]
+    return _wrapped(inner[0]) if len(inner) == len(value) == 1 else None
 
 
 def _load(line: str, number: int):
@@ -186,18 +209,18 @@ def _values(path: Path, encoding: str) -> Iterator[tuple[int, object]]:
 
 
 def _csv(path: Path, encoding: str) -> Iterator[tuple[int, object]]:
-    """Rows of a table with a header, every value as text. The separator is the one that makes the most columns of the header."""
+    """Rows of a table with a header, every value as text."""
     with _text(path, encoding, "") as file:
         head = file.readline()
         separator = head.strip()[4] if head.lower().startswith("sep=") and len(head.strip()) == 5 else ""  # Excel's own line
         if not separator:
+            separator = _separator(head, file.read(BLOCK >> 4))
             file.seek(0)
-            separator = max(",;\t|", key=lambda mark: len(next(csv.reader([head], delimiter=mark), [])))
         reader = csv.reader(file, delimiter=separator, strict=True)
         try:
             names = [name.strip("\ufeff") or f"column {place}" for place, name in enumerate(next(reader, []), 1)]
         except csv.Error as error:
-            raise KitError(f"the header of {path.name} cannot be read: {error}", "names of columns", "correct it") from None
+            raise KitError(f"the header of {path.name} cannot be read: {error}", "names of columns", "mend it") from None
         if twice := [name for name in names if names.count(name) > 1]:
             raise KitError(f"{path.name} has the column {twice[0]!r} twice", "columns with names of their own", "rename one of them")
         number = 1
@@ -216,3 +239,12 @@ def _csv(path: Path, encoding: str) -> Iterator[tuple[int, object]]:
                 yield number, Refused("broken row", f"{len(row)} values, the header has {len(names)} columns")
             elif row:
                 yield number, dict(zip(names, row, strict=True))
+
+
+def _separator(head: str, text: str) -> str:
+    """The mark that parts most of the first rows into as many values as the header; of several the one that makes the most."""
+    def fit(mark: str) -> tuple[int, int]:
+        names = len(next(csv.reader([head], delimiter=mark), []))
+        rows = itertools.islice(csv.reader(io.StringIO(text, newline=""), delimiter=mark), 20)
+        return sum(len(row) == names for row in rows if names > 1), names
+    return max(",;\t|", key=fit)

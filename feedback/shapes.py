@@ -94,7 +94,8 @@ def _reply(value: dict, shape: Shape, side: str) -> tuple[dict, tuple[str, ...]]
     if not side:
         label = more_for(get["label"], get["against"]) if "against" in parts else label_of(get["label"], shape.scale)
         if label is None:
-            if not any(column in value for column in parts.values()) and any(plain(name) in VOTED for name in value):
+            wanted = PARTS["label"] if any(parts[part] in value for part in ("reply", "messages") if part in parts) else VOTED
+            if parts["label"].split(".")[0] not in value and any(plain(name) in wanted for name in value if not empty(value[name])):
                 raise Refused("missing column", f"a row of another shape, with the columns {', '.join(value)}")
             raise Refused(NO_VOTE, "")
         if not isinstance(get["label"], bool):
@@ -154,7 +155,7 @@ def _unknown(found: list[str], parts: dict, columns: Columns) -> KitError:
     strange = "".join(f"; {name} holds no votes: {', '.join(shorten(value, 30) for value in votes.strange[:3])}"
                       for name, votes in columns.votes.items() if votes.strange)
     return KitError(f"it is not clear which column is the {' and which the '.join(lacking) or 'dialogue'}; the columns are: "
-                    f"{', '.join(found) or 'none'}{strange}",
+                    f"{', '.join(found[:30]) or 'none'}{strange}",
                     f"the columns of one of these shapes (other names are understood too):\n{KNOWN}",
                     f"add --columns {option}   (in place of …, one of: {', '.join(free[:12])})"
                     + (", and --scale=ACCEPTED,…/REJECTED,… for votes in words of their own" if strange else ""))

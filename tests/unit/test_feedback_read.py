@@ -1,5 +1,7 @@
 """Files of every kind, and files that are broken in every way that was thought of."""
 
+import csv
+import io
 import json
 
 import pytest
@@ -150,3 +152,65 @@ def test_two_files_of_one_name_are_told_apart(tmp_path):
         (tmp_path / folder).mkdir()
         written(tmp_path / folder / "data.jsonl")
     assert find.find(str(tmp_path), tmp_path).names == ["a/data.jsonl", "b/data.jsonl"]
+
+
+def read_all(path, data):
+    path.write_bytes(data)
+    return values(path)
+
+
+THUMBS = [{"prompt": f"{i}: how sweet is süß, the German word?", "response": f"{i}. As sweet as can be, ¿qué? It costs 5 € here", "rating": ["down", "up"][i % 2]} for i in range(6)]
+
+
+def table(rows, separator=","):
+    text = io.StringIO()
+    writer = csv.DictWriter(text, rows[0], delimiter=separator)
+    writer.writeheader()
+    writer.writerows(rows)
+    return text.getvalue()
+
+
+@pytest.mark.parametrize("text", [
+    table(THUMBS, ";").replace("rating", "rating (a,b,c,d,e)"), table(THUMBS, "\t").replace("prompt", "prompt (all, whole)"), table(THUMBS, "|"),
+    table(THUMBS).replace("\r\n", "\r"), table(THUMBS).replace("\r\n", "\n", 3), table(THUMBS).replace("\r\n", "\r\n\r\n"),
+    "sep=;\n" + table(THUMBS, ";"), "\ufeff" + table(THUMBS)])
+def test_tables_are_parted_as_their_rows_are_whatever_stands_in_the_header(tmp_path, text):
+    found = read_all(tmp_path / "thumbs.csv", text.encode())
+    assert [list(row.values()) for row in found] == [list(row.values()) for row in THUMBS]
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-16-le", "utf-16-be", "utf-32", "cp1252"])
+@pytest.mark.parametrize("name", ["a.csv", "a.jsonl", "a.json"])
+def test_every_encoding_gives_the_same_rows(tmp_path, encoding, name):
+    lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in THUMBS)
+    text = {"a.csv": table(THUMBS), "a.jsonl": lines, "a.json": json.dumps(THUMBS, ensure_ascii=False)}[name]
+    assert read_all(tmp_path / name, text.encode(encoding)) == THUMBS
+
+
+@pytest.mark.parametrize("encoding, word", [("cp1250", "łąka żółć"), ("mac_roman", "süß Übung"), ("cp850", "süß schön"), ("cp1251", "Как часто поливать")])
+def test_other_encodings_of_one_byte_are_not_taken_for_windows_1252(tmp_path, encoding, word):
+    with pytest.raises(KitError, match="iconv -f"):
+        read_all(tmp_path / "a.csv", table([{"prompt": word, "response": word, "rating": 1}]).encode(encoding))
+
+
+@pytest.mark.parametrize("value", [
+    {"thumbs": THUMBS, "count": 6}, {"export": {"rows": THUMBS}}, {"conversations": THUMBS, "meta": {"a": 1}}, {"data": THUMBS}])
+def test_a_list_of_records_inside_an_object_is_found_under_any_name(tmp_path, value):
+    assert read_all(tmp_path / "a.json", json.dumps(value).encode()) == THUMBS
+
+
+def test_a_list_that_is_part_of_one_record_stays_in_it(tmp_path):
+    record = {"messages": [{"role": "user", "content": "a"}], "label": True}
+    assert read_all(tmp_path / "a.json", json.dumps(record).encode()) == [record]
+
+
+def test_objects_over_many_lines_that_follow_one_another_are_rows(tmp_path):
+    assert read_all(tmp_path / "a.jsonl", "\n".join(json.dumps(row, indent=1) for row in THUMBS).encode()) == THUMBS
+
+
+@pytest.mark.parametrize("start, words", [(b"\x1f\x8b\x08\0", "gzip"), (b"PK\x03\x04", "Excel"), (b"PAR1", "Parquet"), (b"<!DOCTYPE html>", "web page"),
+                                          (b"version https://git-lfs.github.com/spec/v1\n", "git lfs pull")])
+def test_a_file_of_another_kind_than_its_name_says_is_named(tmp_path, start, words):
+    for name in ("a.csv", "a.json"):
+        with pytest.raises(KitError, match=words):
+            read_all(tmp_path / name, start + b"\x00\x01 and more")
