@@ -85,7 +85,7 @@ def _not_utf8(path: Path, error: UnicodeDecodeError, line: int) -> str:
             return "cp1252"
     raise KitError(f"{path.name} is neither UTF-8 nor Windows-1252: line {line} has the byte 0x{data[error.start]:02x}",
                    "text in UTF-8, UTF-16 or Windows-1252", "convert it from its own encoding, such as CP1250, MACINTOSH, CP1251 or "
-                   f"SHIFT_JIS: iconv -f CP1251 -t UTF-8 {path.name} > utf8_{path.name}; if it is UTF-8 with a broken place, mend it")
+                   f"SHIFT_JIS: iconv -f CP1251 -t UTF-8 {path.name} > utf8_{path.name}; if it is UTF-8 with a broken place, fix it")
 
 
 def _binary(path: Path):
@@ -220,7 +220,7 @@ def _csv(path: Path, encoding: str) -> Iterator[tuple[int, object]]:
         try:
             names = [name.strip("\ufeff") or f"column {place}" for place, name in enumerate(next(reader, []), 1)]
         except csv.Error as error:
-            raise KitError(f"the header of {path.name} cannot be read: {error}", "names of columns", "mend it") from None
+            raise KitError(f"the header of {path.name} cannot be read: {error}", "names of columns", "fix it") from None
         if twice := [name for name in names if names.count(name) > 1]:
             raise KitError(f"{path.name} has the column {twice[0]!r} twice", "columns with names of their own", "rename one of them")
         number = 1
