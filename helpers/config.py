@@ -98,6 +98,9 @@ def write(run: Run, config: dict) -> Path:
         if finding.status == "FAIL":
             raise KitError(finding.found, "a model that can be evaluated and exported as it was trained", finding.remedy)
     secrets.refuse(config, "the config")
+    if config.get("loss", "kto") != "kto" and not run.record().get("accelerated"):
+        raise KitError(f"loss: {config['loss']} is not in LLaMA-Factory's own trainer", "kto, or the project's faster trainer",
+                       "set accelerated = True (LoRA and QLoRA), or take `loss` away")
     beside = run.folder / ".config.partial.yaml"
     files.write(beside, files.dump_yaml(config))
     try:
@@ -126,7 +129,7 @@ def check(path: Path) -> None:
 def traps(config: dict, record: dict) -> list[str]:
     """What LLaMA-Factory accepts and KTO suffers from, a sentence each with its remedy. Empty: nothing to say."""
     found = []
-    if config.get("per_device_train_batch_size", 1) == 1:
+    if config.get("per_device_train_batch_size", 1) == 1 and config.get("loss", "kto") == "kto":
         found.append(
             "per_device_train_batch_size is 1: the reference point is estimated from a single mismatched pair a "
             "step, very noisily; 4 or more where memory allows"

@@ -13,6 +13,9 @@ from pathlib import Path
 
 from . import files
 
+OWN = {"loss": ("kto", "apo_zero_unpaired")}
+"""Keys of ours in a config, with their values: our launcher takes them out of what LLaMA-Factory reads."""
+
 
 def findings(config: dict) -> list[dict]:
     """Every unknown key and ill-typed value, then, if there are none, what LLaMA-Factory's own parser objects to.
@@ -21,8 +24,11 @@ def findings(config: dict) -> list[dict]:
     """
     from llamafactory.hparams import parser
 
-    hints = field_types(parser._TRAIN_ARGS)
-    found = [unknown(key, hints) for key in config if key not in hints]
+    hints, own = field_types(parser._TRAIN_ARGS), {key: config[key] for key in OWN if key in config}
+    config = {key: value for key, value in config.items() if key not in own}  # they are taken out before LLaMA-Factory reads it
+    wrong = [(key, value) for key, value in own.items() if value not in OWN[key]]
+    found = [{"key": key, "found": f"{key}: {value!r}", "expected": " or ".join(OWN[key])} for key, value in wrong]
+    found += [unknown(key, hints) for key in config if key not in hints]
     found += [f for key, value in config.items() if key in hints and (f := ill_typed(key, value, hints[key]))]
     return found or objections(config, parser)
 

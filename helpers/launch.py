@@ -30,6 +30,8 @@ def command(run: Run, config_file: Path | None = None, launcher: str = "helpers.
     """The command that trains. `llamafactory-cli`: LLaMA-Factory's own and nothing else."""
     config_file = str(config_file or next_config(run))
     if launcher == "llamafactory-cli":
+        if (loss := files.read_yaml(Path(config_file)).get("loss", "kto")) != "kto":
+            raise KitError(f"llamafactory-cli knows no loss {loss}", "loss: kto", "take the launcher helpers.trainer")
         beside = Path(sys.executable).with_name("llamafactory-cli")
         words = [str(beside)] if beside.exists() else [sys.executable, "-m", "llamafactory.cli"]  # packages elsewhere: PYTHONPATH
         return [*words, "train", config_file]

@@ -25,7 +25,7 @@ EFFECTS = {
         "max_samples", "group_by_length", "val_size", "dataloader_drop_last", "streaming"),
     "the rows are not what they were": ("template", "cutoff_len", "train_on_prompt", "mask_history", "default_system"),
     "the objective is another one": (
-        "pref_beta", "pref_ftx", "kto_chosen_weight", "kto_rejected_weight", "lora_alpha", "lora_dropout", "bf16",
+        "loss", "pref_beta", "pref_ftx", "kto_chosen_weight", "kto_rejected_weight", "lora_alpha", "lora_dropout", "bf16",
         "fp16", "pure_bf16", "max_grad_norm", "ref_model"),
 }
 """What a change of these keys does to a training that goes on, the gravest first."""

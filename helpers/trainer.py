@@ -143,10 +143,13 @@ def train_loop(config: dict) -> None:
         install_exact_resume()
         if train.get_context().get_world_rank() == 0:
             print(f"[kto] resume_from_checkpoint: {args['resume_from_checkpoint']}", flush=True)
+    loss = args.pop("loss", "kto")
     if config["accelerated"]:
         import kto_accelerator
 
-        kto_accelerator.install()
+        kto_accelerator.install(loss)
+    elif loss != "kto":
+        raise RuntimeError(f"LLaMA-Factory's own trainer has no loss {loss!r}\n  expected: kto\n  fix:      --accelerated")
     if not callable(getattr(tuner, "_training_function", None)):
         from llamafactory.extras.env import VERSION
 

@@ -11,7 +11,8 @@ def training_function(config: dict) -> None:
     """What every worker runs. Ray sends it by its name."""
     import kto_accelerator
 
-    kto_accelerator.install()
+    args = config["args"]
+    kto_accelerator.install(args.pop("loss", "kto") if isinstance(args, dict) else "kto")
     stock_training_function()(config)
 
 

@@ -4,6 +4,8 @@ import json
 import os
 from pathlib import Path
 
+LOSSES = ("kto", "apo_zero_unpaired")
+"""The key `loss` of a config, which LLaMA-Factory does not know: KTO's, or the one of the same form around 0 instead of KL."""
 VERSIONS = ("0.9.3",)
 """LLaMA-Factory versions whose KTO trainer was compared with this one."""
 MODELS = ("llama", "mistral", "qwen2", "qwen3")
@@ -39,10 +41,10 @@ def model_type(model: str) -> str | None:
         return None
 
 
-def install() -> None:
+def install(loss: str = "kto") -> None:
     """Put the accelerated trainer in the place of LLaMA-Factory's, in this process; call it in every worker.
 
-    RuntimeError if LLaMA-Factory is not one that was compared, or what is replaced is gone.
+    `loss`: one of LOSSES. RuntimeError if there is no such loss, LLaMA-Factory is not one that was compared, or what is replaced is gone.
     """
     from llamafactory.extras.env import VERSION as found
     from llamafactory.train.kto import workflow
@@ -54,8 +56,10 @@ def install() -> None:
         raise RuntimeError(f"the accelerator knows the KTO trainer of LLaMA-Factory {', '.join(VERSIONS)}, this is {found}\n"
                            "  expected: llamafactory.train.kto.workflow.CustomKTOTrainer.get_batch_loss_metrics\n"
                            f"  fix:      pip install llamafactory=={VERSIONS[-1]}, or train without the accelerator")
+    if loss not in LOSSES:
+        raise RuntimeError(f"there is no loss {loss!r}\n  expected: {' or '.join(LOSSES)}\n  fix:      correct `loss`")
     if not issubclass(stock, Accelerated):
-        workflow.CustomKTOTrainer = accelerated(stock)
+        workflow.CustomKTOTrainer = accelerated(stock, loss)
     let_segments_grow()
 
 

@@ -71,6 +71,8 @@ def logps(model, rows: list[tuple], adapted: int | None = None):
     """
     import torch
 
+    if not rows:
+        return torch.empty(0, device=next(model.parameters()).device)
     packed = pack(rows, next(model.parameters()).device)
     tokens = None if adapted is None else sum(len(ids) for ids, _ in rows[:adapted])
     with _adapter_on_first(tokens):

@@ -31,25 +31,27 @@ class Rows:
     accepted: object
 
     @classmethod
-    def of(cls, batch: dict) -> "Rows":
-        rows, kl_rows = packed.rows_of(batch), packed.rows_of(batch, "kl_")
+    def of(cls, batch: dict, kl: bool = True) -> "Rows":
+        rows, kl_rows = packed.rows_of(batch), packed.rows_of(batch, "kl_") if kl else []
         return cls(rows, kl_rows, [key_of(row) for row in (*rows, *kl_rows)], batch["kto_tags"].cpu())
 
 
 class WithRows:
     """A data collator that adds the batch's `Rows`: made on the CPU while the GPU is at work on the batch before."""
 
-    def __init__(self, collator):
-        self.collator = collator
+    def __init__(self, collator, kl: bool = True):
+        self.collator, self.kl = collator, kl
 
     def __call__(self, features: list[dict]):
         batch = self.collator(features)
-        batch[ROWS] = Rows.of(batch)
+        batch[ROWS] = Rows.of(batch, self.kl)
         return batch
 
 
 class Accelerated:
     """To be put before LLaMA-Factory's CustomKTOTrainer among a class's bases: see `accelerated`."""
+
+    loss = "kto"
 
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
@@ -59,7 +61,7 @@ class Accelerated:
         self._values = None
         self._shared_until = None  # the epoch
         self._told = False
-        self.data_collator = WithRows(self.data_collator)
+        self.data_collator = WithRows(self.data_collator, self.loss == "kto")
         self._open_store()
 
     def _open_store(self) -> None:
@@ -109,9 +111,11 @@ class Accelerated:
         """
         import torch
 
-        given = batch.get(ROWS) or Rows.of(batch)
+        given = batch.get(ROWS) or Rows.of(batch, self.loss == "kto")
         with torch.no_grad():
             policy_kl, reference, reference_kl = self._without_gradient(model, given)
+            if self.loss == "apo_zero_unpaired":  # KTO's loss with a reference point of 0: no mismatched rows
+                policy_kl = reference_kl = reference.new_zeros(1)
         policy = packed.logps(model, given.rows)
         chosen, rejected = (packed.to_device(which.nonzero()[:, 0], policy.device)
                             for which in (given.accepted, ~given.accepted))
@@ -227,6 +231,6 @@ def refuse_unproved(trainer) -> None:
                            "  expected: LoRA or QLoRA, one process a GPU\n  fix:      train without the accelerator")
 
 
-def accelerated(trainer: type) -> type:
-    """The accelerated version of CustomKTOTrainer."""
-    return type("AcceleratedKTOTrainer", (Accelerated, trainer), {})
+def accelerated(trainer: type, loss: str = "kto") -> type:
+    """The accelerated version of CustomKTOTrainer, with one of enable.LOSSES."""
+    return type("AcceleratedKTOTrainer", (Accelerated, trainer), {"loss": loss})

@@ -61,7 +61,7 @@ def folder(tmp_path_factory):
     return folder
 
 
-def trainer(folder, monkeypatch, fast: bool, base="base", **settings):
+def trainer(folder, monkeypatch, fast: bool | str, base="base", **settings):
     """LLaMA-Factory's trainer, or the accelerated one, as `run_kto` builds it; its adapter shaken."""
     monkeypatch.setenv("USE_RAY", "0")
     from llamafactory.train import tuner
@@ -72,7 +72,8 @@ def trainer(folder, monkeypatch, fast: bool, base="base", **settings):
     def train(self, **kwargs):
         raise Built(self)
 
-    chosen = accelerator.accelerated(stock) if fast else stock
+    loss = fast if isinstance(fast, str) else "kto"
+    chosen = accelerator.accelerated(stock, loss) if fast else stock
     monkeypatch.setattr(workflow, "CustomKTOTrainer", type("Captured", (chosen,), {"train": train}))
     arguments = {**tiny.config(folder / base, folder / "datasets"), "do_train": True,
                  "dataset": tiny.dataset(folder / "datasets", ROWS), "lora_target": "all",
@@ -125,6 +126,65 @@ def test_loss_rewards_kl_and_gradients_are_the_stock_trainers(folder, monkeypatc
     assert max(kls) > 0 or "use_dora" in settings  # not only the clamp was compared
     assert len(fast._places) == 2 * len(ROWS)
     assert fast._one_pass == ("use_dora" not in settings)
+
+
+def apo_zero(stock, batch: dict) -> tuple:
+    """(loss, rewards of accepted, of rejected rows, gradients) by TRL's loss_type apo_zero_unpaired, as its documentation has it
+    (D'Oosterlinck et al. 2024, eq. 7, unpaired): 1 - σ(β r) for accepted rows and σ(β r) for rejected ones, r = log π/π_ref.
+    """
+    import torch
+    from llamafactory.train.trainer_utils import get_batch_logps
+
+    def logps():
+        logits = stock.model(batch["input_ids"], attention_mask=batch["attention_mask"], use_cache=False).logits.float()
+        return get_batch_logps(logits, batch["labels"])[0]
+
+    stock.model.zero_grad()
+    with torch.no_grad(), stock.model.disable_adapter():
+        reference = logps()
+    ratio, settings = logps() - reference, stock.finetuning_args
+    value = torch.sigmoid(settings.pref_beta * ratio)
+    losses = torch.where(batch["kto_tags"], settings.kto_chosen_weight * (1 - value), settings.kto_rejected_weight * value)
+    losses.mean().backward()
+    gradients = {name: weight.grad.clone() for name, weight in stock.model.named_parameters() if weight.requires_grad}
+    rewards = settings.pref_beta * ratio.detach()
+    return float(losses.mean()), float(rewards[batch["kto_tags"]].sum()), float(rewards[~batch["kto_tags"]].sum()), gradients
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("settings", [{"kto_chosen_weight": 1.3}, {"per_device_train_batch_size": 1}, {"use_dora": True}], ids=str)
+def test_the_loss_without_kl_is_trls_on_the_same_batch_and_makes_no_mismatched_pass(folder, monkeypatch, settings):
+    stock, fast = (trainer(folder, monkeypatch, fast, **settings) for fast in (False, True))
+    apo = trainer(folder, monkeypatch, "apo_zero_unpaired", **settings)
+    passed, differs = [], 0.0
+    monkeypatch.setattr(packed, "logps", lambda model, rows, adapted=None, logps=packed.logps: (
+        passed.append(len(rows)), logps(model, rows, adapted))[1])
+    for _ in range(2):  # the second time every row's reference is known
+        passed.clear()
+        for batch in list(stock.get_train_dataloader())[:4]:
+            loss, accepted, rejected, gradients = apo_zero(stock, batch)
+            ours = outcome(apo, batch)
+            assert ours[0] == pytest.approx(loss, rel=1e-5) and ours[1]["kl"] == 0
+            assert ours[1].get("rewards/chosen_sum", 0.0) == pytest.approx(accepted, rel=1e-4, abs=1e-5)
+            assert ours[1].get("rewards/rejected_sum", 0.0) == pytest.approx(rejected, rel=1e-4, abs=1e-5)
+            for name, gradient in gradients.items():
+                assert (ours[2][name] - gradient).norm() <= 3e-5 * gradient.norm() + 1e-9, name
+            before = len(passed)
+            differs = max(differs, abs(outcome(fast, batch)[0] - loss))
+            del passed[before:]
+        assert len(apo._places) <= len(ROWS)
+        for built in (stock, fast, apo):
+            turn(built.model)
+    assert sum(passed) == sum(len(batch["kto_tags"]) for batch in list(stock.get_train_dataloader())[:4])  # the policy's own rows
+    assert differs > 1e-5 or "use_dora" in settings  # KL was not 0 all the time
+
+
+def test_a_loss_that_there_is_not_is_refused_and_both_sides_know_the_same_ones():
+    from helpers import judge
+
+    assert judge.OWN["loss"] == enable.LOSSES
+    with pytest.raises(RuntimeError, match="no loss 'bco'"):
+        kto_accelerator.install("bco")
 
 
 def adapted(kind: str, **lora):
@@ -277,6 +337,8 @@ def test_the_command_trains_with_it_by_a_function_that_ray_sends_by_name(monkeyp
     monkeypatch.setattr(sys, "argv", ["kto_accelerator", "train", "config.yaml"])
     command.main()
     assert ran == [{"args": ["config.yaml"]}]
+    tuner._training_function(config := {"args": {"stage": "kto", "loss": "kto"}})
+    assert config == {"args": {"stage": "kto"}}
     assert issubclass(workflow.CustomKTOTrainer, accelerator.Accelerated)
     assert len(cloudpickle.dumps(tuner._training_function)) < 100  # its name, not its code
 

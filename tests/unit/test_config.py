@@ -63,6 +63,23 @@ def test_malformed_yaml_is_named_with_its_line(tmp_path):
         files.read_yaml(path)
 
 
+def test_the_loss_without_kl_is_refused_by_name_with_the_stock_trainer(prepared):
+    resolved = config.resolve(prepared, loss="apo_zero_unpaired")
+    with pytest.raises(KitError, match="loss: apo_zero_unpaired is not in LLaMA-Factory's own trainer"):
+        config.write(prepared, resolved)
+    assert not prepared.config_file.exists()
+    small = resolved | {"per_device_train_batch_size": 1}
+    assert config.traps(small, {}) == [] and "mismatched pair" in config.traps(small | {"loss": "kto"}, {})[0]
+
+
+@pytest.mark.slow
+def test_the_loss_without_kl_is_accepted_with_our_trainer_and_another_is_named(prepared):
+    prepared.note(accelerated=True)
+    config.write(prepared, config.resolve(prepared, loss="apo_zero_unpaired"))
+    with pytest.raises(KitError, match="loss: 'bco'; expected: kto or apo_zero_unpaired"):
+        config.write(prepared, config.resolve(prepared, loss="bco"))
+
+
 @pytest.mark.slow
 def test_every_wrong_key_is_named_at_once_and_the_good_file_stays(prepared):
     config.write(prepared, config.resolve(prepared))

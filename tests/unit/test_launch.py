@@ -158,6 +158,12 @@ def test_a_run_that_asked_for_the_accelerator_gets_it(ready):
     assert "accelerated" not in " ".join(launch.command(ready))
 
 
+def test_the_loss_without_kl_is_refused_by_name_with_the_stock_command(ready):
+    ready.config_file.write_text("loss: apo_zero_unpaired\n")
+    with pytest.raises(KitError, match="knows no loss apo_zero_unpaired"):
+        launch.command(ready, launcher="llamafactory-cli")
+
+
 def test_a_launch_that_could_never_start_is_refused_in_seconds_and_leaves_no_log(ready):
     ready.config_file.write_text(
         yaml.safe_dump(
