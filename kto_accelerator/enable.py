@@ -44,7 +44,7 @@ def model_type(model: str) -> str | None:
 def install(loss: str = "kto") -> None:
     """Put the accelerated trainer in the place of LLaMA-Factory's, in this process; call it in every worker.
 
-    `loss`: one of LOSSES. RuntimeError if there is no such loss, LLaMA-Factory is not one that was compared, or what is replaced is gone.
+    `loss`: one of LOSSES. RuntimeError if it is not, if LLaMA-Factory is not one that was compared, or what is replaced is gone.
     """
     from llamafactory.extras.env import VERSION as found
     from llamafactory.train.kto import workflow
