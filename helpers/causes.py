@@ -27,13 +27,13 @@ CAUSES = [
           f"make it writable again, or another `storage`; then {GO_ON}"),
     Cause("shared memory is full",
           r"/dev/shm|No space left on device at \S*multiprocessing|unable to (?:open|write to|mmap).*torch_"
-          r"|shm.*No space left|Bus error|insufficient shared memory",
+          r"|shm.*No space left|Bus error|code[ =:]+-7\b|insufficient shared memory",
           "data loader workers and NCCL hand over batches in /dev/shm; a container gives it 64 MB",
           "start the container with a larger one (--shm-size, an emptyDir of medium Memory), or "
           "dataloader_num_workers: 0"),
     Cause("the disk is full",
           r"No space left on device|Errno 28|Disk quota exceeded|StorageFull|PytorchStreamWriter failed"
-          r"|file write failed", "checkpoints hold the optimiser too and are written twice (output/ and Ray's copy)",
+          r"|file write failed|low on resource: ephemeral", "checkpoints hold the optimiser too and are written twice (output/ and Ray's copy)",
           "free space, or another `storage`; then save less often (save_steps) or keep fewer (save_total_limit)"),
     Cause("a GPU ran out of memory",
           r"CUDA out of memory|CUDA error: out of memory|OutOfMemoryError: (?:CUDA|HIP)|CUBLAS_STATUS_ALLOC_FAILED",
@@ -43,7 +43,7 @@ CAUSES = [
     Cause("a node ran out of memory",
           r"running low on memory|memory pressure|Out of memory: Killed|oom[-_]kill|OOMKilled"
           r"|bytes failed|bad_alloc|Cannot allocate memory|can't allocate memory|^MemoryError"
-          r"|OutOfMemoryError: Task was killed",
+          r"|OutOfMemoryError: Task was killed|low on resource: memory",
           "each worker loads the model once into the node's own memory",
           "fewer workers on a node, a node with more memory, or preprocessing_num_workers down"),
     Cause("a token id lies outside the embedding",
@@ -63,7 +63,7 @@ CAUSES = [
           "resources_per_worker: {GPU: 1}, a matching driver (nvidia-smi); without a GPU bf16: false and fp16: "
           "false"),
     Cause("the model is gated",
-          r"GatedRepoError|gated repo\b|Access to model .* is restricted|401 Client Error|403 Client Error",
+          r"GatedRepoError|gated repo\b|Access to model .* is restricted|40[13] Client Error.*(?:hugg|hf|/resolve/)",
           "the hub gives this model only to accounts that accepted its licence",
           "accept it on the model's page, then set HF_TOKEN in the environment (never in a file)"),
     Cause("HF_ENDPOINT is no address",
@@ -76,9 +76,19 @@ CAUSES = [
           "report_to: none (this project sends the same figures itself, outside the training), or start the server"),
     Cause("the hub cannot be reached",
           r"couldn't connect to 'https?://|NameResolutionError|LocalEntryNotFoundError|OfflineModeIsEnabled"
-          r"|outgoing traffic has been disabled|Cannot reach https://hugg|Max retries exceeded.*huggingface",
+          r"|outgoing traffic has been disabled|Cannot reach https://hugg|Max retries exceeded.*huggingface"
+          r"|huggingface.*(?:Max retries exceeded|[Tt]imed out)|ProxyError|CERTIFICATE_VERIFY_FAILED",
           "no network from the workers, or HF_HUB_OFFLINE=1 with a model that is not in the cache",
-          "model_name_or_path: a folder that every node sees, or a way to the hub (HF_ENDPOINT, a proxy)"),
+          "model_name_or_path: a folder that every node sees, or a way to the hub (HF_ENDPOINT, a proxy, SSL_CERT_FILE)"),
+    Cause("the hub was asked too often", r"429 Client Error|Too Many Requests",
+          "the hub limits the requests of an address; with an account the limit is higher",
+          "HF_TOKEN in the environment; or download the model once, and give every node the folder"),
+    Cause("wandb asks for a key", r"api_key not configured|No API key configured|requires wandb to be installed",
+          "report_to: wandb, or all (transformers' own default) where wandb is installed",
+          "report_to: none, or WANDB_API_KEY in the environment (WANDB_MODE=offline keeps it here)"),
+    Cause("the model brings code of its own", r"trust_remote_code=True",
+          "its repository has Python files that would be run here",
+          "read them; then trust_remote_code: true, or a model that transformers knows"),
     Cause("the tokenizer is missing",
           r"Can't load tokenizer|model_file or model_proto must be|Failed to load tokenizer"
           r"|Unable to load vocabulary", "the model's folder has weights but no tokenizer.json (or tokenizer.model)",
@@ -139,6 +149,10 @@ CAUSES = [
           "end it, or give another port (MASTER_PORT, --port)"),
     Cause("a path is too long for a socket", r"AF_UNIX path|path too long|path length cannot exceed",
           "Ray's sockets lie under TMPDIR, and a socket's path has at most 107 bytes", "a short TMPDIR: TMPDIR=/tmp"),
+    Cause("a package was built for another machine",
+          r"\.so[.\d]*: (?:cannot open|undefined symbol|version )|undefined symbol|version `\w+' not found",
+          "compiled for another CUDA, torch or system than what is installed here",
+          "install it again in the environment that trains, from the lock, on every node"),
     Cause("a package is missing",
           r"No module named|PackageNotFoundError|command not found|ImportError|is required by this application"
           r"|No matching distribution|RuntimeEnvSetupError",
@@ -150,12 +164,14 @@ CAUSES = [
     Cause("no Ray cluster was found", r"Could not find any running Ray instance|ray\.init\(address=.*ConnectionError"
           r"|Failed to connect to (?:Ray|GCS)", "nothing runs at that address, or it cannot be reached from here",
           "ray start --head there first; RAY_ADDRESS and the profile's address must be the cluster's"),
-    Cause("stopped from outside", r"got signal: (?:1|2|15)\b|SignalException",
+    Cause("a time limit ended it", r"DUE TO TIME LIMIT|DeadlineExceeded", "the scheduler's limit came first",
+          f"a longer limit; then {GO_ON}"),
+    Cause("stopped from outside", r"got signal: (?:1|2|15)\b|SignalException|CANCELLED AT|code[ =:]+-15\b",
           "a time limit, a scheduler, or `kill`", GO_ON),
     Cause("stopped by hand", r"KeyboardInterrupt", "Ctrl-C, or the notebook's stop", GO_ON),
-    Cause("something may not be read or written", r"Permission denied|PermissionError|Errno 13",
-          "the worker runs as another user than the folder's",
-          "give the workers' user the folder, or another `storage`"),
+    Cause("something may not be read or written", r"Permission denied|PermissionError|Errno 13|ACCESS_DENIED|AccessDenied",
+          "the worker runs as another user than the folder's, or its cloud key has not this right",
+          "give the workers' user (or key) the folder, or another `storage`"),
     Cause("a file is not there", r"FileNotFoundError|No such file or directory",
           "a path that this worker does not see, or may not read",
           "the path must lie on storage that every node sees, readable for the workers' user"),
@@ -163,23 +179,20 @@ CAUSES = [
           r"marked dead|node has (?:died|crashed)|node was terminated unexpectedly|NodeDiedError|Raylet is terminated",
           "the machine went away or froze: spot capacity taken back, its memory, its network",
           f"when there are nodes enough again, {GO_ON}"),
-    Cause("a time limit ended it", r"DUE TO TIME LIMIT|DeadlineExceeded", "the scheduler's limit came first",
-          f"a longer limit; then {GO_ON}"),
     Cause("a process crashed",
-          r"Segmentation fault|SIGSEGV|SIGABRT|SIGILL|SIGFPE|Aborted|Fatal Python error|exitcode: -(?:11|6|4|8)\b"
-          r"|exitcode\s*: -(?:11|6|4|8)\b",
+          r"Segmentation fault|SIGSEGV|SIGABRT|SIGILL|SIGFPE|Aborted|Fatal Python error|code[ =:]+-(?:11|6|4|8)\b",
           "a fault in compiled code: packages built for another machine or for each other's other version",
           "compare the packages with the lock (notebook 1); the lines above name the last Python frames"),
-    Cause("a worker ended without a word", r"failed \(exitcode: [1-9]",
+    Cause("a worker ended without a word", r"failed \(exitcode: [1-9]|return code = [1-9]",
           "its program called exit, or printed its error elsewhere",
           "torchrun's log folder (--log-dir, --tee 3) has each worker's own output"),
     Cause("a worker was lost",
           r"ActorDiedError|ActorUnavailableError|WorkerCrashedError|actor (?:is dead|died)|worker died|SIGKILL"
-          r"|raylet.*(?:died|terminated)|RayActorError|Killed|exitcode: -9|exitcode\s*: -9|exit code 137"
-          r"|killed by signal", "ended from outside: with its node, for memory, or by hand",
+          r"|raylet.*(?:died|terminated)|RayActorError|Killed|code[ =:]+-9|exit code 137"
+          r"|killed by signal|abruptly", "ended from outside: with its node, for memory, or by hand",
           f"see whether the node is there, and its memory; then {GO_ON}"),
     Cause("the workers lost each other",
-          r"NCCL (?:error|timeout|WARN)|nccl\w*Error|Watchdog caught collective operation timeout"
+          r"NCCL (?:error|timeout|WARN)|nccl\w*Error|Watchdog caught collective operation timeout|watchdog got stuck"
           r"|gloo.*(?:Timed out|Connection (?:closed|reset)|timeout)|Connection (?:closed|reset) by peer"
           r"|Timed out waiting|DistNetworkError|Application timeout|Socket Timeout",
           "a worker died or hung, or the nodes' network blocks the workers' ports",

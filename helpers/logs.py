@@ -12,12 +12,11 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
+from . import loglines
+
 LONGEST = 1 << 20
 """Characters of an unfinished line that are kept, so that memory stays flat."""
 LINE = re.compile(r"\n|(?<=\r)")
-COLOUR = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
-PREFIX = re.compile(r"(?:\d{4}-\d\d-\d\d[T ][\d:.,]+(?:Z|[+-]\d\d:?\d\d)? +)?"  # a container's log begins with it
-                    r"(?:\(\w+ pid=(\d{1,18})(?:, ip=([\w.:-]+))?[^)]*\)|\[((?:rank|default)\d+)\]:) ?")
 RECORD = re.compile(r"(?<![=\w])\{'(?:loss|eval_|train_)[^{}]*\}")  # `metrics={'loss': …` is Ray's repetition of one
 CUT = re.compile(r"(?<![=\w])\{'(?:loss|eval_|train_)[^{}]*$")
 PAIR = re.compile(r"'([^']+)':\s*(?:'([^']*)'|([^,{}']+))")
@@ -98,7 +97,7 @@ class Parser:
         return waiting + ([self.short] if self.short else [])
 
     def line(self, line: str) -> Iterator[Event]:
-        worker, text = split(line[:20_000])
+        worker, text = loglines.split(line[:20_000])
         worker = worker or self.worker  # what follows a carriage return is the same worker's
         self.worker = worker if line.endswith("\r") else None
         if not self.cut and not CLUES.search(text):
@@ -194,16 +193,6 @@ class Parser:
         if phase != self.phase:
             self.phase = phase
             yield "phase", {"phase": phase}
-
-
-def split(line: str) -> tuple[str | None, str]:
-    """A line's worker (None: not said) and its text, without colours, Ray's or torchrun's prefix."""
-    text = COLOUR.sub("", line) if "\x1b" in line else line
-    prefix = PREFIX.match(text)
-    if not prefix:
-        return None, text
-    pid, ip, rank = prefix.groups()
-    return rank or (f"{ip}:{pid}" if ip else pid), text[prefix.end() :]
 
 
 def same(short: dict, whole: dict) -> bool:
