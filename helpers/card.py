@@ -24,28 +24,37 @@ SETTINGS = ("finetuning_type", "lora_rank", "lora_alpha", "lora_target", "pref_b
             "ray_num_workers", "max_steps", "num_train_epochs", "cutoff_len", "template", "bf16", "seed")
 
 
-def text(run: Run, title: str = "") -> str:
+def text(run: Run) -> str:
     """The card as Markdown with the hub's metadata on top. Nothing in it names this machine."""
     record, config = run.record(), config_of(run)
     base, adapter = public_name(run), config.get("finetuning_type", "lora") == "lora"
     base = base if _is_hub(base) else Path(base).name
     alone = (run.export / "adapter" / run.name).is_dir()
+    licence = next((name for start, name in LICENCES.items() if base.startswith(start)), "")
+    start = [_public(path, run) for path in earlier_adapters(config)]
+    data = record.get("dataset", {})
+    source = data.get("source", "")
+    counts = {"source": source if "://" in source else Path(source).name, "SHA-256": data.get("sha256"),
+              "rows trained on": data.get("rows"), "accepted": data.get("accepted"), "rejected": data.get("rejected"),
+              "rows held out (other prompts)": data.get("heldout_rows")}
+    costs = ["| {model} | {MB:.1f} | {perplexity:.2f} | {auc:.3f} | {margin:+.3f} |\n".format(**row)
+             for row in record.get("export", {}).get("quantised", [])]
     about = {"base_model": base if _is_hub(base) else "", "library_name": "peft" if adapter else "transformers",
-             "pipeline_tag": "text-generation", "license": licence(base),
+             "pipeline_tag": "text-generation", "license": licence,
              "tags": ["kto", "llama-factory", *(["lora"] if adapter else [])]}
     head = files.dump_yaml({key: value for key, value in about.items() if value})
     parts = [
-        f"---\n{head}---\n\n# {title or run.name}\n",
+        f"---\n{head}---\n\n# {run.name}\n",
         f"[{base}](https://huggingface.co/{base}), aligned to thumbs-up/thumbs-down feedback with KTO "
         "(Ethayarajh et al., 2024).\n" if _is_hub(base) else f"{base}, aligned with KTO (Ethayarajh et al., 2024).\n",
         PACKAGED if record.get("model", {}).get("name") in PUBLIC else "",
-        f"Licence of the base model, which holds for what is derived from it: {licence(base) or 'see its own card'}.\n",
-        _start(run, config),
-        "## Data\n\n" + _table(_data(record.get("dataset", {}))),
-        "## Training\n\n" + _table({key: config[key] for key in SETTINGS if config.get(key) is not None}),
+        f"Licence of the base model, which holds for what is derived from it: {licence or 'see its own card'}.\n",
+        f"Training started from the base with {' and '.join(start)} merged into it.\n" if start else "",
+        "## Data\n\n" + _table(counts),
+        "## Training\n\n" + _table({key: config.get(key) for key in SETTINGS}),
         "## Held-out figures\n\n" + _figures(record.get("evaluation", {})),
         "".join(f"- {line}\n" for line in rounds.words(record.get("rounds", [])).splitlines()),
-        _quantised(record.get("export", {}).get("quantised", [])),
+        QUANTISED + "".join(costs) if costs else "",
         "## Use\n\nFolders are relative to this card's; `messages` is a list of role/content turns.\n\n"
         + (ADAPTER if alone else "").format(short=base.rsplit("/", 1)[-1], name=run.name) + MERGED,
         "## Made with\n\n" + _table(record.get("versions", {})),
@@ -53,18 +62,11 @@ def text(run: Run, title: str = "") -> str:
     return "\n".join(part for part in parts if part)
 
 
-def _start(run: Run, config: dict) -> str:
-    """Which adapters training started from, by their run's name, hub id or folder's name."""
-    names = []
-    for path in map(Path, earlier_adapters(config)):
-        inside = path.is_relative_to(run.storage)
-        names.append(path.relative_to(run.storage).parts[0] if inside else str(path) if _is_hub(str(path)) else path.name)
-    return f"Training started from the base with {' and '.join(names)} merged into it.\n" if names else ""
-
-
-def licence(base: str) -> str:
-    """The licence of a base model by its hub id, or an empty string where it is not known here."""
-    return next((name for start, name in LICENCES.items() if base.startswith(start)), "")
+def _public(adapter: str, run: Run) -> str:
+    """An earlier adapter by its run's name, its hub id or its folder's name."""
+    if Path(adapter).is_relative_to(run.storage):
+        return Path(adapter).relative_to(run.storage).parts[0]
+    return adapter if _is_hub(adapter) else Path(adapter).name
 
 
 def _is_hub(base: str) -> bool:
@@ -72,36 +74,29 @@ def _is_hub(base: str) -> bool:
 
 
 def _table(values: dict) -> str:
+    """Two columns of what is known."""
     lines = "".join(f"| {key} | {json.dumps(value) if isinstance(value, dict | list) else value} |\n"
-                    for key, value in values.items())
+                    for key, value in values.items() if value not in (None, ""))
     return f"| | |\n| --- | --- |\n{lines}" if lines else "Not recorded.\n"
-
-
-def _data(dataset: dict) -> dict:
-    source = dataset.get("source", "")
-    known = {"source": Path(source).name if "://" not in source else source, "SHA-256": dataset.get("sha256")}
-    counts = {"rows trained on": dataset.get("rows"), "accepted": dataset.get("accepted"),
-              "rejected": dataset.get("rejected"), "rows held out (other prompts)": dataset.get("heldout_rows")}
-    return {key: value for key, value in (known | counts).items() if value not in (None, "")}
 
 
 def _figures(evaluation: dict) -> str:
     if not evaluation:
         return "Not evaluated.\n"
-    rows = {"area under the ROC curve of the implied reward": ("auc", "auc_interval"),
-            "margin of the implied reward": ("margin", "margin_interval")}
-    lines = ["| figure | before | after | 95 % interval |\n| --- | --- | --- | --- |"]
-    for name, (key, interval) in rows.items():
-        figures = [evaluation[key + "_before"], evaluation[key], *evaluation[interval]]
-        lines.append("| {} | {:.3f} | {:.3f} | {:.3f} to {:.3f} |".format(name, *figures))
-    return "\n".join(lines) + "\n"
+    lines = "| figure | before | after | 95 % interval |\n| --- | --- | --- | --- |\n"
+    for name, key in (("area under the ROC curve of the implied reward", "auc"), ("margin of the implied reward", "margin")):
+        low, high = evaluation[f"{key}_interval"]
+        lines += f"| {name} | {evaluation[f'{key}_before']:.3f} | {evaluation[key]:.3f} | {low:.3f} to {high:.3f} |\n"
+    return lines
 
 
-def _quantised(rows: list[dict]) -> str:
-    lines = "".join("| {model} | {MB:.1f} | {perplexity:.2f} | {auc:.3f} | {margin:+.3f} |\n".format(**row) for row in rows)
-    head = "| model | MB | perplexity | area under ROC | margin |\n| --- | --- | --- | --- | --- |\n"
-    return f"## Quantised, and what it costs\n\nHeld-out figures, each model against the base.\n\n{head}{lines}" if rows else ""
+QUANTISED = """## Quantised, and what it costs
 
+Held-out figures, each model against the base.
+
+| model | MB | perplexity | area under ROC | margin |
+| --- | --- | --- | --- | --- |
+"""
 
 ADAPTER = """Beside other adapters, by Ray Serve LLM or any vLLM server (`serve deploy service.yaml`):
 
@@ -123,9 +118,9 @@ chat(messages)
 """
 
 
-def write(run: Run, title: str = "") -> Path:
+def write(run: Run) -> Path:
     """The card as export/README.md, and beside every model that is exported, where the hub looks for it."""
-    card = text(run, title)
+    card = text(run)
     for folder in (*run.export.glob("adapter/*/"), *(run.export / name for name in ("merged", *SCHEMES))):
         if folder.is_dir() and not folder.name.startswith("."):
             files.write(folder / "README.md", card)

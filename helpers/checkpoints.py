@@ -84,7 +84,10 @@ def _below(where) -> list[Checkpoint]:
                 folders[path] = folders[path]  # an empty folder counts too
             else:
                 folders[str(PurePosixPath(path).parent)][parts[-1]] = info
-    config = _config(disk, root)
+    # The run's config.yaml: at the root that was searched, or on disk up to four folders above it.
+    above = list(PurePosixPath(root).parents)[:4] if "file" in disk.protocol else []
+    near = next((f"{folder}/config.yaml" for folder in (root, *above) if disk.exists(f"{folder}/config.yaml")), None)
+    config = _mapping(disk, near, files.parse_yaml) if near else {}
 
     def read(outer: str) -> Checkpoint | None:
         try:
@@ -114,8 +117,11 @@ def _read(disk, prefix: str, root: str, outer: str, folders: dict, config: dict)
     inside = {path: names for path, names in folders.items() if path == folder or path.startswith(f"{folder}/")}
     there = {f"{path}/{name}".removeprefix(f"{folder}/"): info for path, names in inside.items()
              for name, info in names.items()}
-    launched = _launched(disk, trial, folders)
-    workers = _workers(there)
+    # What the trial was launched with, where Ray Train V1 wrote it down.
+    params = _mapping(disk, f"{trial}/params.json", json.loads) if "params.json" in folders.get(trial, {}) else {}
+    launched = (params.get("train_loop_config") or {}).get("args") or {}
+    # The workers whose random states are there; a single worker's is called `rng_state.pth`.
+    workers = {int(match[1] or 0) for name in there if (match := re.fullmatch(r"rng_state(?:_(\d+))?\.pth", name))}
     weights = weights_fault(disk, folder, there)
     fault = weights or resume_fault(disk, folder, there, workers, (config or launched).get("ray_num_workers"))
     state, metrics = {}, {}
@@ -138,19 +144,6 @@ def _read(disk, prefix: str, root: str, outer: str, folders: dict, config: dict)
         why=fault or "complete", path=f"{prefix}{folder}" if prefix else Path(folder), layout=layout,
         trial=trial.removeprefix(root).strip("/"), workers=max(workers, default=-1) + 1,
         planned_steps=state.get("max_steps"), metrics=metrics)
-
-
-def _config(disk, root: str) -> dict:
-    """The run's config.yaml: at the root that was searched, or on disk up to four folders above it."""
-    above = list(PurePosixPath(root).parents)[:4] if "file" in disk.protocol else []
-    near = next((f"{folder}/config.yaml" for folder in (root, *above) if disk.exists(f"{folder}/config.yaml")), None)
-    return _mapping(disk, near, files.parse_yaml) if near else {}
-
-
-def _launched(disk, trial: str, folders: dict) -> dict:
-    """LLaMA-Factory's keys that a trial was launched with, from Ray Train V1's params.json; empty without one."""
-    params = _mapping(disk, f"{trial}/params.json", json.loads) if "params.json" in folders.get(trial, {}) else {}
-    return (params.get("train_loop_config") or {}).get("args") or {}
 
 
 def _mapping(disk, path: str, parse) -> dict:
@@ -216,11 +209,6 @@ def resume_fault(disk, folder: str, there: dict, workers: set[int], world_size: 
     if world_size and len(workers) != world_size:
         return f"other world size: random states of {len(workers)}, but the run has {world_size} workers"
     return ""
-
-
-def _workers(there) -> set[int]:
-    """The workers whose random states are there; a single worker's is called `rng_state.pth`."""
-    return {int(match[1] or 0) for name in there if (match := re.fullmatch(r"rng_state(?:_(\d+))?\.pth", name))}
 
 
 def _metrics(history: list[dict], accumulation: int | None) -> dict:

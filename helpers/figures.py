@@ -56,6 +56,7 @@ def token_lengths(lengths_by_label: Mapping[str, list[int]], cutoff: int):
 
 
 def _figure(title: str, unit: str):
+    """(Figure, its axes) of one panel, title and y axis named."""
     figure = picture((6, 3))
     axes = figure.add_subplot()
     axes.set_title(title)
@@ -154,42 +155,35 @@ def cost(checkpoints, total_steps: int, seconds_a_step: float, restart_seconds: 
 def timing(checkpoints, started: str) -> tuple[float, float]:
     """Seconds a step, and seconds from the last launch (`started`, as run.json has it) to its first step, by the times of the saves.
 
-    A trial that resumed is taken to have begun at an earlier one's last save. With a single save the two cannot be told apart: all
-    of the time is in the steps. A run that was copied may have lost its times: the figures are then meaningless.
+    With a single save in the newest trial the two cannot be told apart: all of the time is in the steps. A trial that resumed is taken
+    to have begun at an earlier one's last save. A run that was copied may have lost its times: the figures are then meaningless.
     """
     placed = sorted((item for item in checkpoints if item.step is not None), key=lambda item: (item.time, item.step))
-    trials: dict[str, list] = {}
-    for item in [item for item in placed if item.layout.startswith("Ray")] or placed:
-        trials.setdefault(item.trial, []).append(item)
-    *earlier, newest = trials.values()
-    begun = max((item.step for saves in earlier for item in saves if item.step < newest[0].step), default=0)
-    steps, took = newest[0].step - begun, (newest[0].time - datetime.fromisoformat(started)).total_seconds()
-    for saves in [newest, *reversed(earlier)]:  # the newest trial with two saves gives the pace
-        if saves[-1].step > saves[0].step:
-            pace = (saves[-1].time - saves[0].time).total_seconds() / (saves[-1].step - saves[0].step)
-            return pace, max(0.0, took - steps * pace)
-    return max(0.0, took) / max(1, steps), 0.0
+    placed = [item for item in placed if item.layout.startswith("Ray")] or placed
+    newest = [item for item in placed if item.trial == placed[-1].trial]
+    first, last = newest[0], newest[-1]
+    begun = max((item.step for item in placed if item.trial != first.trial and item.step < first.step), default=0)
+    steps, took = first.step - begun, (first.time - datetime.fromisoformat(started)).total_seconds()
+    if last.step == first.step:
+        return max(0.0, took) / max(1, steps), 0.0
+    pace = (last.time - first.time).total_seconds() / (last.step - first.step)
+    return pace, max(0.0, took - steps * pace)
 
 
 def _saves(axes, placed, total_steps: int, chosen) -> None:
-    """One line a trial: a dot for a complete save, a cross for one that is not, a star for the chosen one."""
-    trials = sorted({item.trial for item in placed}, key=lambda trial: min(i.time for i in placed if i.trial == trial))
-    axes.set(title="Saves", yticks=range(len(trials)), yticklabels=[_short(trial) for trial in trials],
+    """One line a trial, the oldest on top: a dot for a complete save, a cross for one that is not, a star for the chosen one."""
+    trials = list(dict.fromkeys(item.trial for item in sorted(placed, key=lambda item: item.time)))
+    names = ["_".join(trial.rpartition("/")[2].split("_")[:2]) or "." for trial in trials]  # without date and time
+    axes.set(title="Saves", yticks=range(len(trials)), yticklabels=names,
              xlim=(0, total_steps * 1.02), ylim=(len(trials) - 0.4, -0.6))
     for row, trial in enumerate(trials):
-        own = [item for item in placed if item.trial == trial]
-        ends = [min(item.step for item in own), max(item.step for item in own)]
-        axes.plot(ends, [row, row], color=FAINT, linewidth=1, label="_line")
-        for complete, marker, colour in ((True, "o", GREEN), (False, "X", VERMILLION)):
-            steps = [item.step for item in own if item.complete is complete]
-            axes.plot(steps, [row] * len(steps), marker, color=colour, label="complete" if complete else "not complete")
-        if chosen is not None and chosen.trial == trial:
-            axes.plot([chosen.step], [row], "*", color=BLUE, markersize=16, label="chosen")
-    handles = {label: handle for handle, label in zip(*axes.get_legend_handles_labels(), strict=True)
-               if len(handle.get_xdata())}
-    axes.legend(handles.values(), handles.keys(), loc="upper left", bbox_to_anchor=(1, 1), frameon=False)
-
-
-def _short(trial: str) -> str:
-    """A trial's name without its date and time: `TorchTrainer_8f6d0`."""
-    return "_".join(trial.rpartition("/")[2].split("_")[:2]) or "."
+        own = [item.step for item in placed if item.trial == trial]
+        axes.plot([min(own), max(own)], [row, row], color=FAINT, linewidth=1, label="_line")
+    complete, torn = ([item for item in placed if item.complete is whole] for whole in (True, False))
+    groups = (("complete", complete, "o", GREEN, 6), ("not complete", torn, "X", VERMILLION, 6),
+              ("chosen", [chosen] if chosen is not None else [], "*", BLUE, 16))
+    for label, items, marker, colour, size in groups:
+        if items:
+            rows = [trials.index(item.trial) for item in items]
+            axes.plot([item.step for item in items], rows, marker, color=colour, markersize=size, label=label)
+    axes.legend(loc="upper left", bbox_to_anchor=(1, 1), frameon=False)

@@ -12,6 +12,7 @@ import typing
 from pathlib import Path
 
 from . import files
+from .errors import closest
 
 OWN = {"loss": ("kto", "apo_zero_unpaired")}
 """Keys of ours in a config, with their values: our launcher takes them out of what LLaMA-Factory reads."""
@@ -24,42 +25,32 @@ def findings(config: dict) -> list[dict]:
     """
     from llamafactory.hparams import parser
 
-    hints, own = field_types(parser._TRAIN_ARGS), {key: config[key] for key in OWN if key in config}
+    own = {key: config[key] for key in OWN if key in config}
     config = {key: value for key, value in config.items() if key not in own}  # they are taken out before LLaMA-Factory reads it
-    wrong = [(key, value) for key, value in own.items() if value not in OWN[key]]
-    found = [{"key": key, "found": f"{key}: {value!r}", "expected": " or ".join(OWN[key])} for key, value in wrong]
-    found += [unknown(key, hints) for key in config if key not in hints]
-    found += [f for key, value in config.items() if key in hints and (f := ill_typed(key, value, hints[key]))]
-    return found or objections(config, parser)
-
-
-def field_types(classes) -> dict[str, typing.Any]:
-    """name -> annotated type of every field that LLaMA-Factory's argument classes accept."""
-    types = {}
-    for cls in classes:
+    types = {}  # name -> annotated type of every field that LLaMA-Factory's argument classes accept
+    for cls in parser._TRAIN_ARGS:
         hints = typing.get_type_hints(cls)
         types |= {field.name: hints[field.name] for field in dataclasses.fields(cls) if field.init}
-    return types
-
-
-def unknown(key: str, hints: dict) -> dict:
-    from .errors import closest
-
-    return {"key": key, "found": f"LLaMA-Factory knows no key {key!r}{closest(key, hints)}", "expected": ""}
+    found = [{"key": key, "found": f"{key}: {value!r}", "expected": " or ".join(OWN[key])}
+             for key, value in own.items() if value not in OWN[key]]
+    found += [{"key": key, "found": f"LLaMA-Factory knows no key {key!r}{closest(key, types)}", "expected": ""}
+              for key in config if key not in types]
+    found += [f for key, value in config.items() if key in types and (f := ill_typed(key, value, types[key]))]
+    return found or objections(config, parser)
 
 
 def ill_typed(key: str, value, hint) -> dict | None:
     """A finding if `value` is not of the field's type. Strict: LLaMA-Factory converts nothing that comes from YAML."""
     from pydantic import ConfigDict, TypeAdapter, ValidationError
 
+    expected = getattr(hint, "__name__", None) or str(hint).replace("typing.", "")
     scalars = (float, int, bool)
     if isinstance(value, str) and hint in (*scalars, *(typing.Optional[kind] for kind in scalars)):  # noqa: UP045
-        says = " (YAML reads 5e-6 as text; write 5.0e-6)" if "e" in value and _is_number(value) else ""
-        return {"key": key, "found": f"{key}: {value!r} is text{says}", "expected": name_of(hint)}
+        return {"key": key, "found": f"{key}: {value!r} is text", "expected": expected}
     try:
         TypeAdapter(hint, config=ConfigDict(arbitrary_types_allowed=True)).validate_python(value)
     except ValidationError as error:
-        return {"key": key, "found": f"{key}: {value!r}: {error.errors()[0]['msg']}", "expected": name_of(hint)}
+        return {"key": key, "found": f"{key}: {value!r}: {error.errors()[0]['msg']}", "expected": expected}
     except Exception:  # a type that pydantic cannot describe is left to LLaMA-Factory
         return None
     return None
@@ -84,18 +75,6 @@ def objections(config: dict, parser) -> list[dict]:
         os.environ.clear()
         os.environ.update(alone)
     return []
-
-
-def name_of(hint) -> str:
-    return getattr(hint, "__name__", None) or str(hint).replace("typing.", "")
-
-
-def _is_number(text: str) -> bool:
-    try:
-        float(text)
-        return True
-    except ValueError:
-        return False
 
 
 def main() -> None:

@@ -5,7 +5,6 @@ and any number of times. A server that goes away costs nothing; what could not b
 """
 
 import contextlib
-import json
 import logging
 import os
 import re
@@ -51,6 +50,8 @@ def client(run: Run):
 def sync(run: Run, table=None, there: dict | None = None) -> dict:
     """Send what MLflow does not have yet; {"run_id", "points", "url"}, `points` being the metric values sent by this call.
 
+    Files (config, figures, adapter) are sent once the training has ended, by every call anew.
+
     `table`: a metrics table; default: what the run's log says, or its metrics.jsonl if the log is gone. `there`: metric -> the
     steps that MLflow is known to have, which a caller of many syncs keeps; default: MLflow is asked. KitError where MLflow
     cannot be reached or refuses: nothing is lost, `kto track RUN` sends it later.
@@ -65,8 +66,9 @@ def sync(run: Run, table=None, there: dict | None = None) -> dict:
         elif table is None and run.metrics_file.exists():
             table = metrics.read_jsonl(run.metrics_file)
         points = 0 if table is None else _send(mlflow, run_id, table, {} if there is None else there)
-        _artifacts(mlflow, run, run_id)
         if (status := run.record().get("training", {}).get("status")) in ENDS:
+            for file, folder in _artifacts(run):
+                mlflow.log_artifact(run_id, str(file), folder)
             mlflow.set_terminated(run_id, ENDS[status])
         info, url = mlflow.get_run(run_id).info, "make mlflow, then http://127.0.0.1:5000"
         if uri_for(run).startswith("http"):
@@ -166,19 +168,12 @@ def _send(mlflow, run_id: str, table, there: dict[str, set[int]]) -> int:
     return len(points)
 
 
-def _artifacts(mlflow, run: Run, run_id: str) -> None:
-    """The config, the metrics, the figures, and the adapter once it is exported; again where a file has changed."""
-    sent = json.loads(mlflow.get_run(run_id).data.tags.get("kto.artifacts", "{}"))
-    files = [(run.config_file, ""), (run.metrics_file, "")]
-    files += [(file, "figures") for file in sorted(run.figures.glob("*.png"))]
-    files += [(file, "adapter") for file in sorted(run.export.glob("adapter/*/adapter_*")) if file.is_file()]
-    for file, folder in files:
-        mark = f"{file.stat().st_size}-{file.stat().st_mtime_ns}" if file.exists() else ""
-        key = f"{folder}/{file.name}"
-        if mark and sent.get(key) != mark:
-            mlflow.log_artifact(run_id, str(file), folder or None)
-            sent[key] = mark
-    mlflow.set_tag(run_id, "kto.artifacts", json.dumps(sent))
+def _artifacts(run: Run) -> list[tuple[Path, str | None]]:
+    """(file, the folder that it goes to): the config, the metrics, the figures, and the adapter once it is exported."""
+    found = [(file, None) for file in (run.config_file, run.metrics_file)]
+    found += [(file, "figures") for file in sorted(run.figures.glob("*.png"))]
+    found += [(file, "adapter") for file in sorted(run.export.glob("adapter/*/adapter_*"))]
+    return [(file, folder) for file, folder in found if file.is_file()]
 
 
 class Tracker:

@@ -40,12 +40,6 @@ def test_of_several_trials_the_newest_gives_the_pace():
     assert figures.timing([save(10), save(20), *later], START.isoformat())[0] == 4.0
 
 
-def test_a_resumed_trial_of_one_save_leaves_the_pace_to_the_first():
-    first, second = [save(10), save(20)], save(30, trial="TorchTrainer_b", seconds=5000)
-    launched = (START + timedelta(seconds=5000 - 90 - 70)).isoformat()
-    assert figures.timing([*first, second], launched) == (9.0, 70.0)  # it had 10 steps to go
-
-
 def test_the_timeline_says_its_worst_case_and_draws_a_row_a_trial():
     saves = [save(10), save(20, complete=False), save(30, trial="output", layout="output_dir")]
     figure = figures.timeline(saves, 40, 6.0, 60.0, chosen=saves[0], title="first-run")
