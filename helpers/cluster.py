@@ -27,7 +27,8 @@ def packages(requirements: Path = ROOT / "requirements.txt") -> list[dict]:
     Well is a version of requirements.txt or of one of locks/, or a supported one. A local part (2.13.0+cpu) does not matter.
     """
     places = [place for place in sys.path if "thirdparty_files" not in place]  # ray, once imported, adds its own psutil there
-    pins = [pinned(path) for path in (requirements, *sorted((ROOT / "locks").glob("*.lock")))]
+    line = re.compile(r"^([\w.-]+)(?:\[[\w,]+\])?==([^\s#;]+)", re.M)  # name==version
+    pins = [dict(line.findall(path.read_text())) for path in (requirements, *sorted((ROOT / "locks").glob("*.lock")))]
     rows = []
     for name, required in pins[0].items():
         found = next(iter(metadata.Distribution.discover(name=name, path=places)), None)
@@ -39,11 +40,6 @@ def packages(requirements: Path = ROOT / "requirements.txt") -> list[dict]:
     return rows
 
 
-def pinned(path: Path) -> dict[str, str]:
-    """package -> version of the `name==version` lines of a requirements file."""
-    return dict(re.findall(r"^([\w.-]+)(?:\[[\w,]+\])?==([^\s#;]+)", path.read_text(), re.M))
-
-
 def compared(name: str, version: str) -> int:
     """-1, 0 or 1: `version` is before, within or after the supported range."""
     oldest, newest = SUPPORTED[name]
@@ -52,32 +48,28 @@ def compared(name: str, version: str) -> int:
     return -1 if numbers[: len(low)] < low else int(numbers[: len(high)] > high)
 
 
-def unsupported(rows: list[dict]) -> list[Finding]:
-    """What this stack cannot do (FAIL) and what nobody has tried (WARN), by name, with what to do. Empty: all is well."""
+def refuse_unsupported(rows: list[dict]) -> list[Finding]:
+    """What nobody has tried with this stack (WARN), by name, with what to do; empty: all is well. KitError for what it cannot do."""
     here = {row["package"]: row["installed"] for row in rows} | {"python": "{}.{}".format(*sys.version_info)}
     install = "run `make install`, or one of locks/ (on a cluster image: make install-cluster)"
     missing = [name for name, version in here.items() if version == "missing"]
-    found = [Finding("FAIL", f"not installed: {', '.join(missing)}", install)] if missing else []
+    grave, found = [f"not installed: {', '.join(missing)}"] if missing else [], []
     for name, (oldest, newest) in SUPPORTED.items():
         version = here.get(name, "missing")
         if version != "missing" and (side := compared(name, version)):
-            grave = side < 0 or name != "ray"
             what = f"{name} {version} is {'older' if side < 0 else 'newer'} than what was tried ({oldest} to {newest})"
-            found.append(Finding("FAIL", what, install) if grave else Finding("WARN", what, "watch curves and checkpoints"))
+            if side < 0 or name != "ray":
+                grave.append(what)
+            else:
+                found.append(Finding("WARN", what, "watch curves and checkpoints"))
+    if grave:
+        raise KitError("; ".join(grave), "a supported stack: README, *What it runs on*", install)
     if here.get("llamafactory", "").startswith("0.9.5"):
         found.append(Finding("WARN", "LLaMA-Factory 0.9.5 trains, and its runs are watched, found and exported; `accelerated` and "
                              "held-out evaluation were not tried with it", "LLaMA-Factory 0.9.3 or 0.9.4 for those two"))
     other = [f"{row['package']} {row['installed']} (required: {row['required']})" for row in rows
              if not row["ok"] and row["installed"] != "missing" and row["package"] not in SUPPORTED]
     return found + ([Finding("WARN", f"other versions than those tried together: {', '.join(other)}", install)] if other else [])
-
-
-def refuse_unsupported(rows: list[dict]) -> list[Finding]:
-    """The warnings of `unsupported`; KitError that lists what this stack cannot do."""
-    found = unsupported(rows)
-    if grave := [finding for finding in found if finding.status == "FAIL"]:
-        raise KitError("; ".join(finding.found for finding in grave), "a supported stack: README, *What it runs on*", grave[0].remedy)
-    return found
 
 
 def disk(storage: Path, needed_gib: float = 3.0) -> float:

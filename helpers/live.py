@@ -62,7 +62,8 @@ class View:
         self.done, self.total, self.left, self.phase = 0, total_steps, None, "starting"
         self.windows, self.checkpoints, self.said, self.said_at = 0, set(), set(), -SAY
         self.page, self.handle, self.place = "", None, None
-        self.kernel = in_kernel()
+        ipython = sys.modules.get("IPython")  # a kernel is what a notebook's front end, papermill and nbval all have
+        self.kernel = bool(ipython) and getattr(ipython.get_ipython(), "kernel", None) is not None
         self.watched = self.kernel and os.environ.get("KTO_LIVE", "").lower() not in ("off", "0", "quiet")
 
     def take(self, events) -> None:
@@ -108,12 +109,6 @@ class View:
         numbers = [f"{name} {last[key]:.3g}" for key, name in NUMBERS.items() if key in last and last[key] == last[key]]
         left = f", {duration(self.left)} left" if self.left else ""
         return f"{self.phase}, step {self.done} of {self.total or '?'}{left}" + (f": {', '.join(numbers)}" if numbers else "")
-
-
-def in_kernel() -> bool:
-    """Whether this is an IPython kernel, which a notebook's front end, papermill and nbval all are."""
-    ipython = sys.modules.get("IPython")
-    return getattr(ipython.get_ipython(), "kernel", None) is not None if ipython else False
 
 
 def duration(seconds: float) -> str:

@@ -3,7 +3,6 @@
 import os
 from pathlib import Path
 
-import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from . import files, secrets
@@ -59,21 +58,11 @@ def load(profile: str) -> Profile:
             f"one of {', '.join(entries)}, or the path of a YAML file with a profile's keys",
             "correct `profile`",
         )
-    path = ROOT / Path(profile).expanduser()
     try:
-        return Profile(**{"name": profile, **files.parse_yaml(path.read_text())})  # a name that `load` knows again
-    except OSError as error:
-        raise KitError(
-            f"cannot read the profile {profile}: {error.strerror}", "a YAML file", "correct `profile`"
-        ) from None
-    except yaml.YAMLError as error:
-        raise KitError(f"{profile} is not YAML: {error}", "the keys of an entry in helpers/profiles.yaml") from None
-    except (ValidationError, TypeError) as error:
-        raise KitError(
-            f"{profile} is not a profile: {error}",
-            f"the keys {', '.join(Profile.model_fields)}",
-            "compare with helpers/profiles.yaml",
-        ) from None
+        return Profile(**{"name": profile, **files.read_yaml(ROOT / Path(profile).expanduser())})  # a name that `load` knows again
+    except ValidationError as error:
+        raise KitError(f"{profile} is not a profile: {error}", f"the keys {', '.join(Profile.model_fields)}",
+                       "compare with helpers/profiles.yaml") from None
 
 
 def storage_for(profile: Profile, storage: str = "") -> Path:

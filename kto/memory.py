@@ -38,8 +38,9 @@ def parameters(shape: dict) -> tuple[float, float, float]:
 def estimate(config: dict, shape: dict, accelerated: bool = False) -> dict[str, float]:
     """GiB by part, of each worker's GPU. `config`: LLaMA-Factory's keys; `shape`: the model's config.json."""
     body, ends, sides = parameters(shape)
-    full, sharded = config.get("finetuning_type", "lora") == "full", _stage(config.get("deepspeed")) == 3
-    n = config.get("ray_num_workers", 1) if sharded else 1
+    full, deepspeed = config.get("finetuning_type", "lora") == "full", config.get("deepspeed") or ""
+    own = deepspeed.get("zero_optimization", {}) if isinstance(deepspeed, dict) else {}  # else a file, named after its stage
+    n = config.get("ray_num_workers", 1) if own.get("stage") == 3 or "z3" in str(deepspeed) else 1
     tokens = config.get("per_device_train_batch_size", 1) * config.get("cutoff_len", 2048)
     each = {4: 0.52, 8: 1.02}.get(config.get("quantization_bit"), 2)
     layer = 2 * (3 * shape["intermediate_size"] + 6.5 * shape["hidden_size"]) * tokens
@@ -55,12 +56,6 @@ def estimate(config: dict, shape: dict, accelerated: bool = False) -> dict[str, 
         else 23 * shape["vocab_size"] * tokens,
     }
     return {name: size / GIB for name, size in parts.items()}
-
-
-def _stage(deepspeed) -> int:
-    if isinstance(deepspeed, dict):
-        return deepspeed.get("zero_optimization", {}).get("stage", 0)
-    return 3 if deepspeed and "z3" in str(deepspeed) else 0
 
 
 def fits(config: dict, shape: dict | None, gpus: list[tuple], accelerated: bool) -> list[Finding]:

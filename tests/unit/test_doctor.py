@@ -35,7 +35,7 @@ def test_what_a_stack_cannot_do_is_refused_by_name_with_what_to_do(package, vers
 
 @pytest.mark.parametrize(("package", "version"), [("llamafactory", "0.9.4"), ("transformers", "4.57.1"), ("ray", "2.57.1"), ("ray", "2.60.0")])
 def test_the_supported_range_is_accepted(package, version):
-    assert cluster.unsupported([row(package, version)]) == []
+    assert cluster.refuse_unsupported([row(package, version)]) == []
 
 
 def test_a_ray_newer_than_what_was_tried_is_a_warning_and_no_refusal():
