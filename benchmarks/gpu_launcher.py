@@ -1,6 +1,6 @@
-"""A training on a GPU, killed in the middle of a save: `python benchmarks/gpu_launcher.py MODEL [STEPS]`.
+"""A training on a GPU, killed in the middle of a save: `python benchmarks/gpu_launcher.py MODEL [STEPS] [TRAINER]`.
 
-Three trainings of one configuration (LoRA, saves within epochs) through helpers.trainer: undisturbed; its worker killed with SIGKILL
+TRAINER is what helpers.trainer's --accelerated takes: true (the default) or false. Three trainings of one configuration (LoRA, saves within epochs) through helpers.trainer: undisturbed; its worker killed with SIGKILL
 while it writes a checkpoint, replaced by `--retries`; resumed by hand from a
 checkpoint in the middle of an epoch. Compares their losses step by step.
 """
@@ -17,11 +17,11 @@ import psutil
 import yaml
 
 ROOT = Path(__file__).resolve().parent.parent
-SAVE = 5
+SAVE = 3
 
 
 def prepare(folder: Path, model: str, steps: int, **settings) -> Path:
-    """The config of one training in `folder`; 70 rows, so that an epoch of 18 batches ends with a smaller update."""
+    """The config of one training in `folder`; 70 rows, 18 batches, so that an epoch of 5 updates ends with a smaller one."""
     rows = [{"messages": [{"role": "user", "content": f"What is {n} times {n + 7}?"},
                           {"role": "assistant", "content": f"It is {n * (n + 7)}." if n % 2 else "Nobody can say. " * (n % 5 + 1)}],
              "label": bool(n % 2)} for n in range(70)]
@@ -43,21 +43,26 @@ def prepare(folder: Path, model: str, steps: int, **settings) -> Path:
     return folder
 
 
-def train(folder: Path, kill_at: int = 0) -> float:
+def train(folder: Path, trainer: str, kill_at: int = 0) -> float:
     """Seconds that the training took; its worker is killed while it writes the checkpoint of step `kill_at`."""
     began, environment = time.monotonic(), {**os.environ, "RAY_USAGE_STATS_ENABLED": "0", "HF_HUB_OFFLINE": "1"}
     with open(folder / "train.log", "wb") as log:
-        process = subprocess.Popen([sys.executable, "-m", "helpers.trainer", str(folder / "config.yaml")], cwd=ROOT, stdout=log,
-                                   stderr=subprocess.STDOUT, env=environment)
-        half = folder / "output" / f"checkpoint-{kill_at}"
+        process = subprocess.Popen([sys.executable, "-m", "helpers.trainer", str(folder / "config.yaml"), f"--accelerated={trainer}"],
+                                   cwd=ROOT, stdout=log, stderr=subprocess.STDOUT, env=environment)
+        before, half = (folder / "output" / f"checkpoint-{step}" for step in (kill_at - SAVE, kill_at))
+        worker = None
         while kill_at and process.poll() is None:
-            if half.exists() and not (half / "trainer_state.json").exists():
-                below = psutil.Process(process.pid).children(recursive=True)
-                workers = [one for one in below if "RayTrainWorker" in " ".join(one.cmdline())]
-                workers[0].kill()
-                print("killed while it wrote", sorted(path.name for path in half.iterdir()), flush=True)
+            if worker and half.exists():
+                worker.kill()  # at the first sight of the folder: it is written within a fraction of a second
+                there = sorted(path.name for path in half.iterdir())
+                print("killed while it wrote; there was", there, flush=True)
+                if "trainer_state.json" in there:
+                    sys.exit("too late: the checkpoint was whole")
                 break
-            time.sleep(0.001)
+            if not worker and before.exists():
+                below = psutil.Process(process.pid).children(recursive=True)
+                worker = next(one for one in below if "RayTrainWorker" in " ".join(one.cmdline()))
+            time.sleep(0.002)
         code = process.wait()
     if code:
         sys.exit((folder / "train.log").read_text(errors="replace")[-4000:])
@@ -71,24 +76,26 @@ def losses(folder: Path) -> dict[int, float]:
     return {row["step"]: row["loss"] for row in newest["log_history"] if "loss" in row}
 
 
-def main(model: str, steps: int = 20) -> None:
+def main(model: str, steps: str = "14", trainer: str = "true") -> None:
+    steps = int(steps)
     scratch = Path(tempfile.mkdtemp(prefix="kto-gpu-"))
-    took = {"undisturbed": train(prepare(scratch / "undisturbed", model, steps))}
-    took["killed"] = train(prepare(scratch / "killed", model, steps), kill_at=2 * SAVE)
+    took = {"undisturbed": train(prepare(scratch / "undisturbed", model, steps), trainer)}
+    took["killed"] = train(prepare(scratch / "killed", model, steps), trainer, kill_at=2 * SAVE)
     saved = next(path.parent for path in scratch.glob("undisturbed/ray/run/*/checkpoint_*/checkpoint/trainer_state.json")
                  if json.loads(path.read_text())["global_step"] == 2 * SAVE)
-    took["resumed"] = train(prepare(scratch / "resumed", model, steps, resume_from_checkpoint=str(saved)))
+    took["resumed"] = train(prepare(scratch / "resumed", model, steps, resume_from_checkpoint=str(saved)), trainer)
     found = {name: losses(scratch / name) for name in took}
     for name, seconds in took.items():
         worst = max(abs(found[name][step] - loss) for step, loss in found["undisturbed"].items())
-        print(f"{name:12} {seconds:4.0f} s, {len(found[name])} losses, largest difference to the undisturbed training: {worst:g}")
+        print(f"accelerated {trainer}, {name:12} {seconds:4.0f} s, {len(found[name])} losses, "
+              f"largest difference to the undisturbed training: {worst:g}")
     for line in (scratch / "killed" / "train.log").read_text(errors="replace").splitlines():
         if "[kto]" in line:
             print(line)
     if (out := os.environ.get("OUT")):
-        Path(out, "losses.json").write_text(json.dumps(found))
-        Path(out, "killed.log").write_bytes((scratch / "killed" / "train.log").read_bytes())
+        Path(out, f"losses-{trainer}.json").write_text(json.dumps(found))
+        Path(out, f"killed-{trainer}.log").write_bytes((scratch / "killed" / "train.log").read_bytes())
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], *map(int, sys.argv[2:]))
+    main(*sys.argv[1:])

@@ -72,6 +72,26 @@ def template_in_run(run: Run, train_config: str = "") -> tuple[dict, list[str]]:
     return facts | template(name), []
 
 
+def accelerated(config: dict, asked, shape: dict | None = None) -> tuple[bool, str]:
+    """Whether this config trains with kto_accelerator's trainer, and a sentence for the reader that says why.
+
+    `asked`: auto (where it is proved), true or false. `shape`: the model's config.json; by default read where the model is a folder.
+    """
+    from kto_accelerator import supports
+
+    asked = str(asked).lower()
+    if asked not in ("auto", "true", "false"):
+        raise KitError(f"accelerated is {asked!r}", "auto, true or false", "correct `accelerated`")
+    proved, why = supports(config, shape)
+    if asked == "false":
+        return False, "trained by LLaMA-Factory's own trainer, as `accelerated: false` asks"
+    if not proved and asked == "auto":
+        return False, f"trained by LLaMA-Factory's own trainer: {why}"
+    doubts = "" if proved else f" It is not proved for this: {why}."
+    return True, ("trained by the faster trainer, kto_accelerator: the same loss, rewards and KL; "
+                  f"-p accelerated=false takes LLaMA-Factory's own.{doubts}")
+
+
 def evaluated(config: dict, record: dict) -> dict:
     """`config`, with what LLaMA-Factory wants besides `eval_steps`: on which rows (those that 02 held out), in batches as in training.
 
@@ -98,9 +118,9 @@ def write(run: Run, config: dict) -> Path:
         if finding.status == "FAIL":
             raise KitError(finding.found, "a model that can be evaluated and exported as it was trained", finding.remedy)
     secrets.refuse(config, "the config")
-    if config.get("loss", "kto") != "kto" and not run.record().get("accelerated"):
+    if config.get("loss", "kto") != "kto" and not accelerated(config, run.record().get("accelerated", False))[0]:
         raise KitError(f"loss: {config['loss']} is not in LLaMA-Factory's own trainer", "kto, or the project's faster trainer",
-                       "set accelerated = True (LoRA and QLoRA), or take `loss` away")
+                       "set accelerated = \"auto\" (LoRA and QLoRA), or take `loss` away")
     beside = run.folder / ".config.partial.yaml"
     files.write(beside, files.dump_yaml(config))
     try:

@@ -37,7 +37,8 @@ def command(run: Run, config_file: Path | None = None, launcher: str = "helpers.
         return [*words, "train", config_file]
     if launcher not in LAUNCHERS:
         raise KitError(f"there is no launcher {launcher!r}", f"one of {', '.join(LAUNCHERS)}", "correct `launcher`")
-    options = ["--accelerated"] if run.record().get("accelerated") else []
+    asked = str(run.record().get("accelerated", False)).lower()
+    options = [] if asked == "false" else [f"--accelerated={asked}"]
     return [sys.executable, "-m", "helpers.trainer", config_file, f"--retries={retries}", *options]
 
 

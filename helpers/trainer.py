@@ -29,7 +29,8 @@ def main(argv: list[str] | None = None) -> None:
     words = argparse.ArgumentParser(prog="python -m helpers.trainer", description=__doc__.partition("\n")[0])
     words.add_argument("config", type=Path, help="LLaMA-Factory's YAML")
     words.add_argument("--retries", type=int, default=2, help="times that lost workers are replaced before training fails")
-    words.add_argument("--accelerated", action="store_true", help="with kto_accelerator's trainer")
+    words.add_argument("--accelerated", choices=("auto", "true", "false"), default="false",
+                       help="with kto_accelerator's trainer: where it is proved, in any case, or never")
     words.add_argument("--end-with-stdin", action="store_true", help="end when standard input closes")
     given = words.parse_args(argv)
 
@@ -59,7 +60,7 @@ def end_with_stdin() -> None:
     os._exit(128 + signal.SIGTERM)  # the kernel then ends what Ray started on this machine
 
 
-def trainer_for(config: dict, retries: int = 2, accelerated: bool = False):
+def trainer_for(config: dict, retries: int = 2, accelerated: str = "false"):
     """The TorchTrainer of a LLaMA-Factory config, in a Ray that is connected as `ray_init_kwargs` says."""
     connect(config.get("ray_init_kwargs") or {})
     from ray import cloudpickle, train
@@ -143,19 +144,30 @@ def train_loop(config: dict) -> None:
         install_exact_resume()
         if train.get_context().get_world_rank() == 0:
             print(f"[kto] resume_from_checkpoint: {args['resume_from_checkpoint']}", flush=True)
-    loss = args.pop("loss", "kto")
-    if config["accelerated"]:
-        import kto_accelerator
-
-        kto_accelerator.install(loss)
-    elif loss != "kto":
-        raise RuntimeError(f"LLaMA-Factory's own trainer has no loss {loss!r}\n  expected: kto\n  fix:      --accelerated")
+    loss, asked = args.pop("loss", "kto"), config["accelerated"]
+    if not (asked != "false" and accelerate(args, asked, loss)) and loss != "kto":
+        raise RuntimeError(f"LLaMA-Factory's own trainer has no loss {loss!r}\n  expected: kto\n  fix:      --accelerated=true")
     if not callable(getattr(tuner, "_training_function", None)):
         from llamafactory.extras.env import VERSION
 
         raise RuntimeError(f"LLaMA-Factory {VERSION} has no llamafactory.train.tuner._training_function, which is run here\n"
                            "  expected: LLaMA-Factory 0.9.3 to 0.9.5\n  fix:      run `make install`")
     tuner._training_function({"args": args, "callbacks": [report_callback()]})
+
+
+def accelerate(args: dict, asked: str, loss: str) -> bool:
+    """Take the trainer of kto_accelerator in this worker; with `auto`, where it is proved. Whether it was taken; said in the log too."""
+    from ray import train
+
+    import kto_accelerator
+
+    proved, why = kto_accelerator.supports(args, kto_accelerator.shape_of(args, hub=True))
+    taken = proved or asked == "true"
+    if taken:
+        kto_accelerator.install(loss)
+    if train.get_context().get_world_rank() == 0:
+        print(f"[kto] trainer {'kto_accelerator' if taken else 'of LLaMA-Factory, for ' + why}", flush=True)
+    return taken
 
 
 def fetched(checkpoint) -> str:

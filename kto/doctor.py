@@ -53,8 +53,10 @@ def examine(profile: str, storage: str = "", values: dict | None = None) -> list
         fits = at_once.submit(chat_template.asked, spoken, until - time.monotonic()) if local else None
         data, registered = dataset(folder, values.get("dataset") or loaded.dataset)
         found += [registered, *of_hub, tracking.result()]
+        fast, says = configs.accelerated(config | {"model_name_or_path": local or model}, values.get("accelerated", "auto"), shape)
+        found.append(Finding("OK", says))
         question = {"profile": profile, "storage": str(folder), "config": config, "data": data, "shape": shape,
-                    "model": reach, "accelerated": bool(values.get("accelerated"))}
+                    "model": reach, "accelerated": fast}
         found += on_the_cluster(question, until - time.monotonic())
         return found + (fits.result() if fits else [])
 

@@ -1,5 +1,5 @@
 """A faster KTO trainer for LLaMA-Factory: see README.md."""
 
-from .enable import install, supports
+from .enable import install, shape_of, supports
 
-__all__ = ["install", "supports"]
+__all__ = ["install", "shape_of", "supports"]

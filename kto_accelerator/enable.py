@@ -2,6 +2,7 @@
 
 import json
 import os
+from importlib import metadata
 from pathlib import Path
 
 LOSSES = ("kto", "apo_zero_unpaired")
@@ -12,32 +13,50 @@ MODELS = ("llama", "mistral", "qwen2", "qwen3")
 """Model types (config.json) whose attention is known to accept packed rows; each is tested."""
 
 
-def supports(config: dict) -> tuple[bool, str]:
-    """Whether the accelerator is proved for a LLaMA-Factory configuration, and why not.
+def supports(config: dict, shape: dict | None = None) -> tuple[bool, str]:
+    """Whether the accelerator is proved for a LLaMA-Factory configuration and the version installed here, and why not.
 
-    A model that is not a local folder is not looked up: its type is checked when training starts.
+    `shape`: the model's config.json (see `shape_of`); by default it is read where the model is a local folder. Where it is
+    not known nothing is said against the model, and training checks its type when it starts.
     """
-    model = str(config.get("model_name_or_path", ""))
-    kind = model_type(model)
+    shape = shape or shape_of(config)
+    kind, version = shape.get("model_type"), installed_version()
+    window = shape.get("sliding_window") if shape.get("use_sliding_window", True) else None
     found = [
+        (version and version not in VERSIONS, f"LLaMA-Factory is {version}; compared was {', '.join(VERSIONS)}"),
         (config.get("stage") != "kto", f"stage is {config.get('stage')}, not kto"),
         (config.get("finetuning_type", "lora") != "lora", f"finetuning_type is {config.get('finetuning_type')}, not lora"),
         (config.get("ref_model"), "it has a ref_model of its own"),
         (config.get("deepspeed") or config.get("fsdp"), "it uses DeepSpeed or FSDP"),
         (config.get("neftune_alpha"), "it uses neftune_alpha"),
         (config.get("use_unsloth"), "it uses Unsloth"),
-        (config.get("flash_attn") in ("disabled", "off"), "flash_attn is off"),
+        (config.get("shift_attn"), "it uses shift_attn"),
+        (config.get("flash_attn") in ("disabled", "off", False), "flash_attn is off"),
+        (window and window < config.get("cutoff_len", 2048), f"attention slides over {window} tokens, cutoff_len is above that"),
         (kind and kind not in MODELS, f"the model type is {kind}; known are {', '.join(MODELS)}"),
     ]
     reasons = [why for true, why in found if true]
     return not reasons, "; ".join(reasons)
 
 
-def model_type(model: str) -> str | None:
-    """`model_type` of a local folder's config.json; None where there is none."""
+def shape_of(config: dict, hub: bool = False) -> dict:
+    """The model's config.json: of a local folder; with `hub`, of the Hugging Face hub too. {} where it cannot be read."""
+    model = str(config.get("model_name_or_path", ""))
+    path = Path(model, "config.json")
     try:
-        return json.loads((Path(model) / "config.json").read_text()).get("model_type")
-    except (OSError, ValueError):
+        if hub and not path.is_file():
+            from huggingface_hub import hf_hub_download
+
+            path = Path(hf_hub_download(model, "config.json", revision=config.get("model_revision"), token=config.get("hf_hub_token")))
+        return json.loads(path.read_text())
+    except Exception:  # the hub's client has a dozen kinds; what cannot be read is said when the model is loaded
+        return {}
+
+
+def installed_version() -> str | None:
+    try:
+        return metadata.version("llamafactory")
+    except metadata.PackageNotFoundError:
         return None
 
 

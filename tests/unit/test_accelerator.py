@@ -347,10 +347,55 @@ def test_what_is_supported_is_said_with_the_reason(tmp_path):
     good = {"stage": "kto", "finetuning_type": "lora", "model_name_or_path": "meta-llama/Meta-Llama-3-8B-Instruct"}
     assert kto_accelerator.supports(good) == (True, "")
     (tmp_path / "config.json").write_text('{"model_type": "gpt2"}')
-    for change, why in [({"stage": "dpo"}, "dpo"), ({"finetuning_type": "full"}, "full"), ({"deepspeed": "ds.json"}, "DeepSpeed"),
+    (tmp_path / "slides").mkdir()
+    (tmp_path / "slides" / "config.json").write_text('{"model_type": "mistral", "sliding_window": 1024}')
+    slides = {"model_name_or_path": str(tmp_path / "slides")}
+    assert kto_accelerator.supports(good | slides | {"cutoff_len": 1024}) == (True, "")
+    assert kto_accelerator.supports(good, {"model_type": "qwen2", "sliding_window": 64, "use_sliding_window": False})[0]
+    for change, why in [({"stage": "dpo"}, "dpo"), (slides, "1024"), ({"shift_attn": True}, "shift_attn"), ({"finetuning_type": "full"}, "full"), ({"deepspeed": "ds.json"}, "DeepSpeed"),
                         ({"ref_model": "x"}, "ref_model"), ({"model_name_or_path": str(tmp_path)}, "gpt2")]:
         supported, reason = kto_accelerator.supports(good | change)
         assert not supported and why in reason
+    assert "gpt2" in kto_accelerator.supports(good, {"model_type": "gpt2"})[1]
+
+
+def test_another_llamafactory_is_not_supported(monkeypatch):
+    monkeypatch.setattr(enable.metadata, "version", lambda name: "0.9.5")
+    assert kto_accelerator.supports({"stage": "kto"}) == (False, "LLaMA-Factory is 0.9.5; compared was 0.9.3")
+
+
+def test_the_shape_is_read_from_a_folder_and_from_the_hub_only_when_asked(tmp_path, monkeypatch):
+    import huggingface_hub
+
+    asked = []
+    (tmp_path / "config.json").write_text('{"model_type": "llama"}')
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", lambda *words, **more: asked.append(words) or tmp_path / "config.json")
+    assert kto_accelerator.shape_of({"model_name_or_path": str(tmp_path)}, hub=True) == {"model_type": "llama"} and not asked
+    assert kto_accelerator.shape_of({"model_name_or_path": "org/name"}) == {} and not asked
+    assert kto_accelerator.shape_of({"model_name_or_path": "org/name"}, hub=True) == {"model_type": "llama"} and asked
+    (tmp_path / "config.json").write_text("[")
+    assert kto_accelerator.shape_of({"model_name_or_path": str(tmp_path)}, hub=True) == {}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("settings", "says"), [({}, "trainer kto_accelerator"),
+                                                ({"neftune_alpha": 5}, "trainer of LLaMA-Factory, for it uses neftune_alpha")])
+def test_a_launched_training_takes_it_where_it_is_proved_and_says_which_trainer_trains(tmp_path, settings, says):
+    import os
+    import subprocess
+
+    import yaml
+
+    from helpers.profiles import ROOT
+
+    local = yaml.safe_load((ROOT / "train-configs" / "kto_lora_local.yaml").read_text())
+    config = local | tiny.config(tiny.model(tmp_path / "base"), tmp_path / "data") | {
+        "dataset": tiny.dataset(tmp_path / "data", ROWS), "output_dir": str(tmp_path / "output"), "ray_run_name": "run",
+        "ray_storage_path": str(tmp_path / "ray"), "ray_num_workers": 1, "max_steps": 2, **settings}
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(config))
+    done = subprocess.run([sys.executable, "-m", "helpers.trainer", str(tmp_path / "config.yaml"), "--accelerated=auto"], timeout=300,
+                          text=True, capture_output=True, env={**os.environ, "PYTHONPATH": str(ROOT), "RAY_USAGE_STATS_ENABLED": "0"})
+    assert done.returncode == 0 and f"[kto] {says}" in done.stdout, done.stdout[-3000:] + done.stderr[-3000:]
 
 
 @pytest.mark.slow

@@ -184,3 +184,16 @@ def test_an_adapter_that_would_be_trained_further_against_the_bare_base_is_refus
     with pytest.raises(KitError, match="another objective(?s:.*)create_new_adapter: true(?s:.*)merged model"):
         config.resolve(prepared, adapter_name_or_path="earlier/adapter")
     assert config.resolve(prepared, adapter_name_or_path="earlier/adapter", create_new_adapter=True)["create_new_adapter"]
+
+
+def test_the_faster_trainer_is_taken_where_it_is_proved_and_the_reader_is_told_how_to_turn_it_off():
+    lora = {"stage": "kto", "finetuning_type": "lora", "model_name_or_path": "org/name"}
+    taken, says = config.accelerated(lora, "auto", {"model_type": "llama"})
+    assert taken and "-p accelerated=false" in says
+    taken, says = config.accelerated(lora, "auto", {"model_type": "gpt2"})
+    assert not taken and "LLaMA-Factory's own trainer: the model type is gpt2" in says
+    assert config.accelerated(lora, "false")[0] is False
+    taken, says = config.accelerated(lora | {"finetuning_type": "full"}, True)
+    assert taken and "not proved for this: finetuning_type is full" in says
+    with pytest.raises(KitError, match="auto, true or false"):
+        config.accelerated(lora, "yes")

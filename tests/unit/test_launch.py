@@ -151,11 +151,10 @@ def test_one_launcher_runs_every_profile_and_the_stock_command_is_an_explicit_ch
         launch.command(ready, launcher="torchrun")
 
 
-def test_a_run_that_asked_for_the_accelerator_gets_it(ready):
-    ready.note(accelerated=True)
-    assert launch.command(ready)[-1] == "--accelerated"
-    ready.note(accelerated=False)
-    assert "accelerated" not in " ".join(launch.command(ready))
+@pytest.mark.parametrize(("noted", "launched"), [("auto", "auto"), (True, "true"), ("true", "true"), (False, ""), ("false", "")])
+def test_the_launched_process_is_told_which_trainer_the_run_asked_for(ready, noted, launched):
+    ready.note(accelerated=noted)
+    assert launch.command(ready)[4:] == ["--retries=2", *([f"--accelerated={launched}"] if launched else [])]
 
 
 def test_the_loss_without_kl_is_refused_by_name_with_the_stock_command(ready):
