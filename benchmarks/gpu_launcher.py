@@ -1,8 +1,8 @@
 """A training on a GPU, killed in the middle of a save: `python benchmarks/gpu_launcher.py MODEL [STEPS] [TRAINER]`.
 
-TRAINER is what helpers.trainer's --accelerated takes: true (the default) or false. Three trainings of one configuration (LoRA, saves within epochs) through helpers.trainer: undisturbed; its worker killed with SIGKILL
-while it writes a checkpoint, replaced by `--retries`; resumed by hand from a
-checkpoint in the middle of an epoch. Compares their losses step by step.
+Three trainings of one configuration (LoRA, saves within epochs) through helpers.trainer: undisturbed; its worker killed with SIGKILL
+while it writes a checkpoint, and replaced; resumed by hand from a checkpoint in the middle of an epoch. Compares their losses step by
+step. TRAINER is what helpers.trainer's --accelerated takes: true (the default) or false.
 """
 
 import json
@@ -52,8 +52,8 @@ def train(folder: Path, trainer: str, kill_at: int = 0) -> float:
         before, half = (folder / "output" / f"checkpoint-{step}" for step in (kill_at - SAVE, kill_at))
         worker = None
         while kill_at and process.poll() is None:
-            if worker and half.exists():
-                worker.kill()  # at the first sight of the folder: it is written within a fraction of a second
+            if worker and half.exists() and any(half.iterdir()):
+                worker.kill()  # at the sight of its first file: all is written within a second
                 there = sorted(path.name for path in half.iterdir())
                 print("killed while it wrote; there was", there, flush=True)
                 if "trainer_state.json" in there:
