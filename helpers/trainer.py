@@ -156,7 +156,7 @@ def train_loop(config: dict) -> None:
 
 
 def accelerate(args: dict, asked: str, loss: str) -> bool:
-    """Take the trainer of kto_accelerator in this worker; with `auto`, where it is proved. Whether it was taken; said in the log too."""
+    """Take kto_accelerator's trainer in this worker; with `auto`, where it is proved. Returns whether; the log says it too."""
     from ray import train
 
     import kto_accelerator
