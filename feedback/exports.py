@@ -5,9 +5,11 @@ import re
 from helpers.errors import KitError
 
 from .columns import PARTS, plain, value_at
+from .labels import parse
 from .records import ROLES, Refused
 from .texts import literal, said
 
+LIKELY = re.compile("feedback|user|thumb|vote|rating|human", re.I)
 FOLDED = re.compile(r'<details type="reasoning".*?</details>\s*', re.DOTALL)
 
 
@@ -48,10 +50,19 @@ def librechat_messages(records: list[dict]) -> list[dict]:
 
 
 def langfuse(records: list[dict]) -> list[dict]:
-    """A trace and its scores: inside it, or as records of their own that name it."""
-    traces = [record for record in records if "output" in record]
-    scores = [score for record in records for score in _scores(record) if isinstance(score, dict)]
-    return [{"messages": _exchange(trace.get("input"), trace.get("output")), "label": _human(scores)} for trace in traces]
+    """A trace, or its root observation, with its scores; and any other observation that a score names."""
+    answered = {record.get("id"): record for record in records if "output" in record}
+    whole = [key for key, record in answered.items() if not _either(record, "trace_id", "traceId")] or [
+        key for key, record in answered.items() if not _either(record, "parent_observation_id", "parentObservationId")]
+    for record in records:
+        answered |= {part["id"]: part for part in record.get("observations") or [] if isinstance(part, dict) and "output" in part}
+    scores = {key: [] for key in whole}
+    for score in (score for record in records for score in _scores(record) if isinstance(score, dict)):
+        named = _either(score, "observation_id", "observationId")
+        for key in [named] if named in answered else whole:
+            scores.setdefault(key, []).append(score)
+    return [{"messages": _exchange(answered[key].get("input"), answered[key].get("output")), "label": _human(found)}
+            for key, found in scores.items()]
 
 
 def langsmith(records: list[dict]) -> list[dict]:
@@ -60,38 +71,44 @@ def langsmith(records: list[dict]) -> list[dict]:
     scores = [{"name": record["key"], "value": record.get("score", record.get("value"))} for record in records if "key" in record]
     for run in runs:
         stats = run.get("feedback_stats") or {}
+        stats = literal(stats) if isinstance(stats, str) else stats
         scores += [{"name": name, "value": stat.get("avg")} for name, stat in stats.items() if isinstance(stat, dict)]
     return [{"messages": _exchange(run.get("inputs"), run.get("outputs")), "label": _human(scores)} for run in runs]
 
 
 def label_studio(record: dict) -> list[dict]:
     """A task and its annotators' choices or ratings."""
-    votes = []
+    votes, kinds = {}, set()
     for annotation in record.get("annotations") or []:
         for result in annotation.get("result") or [] if not annotation.get("was_cancelled") else []:
             value = result.get("value") or {}
-            votes += value.get("choices") or [value[key] for key in ("rating", "number") if key in value]
-    return [_from_fields(record["data"], votes)]
+            found = value.get("choices") or [value[key] for key in ("rating", "number") if key in value]
+            votes.setdefault(result.get("from_name"), []).extend(found)
+            kinds.add(str(result.get("type")))
+    votes = {name: found for name, found in votes.items() if found}
+    if kinds and not votes:
+        raise Refused("label", f"the annotation holds {', '.join(sorted(kinds))}, and no choice or rating")
+    return [_from_fields(record["data"], _the_vote(votes))]
 
 
 def argilla(record: dict) -> list[dict]:
     """A record and its submitted responses; the question is the one that holds votes."""
-    asked = record.get("responses") or {}
-    name = next((name for name in asked if name.lower() in PARTS["label"]), next(iter(asked), None))
-    votes = [answer.get("value") for answer in asked.get(name) or [] if answer.get("status", "submitted") == "submitted"]
-    return [_from_fields(record["fields"], votes)]
+    votes = {name: [answer.get("value") for answer in answers if answer.get("status", "submitted") == "submitted"]
+             for name, answers in (record.get("responses") or {}).items()}
+    return [_from_fields(record["fields"], _the_vote(votes))]
 
 
 def arena(record: dict) -> list[dict]:
     """Two conversations and a winner: an accepted and a rejected one; two rejected where both are bad; nothing for a tie."""
-    winner = str(record.get("winner", "")).lower().replace(" ", "").replace("_", "")
+    said_to_win = record.get("winner", record.get("preference", ""))
+    winner = re.sub("[ _]|model|response|assistant", "", str(said_to_win).lower())
     if not winner:
-        sides = {"modela": "winner_model_a", "modelb": "winner_model_b", "tie": "winner_tie"}
+        sides = {"a": "winner_model_a", "b": "winner_model_b", "tie": "winner_tie"}
         winner = next((side for side, column in sides.items() if record.get(column) in (1, True, "1")), "")
-    labels = {"modela": (True, False), "a": (True, False), "modelb": (False, True), "b": (False, True), "tie": (None, None)}
-    both = (False, False) if "bad" in winner else labels.get(winner)
+    a, b, none = (True, False), (False, True), (None, None)
+    both = (False, False) if "bad" in winner else {"a": a, "left": a, "b": b, "right": b, "tie": none, "bothgood": none}.get(winner)
     if both is None:
-        raise Refused("label", f"the winner is {record.get('winner')!r}, expected model_a, model_b, tie or tie (bothbad)")
+        raise Refused("label", f"the winner is {said_to_win!r}, expected model_a, model_b, tie or tie (bothbad)")
     return [{"messages": _side(record, side), "label": label} for side, label in zip("ab", both, strict=True)]
 
 
@@ -133,8 +150,8 @@ def _branch(messages: dict, key: str, parent: str) -> list[dict]:
     turns = []
     while key in messages and len(turns) < len(messages):
         turn = messages[key]
-        if any(str(file.get("type", "")).startswith("image") for file in turn.get("files") or [] if isinstance(file, dict)):
-            raise Refused("images", "a message has an image; this kit trains text")
+        if turn.get("files") or turn.get("attachments"):
+            raise Refused("images", "a message has a file or an image; this kit trains text")
         turns.insert(0, {name: turn[name] for name in ("role", "content", "tool_calls") if turn.get(name)})
         if isinstance(turn.get("content"), str):  # Open WebUI keeps what its page folds away inside the text
             turns[0]["content"] = FOLDED.sub("", turn["content"])
@@ -168,19 +185,37 @@ def _human(scores: list[dict]):
         if score.get("source") != "EVAL":
             words = score.get("stringValue", score.get("string_value"))
             value = words if score.get("value") is None else score["value"]
-            by_name.setdefault(score.get("name"), []).append(value)
-    likely = [name for name in by_name if re.search("feedback|user|thumb|vote|rating|human", str(name).lower())]
+            by_name.setdefault(str(score.get("name")), []).append(value)
+    return _the_vote(by_name)
+
+
+def _the_vote(by_name: dict[str, list]):
+    """Of several questions or scores the one that people answered with a vote; KitError where that is not clear."""
+    by_name = {name: votes for name, votes in by_name.items() if len(by_name) == 1 or _are_votes(votes)}
+    likely = [name for name in by_name if LIKELY.search(name) or plain(name) in PARTS["label"]]
     names = likely if len(by_name) > 1 else list(by_name)
     if len(by_name) > 1 and len(likely) != 1:
-        raise KitError(f"there are several scores: {', '.join(map(str, by_name))}",
+        raise KitError(f"there are several scores: {', '.join(by_name)}",
                        "one that people gave, with feedback, user, thumb, vote or rating in its name", "export this one alone")
     return by_name[names[0]] if names else None
 
 
+def _are_votes(values: list) -> bool:
+    try:
+        return parse(values) is not None
+    except (ValueError, OverflowError, RecursionError):
+        return False
+
+
+def _either(record: dict, one: str, other: str):
+    return record.get(one) or record.get(other)
+
+
 def _exchange(asked, answered) -> list[dict]:
-    """Input and output of a traced call as turns."""
-    turns = said(asked, "user")
-    reply = said(answered, "assistant")
+    """Input and output of a traced call as turns; tables keep them as JSON."""
+    asked, answered = (literal(text) or text if isinstance(text, str) and text[:1] in ("{", "[", '"') else text
+                       for text in (asked, answered))
+    turns, reply = said(asked, "user"), said(answered, "assistant")
     return reply if len(reply) > len(turns) and reply[: len(turns)] == turns else turns + reply
 
 

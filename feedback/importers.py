@@ -64,15 +64,17 @@ IMPORTERS = [
     Importer("LibreChat 0.8, messages", ("messageId", "conversationId", "sender"),
              ("messageId", "parentMessageId", "conversationId", "isCreatedByUser", "text", "content", "feedback.rating"),
              exports.librechat_messages, lambda record: record.get("conversationId")),
-    # Langfuse 3: TraceWithFullDetails and Score of its OpenAPI; traces/ and scores/ of its export to blob storage
-    Importer("Langfuse 3, traces with scores", ("timestamp", "output", "scores"), ("id", "input", "output", "scores"), exports.langfuse,
-             _of_trace),
+    # Langfuse 3: TraceWithFullDetails and Score of its OpenAPI; traces/, observations_v2/ and scores/ of its blob storage export
+    Importer("Langfuse 3, traces with scores", ("timestamp", "output", "scores"),
+             ("id", "input", "output", "scores", "observations"), exports.langfuse, _of_trace),
     Importer("Langfuse 3, traces and scores", ("trace_id", "name", "source"),
-             ("id", "input", "output", "trace_id", "name", "value", "string_value", "source"), exports.langfuse,
-             _of_trace),
+             ("id", "input", "output", "trace_id", "parent_observation_id", "observation_id", "name", "value", "string_value",
+              "source"),
+             exports.langfuse, _of_trace),
     Importer("Langfuse 3, traces and scores", ("traceId", "name", "source"),
-             ("id", "input", "output", "traceId", "name", "value", "stringValue", "source"), exports.langfuse,
-             _of_trace),
+             ("id", "input", "output", "traceId", "parentObservationId", "observationId", "name", "value", "stringValue",
+              "source"),
+             exports.langfuse, _of_trace),
     # LangSmith: Run and Feedback of its Python SDK 0.6 (langsmith/schemas.py)
     Importer("LangSmith 0.6, runs", ("inputs", "outputs", "feedback_stats"), ("inputs", "outputs", "feedback_stats"), exports.langsmith,
              _of_run),
@@ -89,6 +91,8 @@ IMPORTERS = [
              ("prompt", "response_a", "response_b", "winner_model_a", "winner_model_b", "winner_tie"), exports.arena),
     Importer("arena votes", ("prompt", "response_a", "response_b", "winner"),
              ("prompt", "response_a", "response_b", "winner"), exports.arena),
+    Importer("arena votes", ("prompt", "response_a", "response_b", "preference"),
+             ("prompt", "response_a", "response_b", "preference"), exports.arena),
     # OpenAssistant/oasst1 and oasst2, their cards
     Importer("OASST trees", ("message_tree_id", "prompt.text"), ("prompt",), exports.oasst),
     Importer("OASST messages", ("message_tree_id", "message_id", "text"),

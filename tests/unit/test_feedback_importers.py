@@ -278,3 +278,62 @@ def test_replies_written_for_rating_come_back_as_feedback_once_they_are_rated(ki
     assert [row["messages"][:-1] for row in checked.rows(range(8))] == [each["turns"] for each in REPLIES]
     with pytest.raises(KitError, match="no kind that is written"):
         sample.write(REPLIES, tmp_path / "to_rate.docx")
+
+
+def langfuse_enriched(i):
+    """Langfuse's newer export: observations_v2/ beside scores/; the root is judged, not the calls below it."""
+    common = {"trace_id": f"t{i}", "type": "SPAN", "name": "chat", "trace_name": "chat"}
+    return [{**common, "id": f"o{i}", "parent_observation_id": None, "input": json.dumps({"question": ASKED[i]}), "output": json.dumps({"answer": SAID[i]})},
+            {**common, "id": f"p{i}", "parent_observation_id": f"o{i}", "type": "GENERATION", "input": "Rephrase.", "output": f"Call {i}"},
+            {"id": f"s{i}", "trace_id": f"t{i}", "observation_id": None, "name": "thumbs", "value": thumb(i, 1, 0), "source": "API"}]
+
+
+def test_the_root_observation_is_judged_by_its_traces_scores_and_another_by_those_that_name_it(tmp_path):
+    records = [record for i in range(8) for record in langfuse_enriched(i)]
+    checked = checked_of(tmp_path, records, "export.jsonl")
+    assert [row["messages"] for row in checked.rows(range(8))] == [
+        [{"role": "user", "content": asked}, {"role": "assistant", "content": said}] for asked, said in zip(ASKED, SAID, strict=True)]
+    records[2]["observation_id"] = "p0"
+    ledger = checked_of(tmp_path, records, "export.jsonl").ledger
+    assert (ledger.rows_out, ledger.unvoted) == (8, 1), "the call is judged, and its root is not"
+
+
+def test_of_several_questions_the_one_with_votes_counts_and_two_are_asked_about(tmp_path):
+    records = [label_studio(i) for i in range(8)]
+    for record in records:
+        record["annotations"][0]["result"].append({"from_name": "language", "type": "choices", "value": {"choices": ["English"]}})
+    assert checked_of(tmp_path, records).ledger.rows_out == 8
+    records[0]["annotations"][0]["result"] = [{"from_name": "p", "type": "pairwise", "value": {"selected": "left"}}]
+    assert checked_of(tmp_path, records).ledger.refused == {"label": 1}
+    records = [argilla(i) for i in range(8)]
+    for record in records:
+        record["responses"] = {"comment": [{"value": "as I said"}], **record["responses"]}
+    assert checked_of(tmp_path, records).ledger.rows_out == 8
+    for record in records:
+        record["responses"] = {name: [{"value": 3}] for name in ("tone", "truth")}
+    with pytest.raises(KitError, match="several scores: tone, truth"):
+        checked_of(tmp_path, records)
+
+
+def test_a_file_beside_a_message_is_never_left_out_without_a_word(tmp_path):
+    records = [open_webui(i) for i in range(8)]
+    records[1]["snapshot"]["chat"]["chat"]["history"]["messages"]["u1"]["files"] = [{"type": "file", "name": "report.pdf"}]
+    assert checked_of(tmp_path, records).ledger.refused == {"images": 1}
+
+
+@pytest.mark.parametrize("words", [("A", "B"), ("left", "right"), ("response_a", "response_b"), ("Assistant A", "Assistant B")])
+def test_a_winner_goes_by_many_names_and_another_one_is_refused(tmp_path, words):
+    records = [arena(i) | {"winner": thumb(i, *words)} for i in range(8)]
+    assert checked_of(tmp_path, records).labels.sum() == 8
+    records[0]["winner"] = "both good"
+    assert checked_of(tmp_path, records).ledger.unvoted == 2
+    records[0]["winner"] = 1
+    assert checked_of(tmp_path, records).ledger.refused == {"label": 1}
+    records = [{"prompt": ASKED[i], "response_a": SAID[i], "response_b": f"No {i}.", "preference": thumb(i, *words)} for i in range(8)]
+    assert checked_of(tmp_path, records).rows([0])[0]["label"] is True
+
+
+def test_langsmith_rows_whose_parts_are_json_text_are_read(tmp_path):
+    records = [{key: json.dumps(value) if key in ("inputs", "outputs", "feedback_stats") else value for key, value in langsmith(i).items()}
+               for i in range(8)]
+    assert checked_of(tmp_path, records).ledger.rows_out == 8
