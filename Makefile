@@ -21,7 +21,8 @@ test: install ## unit tests, then the six notebooks for real (nbval)
 # Each in an environment of its own (7 GB with torch's CUDA build): make test-stacks STACKS=newest
 STACKS := image newest
 test-stacks: ## two-worker training, killed worker, resume, checkpoints, curves on the other locks (Python 3.12; 7 minutes each)
-	@set -e; python=$$(for p in $${PYTHON_312:-} python3.12; do $$p -c '' 2>/dev/null && echo $$p && break; done); \
+	@set -e; python=$$(for p in $${PYTHON_312:-} python3.12 $$HOME/.pyenv/versions/3.12*/bin/python; do \
+	    $$p -c '' 2>/dev/null && echo $$p && break; done); \
 	  test -n "$$python" || { echo 'error: no python3.12 found; fix: install it, or: PYTHON_312=/path make test-stacks' >&2; exit 1; }; \
 	  for stack in $(STACKS); do \
 	    $(MAKE) --no-print-directory install PYTHON=$$python VENV=.venv-$$stack LOCK=locks/$$stack.lock; \
@@ -34,7 +35,7 @@ test-cluster: install ## several Ray nodes, jobs, kills and their resumes, plant
 install: $(STAMP) ## the locked stack in .venv (4 minutes, once)
 
 $(STAMP): $(LOCK) pyproject.toml
-	@command -v $(PYTHON) >/dev/null || { printf 'error: no $(PYTHON) found\n  expected: Python 3.11 or 3.12\n  fix: install it, or: make $(MAKECMDGOALS) PYTHON=/path/to/python3.11\n' >&2; exit 1; }
+	@$(PYTHON) -c '' 2>/dev/null || { printf 'error: no $(PYTHON) found\n  expected: Python 3.11 or 3.12\n  fix: install it, or: make $(MAKECMDGOALS) PYTHON=/path/to/python3.11\n' >&2; exit 1; }
 	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(None if v in ((3, 11), (3, 12)) else f"error: {sys.executable} is Python {v[0]}.{v[1]}\n  expected: 3.11 or 3.12, which the stack is locked for\n  fix: install one, or: make $(MAKECMDGOALS) PYTHON=/path/to/python3.11")'
 	@echo 'Installing $(LOCK) into $(VENV) (about 4 minutes, once) ...' >&2
 	@test -x $(PY) || $(PYTHON) -m venv $(VENV)

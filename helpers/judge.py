@@ -18,6 +18,16 @@ OWN = {"loss": ("kto", "apo_zero_unpaired")}
 """Keys of ours in a config, with their values: our launcher takes them out of what LLaMA-Factory reads."""
 
 
+class RayKeys(typing.TypedDict):
+    """Keys of the launch that LLaMA-Factory 0.9.5 no longer knows; helpers.trainer takes them itself."""
+
+    ray_run_name: str | None
+    ray_storage_path: str
+    ray_storage_filesystem: typing.Literal["s3", "gs", "gcs"] | None
+    resources_per_worker: dict | str
+    placement_strategy: typing.Literal["SPREAD", "PACK", "STRICT_SPREAD", "STRICT_PACK"]
+
+
 def findings(config: dict) -> list[dict]:
     """Every unknown key and ill-typed value, then, if there are none, what LLaMA-Factory's own parser objects to.
 
@@ -27,16 +37,17 @@ def findings(config: dict) -> list[dict]:
 
     own = {key: config[key] for key in OWN if key in config}
     config = {key: value for key, value in config.items() if key not in own}  # they are taken out before LLaMA-Factory reads it
-    types = {}  # name -> annotated type of every field that LLaMA-Factory's argument classes accept
+    theirs = {}  # name -> annotated type of every field that LLaMA-Factory's argument classes accept
     for cls in parser._TRAIN_ARGS:
         hints = typing.get_type_hints(cls)
-        types |= {field.name: hints[field.name] for field in dataclasses.fields(cls) if field.init}
+        theirs |= {field.name: hints[field.name] for field in dataclasses.fields(cls) if field.init}
+    types = typing.get_type_hints(RayKeys) | theirs
     found = [{"key": key, "found": f"{key}: {value!r}", "expected": " or ".join(OWN[key])}
              for key, value in own.items() if value not in OWN[key]]
     found += [{"key": key, "found": f"LLaMA-Factory knows no key {key!r}{closest(key, types)}", "expected": ""}
               for key in config if key not in types]
     found += [f for key, value in config.items() if key in types and (f := ill_typed(key, value, types[key]))]
-    return found or objections(config, parser)
+    return found or objections({key: value for key, value in config.items() if key in theirs}, parser)
 
 
 def ill_typed(key: str, value, hint) -> dict | None:

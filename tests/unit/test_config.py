@@ -1,5 +1,6 @@
 """Templates, overrides and LLaMA-Factory's parser as their judge."""
 
+import dataclasses
 import json
 import os
 import subprocess
@@ -10,7 +11,7 @@ from dataclasses import replace
 import pytest
 import yaml
 
-from helpers import config, files, profiles
+from helpers import config, files, judge, profiles
 from helpers.errors import KitError
 from helpers.profiles import ROOT
 
@@ -197,3 +198,16 @@ def test_the_faster_trainer_is_taken_where_it_is_proved_and_the_reader_is_told_h
     assert taken and "not proved for this: finetuning_type is full" in says
     with pytest.raises(KitError, match="auto, true or false"):
         config.accelerated(lora, "yes")
+
+
+def test_keys_of_the_launch_that_a_later_llamafactory_no_longer_knows_are_judged_by_what_the_launcher_takes(monkeypatch):
+    """As LLaMA-Factory 0.9.5 leaves them out: the parser's own classes, without the class that has them."""
+    from llamafactory.hparams import parser
+
+    later = dataclasses.make_dataclass("TrainingArguments", [("ray_num_workers", int, 1), ("learning_rate", float, 1e-3)])
+    monkeypatch.setattr(parser, "_TRAIN_ARGS", [later])
+    monkeypatch.setattr(parser, "get_train_args", lambda config: later(**config))
+    good = {"learning_rate": 1e-4, "ray_num_workers": 2, "ray_run_name": "run", "resources_per_worker": {"CPU": 1}}
+    assert judge.findings(good) == []
+    wrong = judge.findings(good | {"placement_strategy": "SPRAED", "ray_storage": "saves"})
+    assert [one["key"] for one in wrong] == ["ray_storage", "placement_strategy"] and "ray_storage_path" in wrong[0]["found"]
