@@ -53,11 +53,8 @@ def load(profile: str) -> Profile:
     if profile in entries:
         return Profile(name=profile, **entries[profile])
     if not profile.endswith((".yaml", ".yml")):
-        raise KitError(
-            f"there is no profile {profile!r}{closest(profile, entries)}",
-            f"one of {', '.join(entries)}, or the path of a YAML file with a profile's keys",
-            "correct `profile`",
-        )
+        raise KitError(f"there is no profile {profile!r}{closest(profile, entries)}",
+                       f"one of {', '.join(entries)}, or the path of a YAML file with a profile's keys", "correct `profile`")
     try:
         return Profile(**{"name": profile, **files.read_yaml(ROOT / Path(profile).expanduser())})  # a name that `load` knows again
     except ValidationError as error:
@@ -73,16 +70,11 @@ def storage_for(profile: Profile, storage: str = "") -> Path:
     own = profile.job_storage if profile.in_job else profile.storage
     chosen = storage or os.environ.get("KTO_STORAGE", "") or own
     if not chosen:
-        raise KitError(
-            f"the profile {profile.name!r} has no storage of its own",
-            "a folder that every node of the cluster sees",
-            "set `storage`, or KTO_STORAGE in the environment",
-        )
+        raise KitError(f"the profile {profile.name!r} has no storage of its own",
+                       "a folder that every node of the cluster sees", "set `storage`, or KTO_STORAGE in the environment")
     folder = (ROOT / Path(chosen).expanduser()).resolve()
     if profile.in_job and profile.workspace_storage and folder.is_relative_to(profile.workspace_storage):
-        raise KitError(
-            f"this is a job, and {folder} belongs to the workspace's own cluster: the job's nodes see another, empty one",
-            f"storage that outlives clusters, such as {profile.job_storage}",
-            "set `storage` to a folder in /mnt/user_storage (yours) or /mnt/shared_storage (everyone's)",
-        )
+        raise KitError(f"this is a job, and {folder} belongs to the workspace's own cluster: the job's nodes see another, empty one",
+                       f"storage that outlives clusters, such as {profile.job_storage}",
+                       "set `storage` to a folder in /mnt/user_storage (yours) or /mnt/shared_storage (everyone's)")
     return folder

@@ -13,69 +13,25 @@ from .profiles import Profile, load, storage_for
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 
 
-@dataclass(frozen=True)
+@dataclass
 class Run:
-    """A run's paths. `folder` = storage / name; nothing is created by making one of these."""
+    """A run's places on disk. Nothing is created by making one of these."""
 
     profile: Profile
     storage: Path
     name: str
 
-    @property
-    def folder(self) -> Path:
-        return self.storage / self.name
-
-    @property
-    def config_file(self) -> Path:
-        """The resolved configuration, exactly what is launched."""
-        return self.folder / "config.yaml"
-
-    @property
-    def resume_file(self) -> Path:
-        """The configuration that 05_checkpoints writes to go on from a checkpoint; gone once it was launched."""
-        return self.folder / "resume.yaml"
-
-    @property
-    def record_file(self) -> Path:
-        """run.json: when, where, which versions, which data, how it ended."""
-        return self.folder / "run.json"
-
-    @property
-    def log_file(self) -> Path:
-        """The raw log stream of the training, byte for byte."""
-        return self.folder / "train.log"
-
-    @property
-    def metrics_file(self) -> Path:
-        """One JSON record a logged window, in KTO's units."""
-        return self.folder / "metrics.jsonl"
-
-    @property
-    def output_dir(self) -> Path:
-        """LLaMA-Factory's output_dir."""
-        return self.folder / "output"
-
-    @property
-    def figures(self) -> Path:
-        return self.folder / "figures"
-
-    @property
-    def export(self) -> Path:
-        return self.folder / "export"
-
-    @property
-    def notebooks(self) -> Path:
-        return self.folder / "notebooks"
-
-    @property
-    def datasets(self) -> Path:
-        """Prepared data and its registry, dataset_info.json; shared by the runs of a storage."""
-        return self.storage / "datasets"
-
-    @property
-    def models(self) -> Path:
-        """Local base models; shared by the runs of a storage."""
-        return self.storage / "models"
+    def __post_init__(self):
+        self.folder = self.storage / self.name
+        self.config_file = self.folder / "config.yaml"  # the resolved configuration, exactly what is launched
+        self.resume_file = self.folder / "resume.yaml"  # what 05_checkpoints writes to resume a run; gone once it was launched
+        self.record_file = self.folder / "run.json"  # when, where, which versions, which data, how it ended
+        self.log_file = self.folder / "train.log"  # the raw log stream of the training, byte for byte
+        self.metrics_file = self.folder / "metrics.jsonl"  # one JSON record a logged window, in KTO's units
+        self.output_dir = self.folder / "output"  # LLaMA-Factory's
+        self.figures, self.export, self.notebooks = (self.folder / name for name in ("figures", "export", "notebooks"))
+        # Shared by the runs of a storage: prepared data with its registry, dataset_info.json, and local base models.
+        self.datasets, self.models = self.storage / "datasets", self.storage / "models"
 
     @property
     def trained(self) -> bool:
@@ -104,9 +60,7 @@ class Run:
 def locate(profile: str, storage: str, run_name: str) -> Run:
     """The run of that name, whether or not it exists. KitError for a wrong profile, storage or name."""
     if not NAME.fullmatch(run_name):
-        raise KitError(
-            f"{run_name!r} is no name for a run", "letters, digits, '.', '_' and '-', at most 100", "correct `run_name`"
-        )
+        raise KitError(f"{run_name!r} is no name for a run", "letters, digits, '.', '_' and '-', at most 100", "correct `run_name`")
     loaded = load(profile)
     return Run(loaded, storage_for(loaded, storage), run_name)
 
@@ -123,9 +77,7 @@ def start(profile: str, storage: str, run_name: str) -> Run:
     try:
         run.folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise KitError(
-            f"cannot make the folder {run.folder}: {error.strerror}", "a writable storage", "correct `storage`"
-        ) from None
+        raise KitError(f"cannot make the folder {run.folder}: {error.strerror}", "a writable storage", "correct `storage`") from None
     run.note(run_name=run_name, profile=run.profile.name, created=run.record().get("created", now()))
     return run
 
@@ -134,11 +86,9 @@ def refuse_if_trained(run: Run) -> None:
     """KitError if a training was launched in this folder: its files are not touched again."""
     if run.trained:
         ended = run.record().get("training", {}).get("status", "unknown")
-        raise KitError(
-            f"the run name {run.name!r} is in use: a training was launched in {run.folder} (status: {ended})",
-            "a name not used yet in this storage",
-            "choose another run_name, or go on with 05_checkpoints (in a terminal: --resume auto)",
-        )
+        raise KitError(f"the run name {run.name!r} is in use: a training was launched in {run.folder} (status: {ended})",
+                       "a name not used yet in this storage",
+                       "choose another run_name, or go on with 05_checkpoints (in a terminal: --resume auto)")
 
 
 def open_run(profile: str, storage: str, run_name: str, needs: str = "run.json", made_by: str = "01_setup") -> Run:
@@ -146,11 +96,9 @@ def open_run(profile: str, storage: str, run_name: str, needs: str = "run.json",
     run = locate(profile, storage, run_name)
     if not (run.folder / needs).exists():
         there = sorted(p.parent.name for p in run.storage.glob("*/run.json")) if run.storage.exists() else []
-        raise KitError(
-            f"the run {run_name!r} has no {needs} (looked in {run.folder})",
-            f"what {made_by} makes; runs in this storage: {', '.join(there) or 'none'}",
-            f"run {made_by} with the same profile, storage and run_name, or correct run_name",
-        )
+        raise KitError(f"the run {run_name!r} has no {needs} (looked in {run.folder})",
+                       f"what {made_by} makes; runs in this storage: {', '.join(there) or 'none'}",
+                       f"run {made_by} with the same profile, storage and run_name, or correct run_name")
     return run
 
 
