@@ -218,11 +218,9 @@ def _csv(path: Path, encoding: str) -> Iterator[tuple[int, object]]:
             file.seek(0)
         reader = csv.reader(file, delimiter=separator, strict=True)
         try:
-            names = [name.strip("\ufeff") or f"column {place}" for place, name in enumerate(next(reader, []), 1)]
+            names = tables.names_of(next(reader, []), path.name)
         except csv.Error as error:
-            raise KitError(f"the header of {path.name} cannot be read: {error}", "names of columns", "fix it") from None
-        if twice := [name for name in names if names.count(name) > 1]:
-            raise KitError(f"{path.name} has the column {twice[0]!r} twice", "columns with names of their own", "rename one of them")
+            raise KitError(f"the header of {path.name} cannot be read: {error}", "names of columns", "correct it") from None
         number = 1
         while True:
             before = reader.line_num

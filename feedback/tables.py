@@ -36,18 +36,39 @@ def arrow(path: Path) -> Iterator:
 
 
 def xlsx(path: Path) -> Iterator:
-    """The first sheet, its first row being the header."""
+    """The rows of every sheet, values as text, as a CSV file has them. A sheet's header is its first row with several values."""
     try:
         import openpyxl
+        from openpyxl.utils.escape import unescape
     except ImportError:
         raise KitError(f"{path.name} is an Excel file, and openpyxl is not installed", "openpyxl, which reads Excel",
-                       "pip install openpyxl, or save the sheet as CSV UTF-8") from None
+                       "pip install openpyxl==3.1.5, or save the sheet as CSV UTF-8") from None
     try:
-        sheet = openpyxl.load_workbook(path, read_only=True, data_only=True).worksheets[0].iter_rows(values_only=True)
+        sheets = openpyxl.load_workbook(path, read_only=True, data_only=True).worksheets
     except Exception as error:  # openpyxl and zipfile raise many kinds
         raise KitError(f"{path.name} is no Excel file that can be read: {error}", ".xlsx", "save the sheet as CSV UTF-8") from None
-    names = [str(name) if name is not None else f"column {place}" for place, name in enumerate(next(sheet, ()), 1)]
-    yield from (dict(zip(names, row, strict=False)) for row in sheet if any(value is not None for value in row))
+
+    def text(value):
+        if isinstance(value, str):
+            return unescape(value)
+        return value if value is None or isinstance(value, bool) else f"{value:.15g}" if isinstance(value, float) else str(value)
+
+    for sheet in sheets:
+        names = []
+        for row in sheet.iter_rows(values_only=True):
+            filled = sum(value is not None for value in row)
+            if names and filled:
+                yield dict(zip(names, map(text, row), strict=False))
+            elif filled > 1:
+                names = names_of([str(name or "") for name in row], f"{path.name}, sheet {sheet.title!r},")
+
+
+def names_of(header: list[str], where: str) -> list[str]:
+    """The columns' names, those without one by their place; KitError where two have the same."""
+    names = [name.strip("\ufeff") or f"column {place}" for place, name in enumerate(header, 1)]
+    if twice := [name for name in names if names.count(name) > 1]:
+        raise KitError(f"{where} has the column {twice[0]!r} twice", "columns with names of their own", "rename one of them")
+    return names
 
 
 def refuse_what_does_not_fit(files: tuple[Path, ...]) -> None:

@@ -1,6 +1,7 @@
 """Exports of other tools, each made here from the tool's own schema (feedback/importers.py says which), and what becomes of them."""
 
 import json
+from datetime import datetime
 
 import pytest
 
@@ -247,10 +248,21 @@ def test_excel_is_read_or_the_package_to_install_is_named(tmp_path):
             check.check(find.find(str(path), tmp_path))
         return
     book = openpyxl.Workbook()
+    book.create_sheet("notes").append(("written by me",))
+    more = book.create_sheet("more")
+    for row in [("Feedback of 2026",), (), ("prompt", None, "response", "rating"), (2026, datetime(2026, 1, 2), "Every_x000D_\nweek.", "up"), (),
+                (1.5, True, 7, False)]:
+        more.append(row)
     for row in [("prompt", "response", "rating"), *zip(ASKED, SAID, (thumb(i) for i in range(8)), strict=True)]:
         book.active.append(row)
     book.save(path)
-    assert check.check(find.find(str(path), tmp_path)).labels.tolist() == UP
+    checked = check.check(find.find(str(path), tmp_path))
+    assert checked.labels.tolist() == [*UP, True, False] and checked.unused == {"column 2": 2}
+    assert [[turn["content"] for turn in row["messages"]] for row in checked.rows([8, 9])] == [["2026", "Every\r\nweek."], ["1.5", "7"]]
+    more["B3"] = "prompt"
+    book.save(path)
+    with pytest.raises(KitError, match="sheet 'more', has the column 'prompt' twice"):
+        check.check(find.find(str(path), tmp_path))
 
 
 REPLIES = [{"turns": [{"role": "user", "content": ASKED[i]}], "reply": SAID[i]} for i in range(7)] + [
