@@ -85,7 +85,7 @@ class Model:
         return list(self.loaded.values())
 
     async def chat(self, request: ChatRequest):
-        """The pieces of the reply (see `generate`), then {"usage": tokens}."""
+        """The pieces of every choice (see `generate`), then {"usage": tokens}."""
         chat = [{"role": TEMPLATE_ROLES.get(one.role, one.role), "content": one.content} for one in request.messages]
         try:
             ids = self.tokenizer.apply_chat_template(chat, add_generation_prompt=True)
@@ -121,10 +121,11 @@ class Model:
                 elif self.peft:
                     stack.enter_context(self.peft.disable_adapter())
                 room = self.context - len(ids)
-                for piece in generate(self.base, self.tokenizer, request, ids, room, self.ends):
-                    if over.is_set():
-                        return
-                    put(piece)
+                for index in range(request.n):
+                    for piece in generate(self.base, self.tokenizer, request, ids, room, self.ends, index):
+                        if over.is_set():
+                            return
+                        put({"index": index, **piece})
         finally:
             put(None)  # or its reader would wait for ever
 
@@ -178,7 +179,7 @@ class Api:
         collected = [first]
         while "usage" not in collected[-1]:
             collected.append(await self.next(pieces))
-        return JSONResponse(answer.whole(collected))
+        return JSONResponse(answer.whole(collected, request.logprobs))
 
     async def next(self, pieces):
         """The next piece; the model's ApiError as it was raised there."""
@@ -188,18 +189,21 @@ class Api:
             raise error.cause if isinstance(error.cause, ApiError) else ApiError(500, str(error.cause)) from None
 
     async def events(self, request: ChatRequest, piece: dict, pieces, answer: Answer):
-        """Server-sent events: the reply in chunks, its end, the usage if asked for; an error in place of the rest."""
-        usage = {"usage": None} if request.stream_options.include_usage else {}
+        """Server-sent events: each choice in chunks, its end, the usage if asked for; an error in place of the rest."""
+        usage, begun = {"usage": None} if request.stream_options.include_usage else {}, set()
         try:
-            yield event(answer.piece({"role": "assistant", "content": ""}) | usage)
             while "usage" not in piece:
-                if piece["text"]:
-                    yield event(answer.piece({"content": piece["text"]}) | usage)
+                index = piece["index"]
+                if index not in begun:
+                    begun.add(index)
+                    yield event(answer.piece(index, {"role": "assistant", "content": ""}) | usage)
+                if piece.get("text") or piece.get("logprobs"):
+                    yield event(answer.piece(index, {"content": piece["text"]}, None, piece.get("logprobs")) | usage)
                 if "finish" in piece:
-                    yield event(answer.piece({}, piece["finish"]) | usage)
+                    yield event(answer.piece(index, {}, piece["finish"]) | usage)
                 piece = await self.next(pieces)
             if usage:
-                yield event(answer.piece({}) | {"choices": []} | piece)
+                yield event(answer.piece(0, {}) | {"choices": []} | piece)
         except ApiError as error:
             yield event(error.body)
         yield "data: [DONE]\n\n"

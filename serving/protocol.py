@@ -45,14 +45,12 @@ class TextFormat(Strict):
     type: Literal["text"]
 
 
+Penalty = Annotated[float, Field(ge=-2, le=2)]
 Length = Annotated[int, Field(ge=1)]
 
 
 class ChatRequest(Strict):
-    """POST /v1/chat/completions. `model`: `<base>` or `<base>:<adapter>`; defaults as OpenAI's, but for the length.
-
-    What has one value here is taken as clients send it by default, and refused where it asks for more.
-    """
+    """POST /v1/chat/completions. `model`: `<base>` or `<base>:<adapter>`; defaults as OpenAI's, but for the length."""
 
     model: str
     messages: Annotated[list[Message], Field(min_length=1)]
@@ -60,16 +58,16 @@ class ChatRequest(Strict):
     max_completion_tokens: Length | None = None
     temperature: Annotated[float, Field(ge=0, le=2)] = 1.0
     top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
+    frequency_penalty: Penalty = 0.0
+    presence_penalty: Penalty = 0.0
+    logit_bias: dict[int, Annotated[float, Field(ge=-100, le=100)]] = {}
     stop: Annotated[list[str], Field(max_length=4)] = []
     seed: int | None = None
+    n: Annotated[int, Field(ge=1, le=128)] = 1
+    logprobs: bool = False
+    top_logprobs: Annotated[int, Field(ge=0, le=20)] = 0
     stream: bool = False
     stream_options: StreamOptions = StreamOptions()
-    n: Literal[1] = 1
-    frequency_penalty: Annotated[float, Field(ge=0, le=0)] = 0.0
-    presence_penalty: Annotated[float, Field(ge=0, le=0)] = 0.0
-    logit_bias: Annotated[dict, Field(max_length=0)] = {}
-    logprobs: Literal[False] = False
-    top_logprobs: Literal[0] = 0
     response_format: TextFormat | None = None
     modalities: list[Literal["text"]] = ["text"]
     tools: Annotated[list, Field(max_length=0)] = []
@@ -84,6 +82,13 @@ class ChatRequest(Strict):
     @classmethod
     def listed(cls, stop):
         return [stop] if isinstance(stop, str) else stop
+
+    @field_validator("top_logprobs")
+    @classmethod
+    def wanted(cls, number, info):
+        if number and not info.data.get("logprobs"):
+            raise ValueError("logprobs must be true where top_logprobs is given")
+        return number
 
 
 class ApiError(Exception):
@@ -126,13 +131,19 @@ class Answer:
     def __init__(self, model: str):
         self.head = {"id": f"chatcmpl-{uuid.uuid4().hex}", "created": int(time.time()), "model": model}
 
-    def piece(self, delta: dict, finish: str | None = None) -> dict:
+    def piece(self, index: int, delta: dict, finish: str | None = None, logprobs: list | None = None) -> dict:
         """A chunk of a stream."""
-        choice = {"index": 0, "delta": delta, "finish_reason": finish, "logprobs": None}
+        choice = {"index": index, "delta": delta, "finish_reason": finish,
+                  "logprobs": {"content": logprobs, "refusal": None} if logprobs else None}
         return {**self.head, "object": "chat.completion.chunk", "choices": [choice]}
 
-    def whole(self, pieces: list[dict]) -> dict:
-        """The reply and the usage, from the model's pieces: the last holds the usage, the one before it the finish."""
-        message = {"role": "assistant", "content": "".join(piece["text"] for piece in pieces[:-1]), "refusal": None}
-        choice = {"index": 0, "message": message, "finish_reason": pieces[-2]["finish"], "logprobs": None}
-        return {**self.head, "object": "chat.completion", "choices": [choice], **pieces[-1]}
+    def whole(self, pieces: list[dict], logprobs: bool) -> dict:
+        """All choices and the usage, from the model's pieces."""
+        choices = []
+        for end in (piece for piece in pieces if "finish" in piece):
+            own = [piece for piece in pieces if piece.get("index") == end["index"]]
+            message = {"role": "assistant", "content": "".join(piece.get("text", "") for piece in own), "refusal": None}
+            tokens = [token for piece in own for token in piece.get("logprobs", [])]
+            choices.append({"index": end["index"], "message": message, "finish_reason": end["finish"],
+                            "logprobs": {"content": tokens, "refusal": None} if logprobs else None})
+        return {**self.head, "object": "chat.completion", "choices": choices, "usage": pieces[-1]["usage"]}

@@ -172,7 +172,7 @@ def test_an_unknown_model_is_a_404_in_openais_form(client, model):
 @pytest.mark.parametrize("wrong, param", [
     ({"messages": []}, "messages"), ({"temperature": 9}, "temperature"), ({"max_tokens": 0}, "max_tokens"),
     ({"messages": [{"role": "king", "content": "hm"}]}, "messages[0].role"), ({"n": 0}, "n"), ({"stop": list("abcde")}, "stop"),
-    ({"n": 2}, "n"), ({"logprobs": True}, "logprobs"), ({"frequency_penalty": 0.5}, "frequency_penalty"), ({"logit_bias": {"7": 1}}, "logit_bias"),
+    ({"top_logprobs": 2}, "top_logprobs"), ({"logprobs": True, "top_logprobs": 21}, "top_logprobs"),
     ({"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "data:,"}}]}]}, "messages[0].content"),
     ({"response_format": {"type": "json_object"}}, "response_format.type"), ({"extra_body": {"top_k": 3}}, "top_k"),
     ({"tools": [{"type": "function", "function": {"name": "f"}}]}, "tools"),
@@ -208,6 +208,27 @@ def test_a_reply_ends_before_a_stop_sequence_also_in_a_stream(client, expected):
     chunks = list(ask(client, "tiny", stop=stop, stream=True))
     assert "".join(chunk.choices[0].delta.content or "" for chunk in chunks) == text[: text.find(stop)]
     assert chunks[-1].choices[0].finish_reason == "stop"
+
+
+@pytest.mark.slow
+def test_several_choices_are_so_many_replies_with_their_usage_together(client):
+    said = ask(client, "tiny", n=3, temperature=1, seed=5)
+    assert [choice.index for choice in said.choices] == [0, 1, 2] and len({choice.message.content for choice in said.choices}) > 1
+    chunks = list(ask(client, "tiny", n=3, temperature=1, seed=5, stream=True, stream_options={"include_usage": True}))
+    texts = ["".join(c.choices[0].delta.content or "" for c in chunks[:-1] if c.choices[0].index == i) for i in range(3)]
+    assert texts == [choice.message.content for choice in said.choices] and chunks[-1].usage == said.usage
+
+
+@pytest.mark.slow
+def test_log_probabilities_are_those_of_the_reply_and_the_likeliest_comes_first(client):
+    said = ask(client, "tiny", logprobs=True, top_logprobs=3).choices[0]
+    tokens = said.logprobs.content
+    assert "".join(token.token for token in tokens).startswith(said.message.content[:3]) and len(tokens) <= 12
+    assert all(token.top_logprobs[0].logprob == token.logprob <= 0 and len(token.top_logprobs) == 3 for token in tokens)
+    chunks = [chunk.choices[0] for chunk in ask(client, "tiny", logprobs=True, stream=True)]
+    streamed = [token.logprob for choice in chunks if choice.logprobs for token in choice.logprobs.content]
+    assert streamed == [token.logprob for token in tokens]
+    assert ask(client, "tiny").choices[0].logprobs is None
 
 
 @pytest.mark.slow
