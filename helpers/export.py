@@ -24,6 +24,9 @@ VOCABULARY = ("resize_vocab", "add_tokens", "add_special_tokens")
 MERGED_ONLY = ("use_dora", "additional_target", *VOCABULARY)
 """Keys of a config that put more than A and B matrices into an adapter: vLLM's multi-LoRA loads nothing else."""
 
+OTHER_BASE = ("pissa_init", "rope_scaling", "shift_attn", "mixture_of_depths", "use_llama_pro")
+"""Keys of a config that make another base model of the one that is named."""
+
 
 def choose(run: Run, checkpoint: str = "best") -> tuple[Path, int | None, str]:
     """(folder, step, why) of a checkpoint of `run`: `best` (what 05_checkpoints chose, else by margin), `latest`, a step, a path."""
@@ -63,32 +66,40 @@ def unservable(config: dict) -> list[Finding]:
     """What this configuration rules out after training, before a GPU is paid for; an empty list if nothing.
 
     `kind` says what: `adapter` (no adapter to serve beside others), `merge` (no merged model), `exact` (figures and
-    merge take the unquantised base), `reference` (a wrong objective: status FAIL).
+    merge take the unquantised base), `reference` (a wrong objective). Status FAIL: 03_config writes no such config.
     """
-    said, base = [], quantised_base(config)
-    tuning = config.get("finetuning_type", "lora")
+    said, base, tuning = [], quantised_base(config), config.get("finetuning_type", "lora")
+
+    def say(status: str, kind: str, found: str, remedy: str) -> None:
+        said.append(Finding(status, found, remedy, kind=kind))
+
     odd = [f"{key}: {config[key]}" for key in MERGED_ONLY if config.get(key)] if tuning == "lora" else [f"a {tuning} tuning"]
     odd += [f"{path}: {words}" for path in earlier_adapters(config) if (words := beyond_lora(path))]
     if odd:
-        said.append(Finding("WARN", f"{', '.join(odd)}: there will be no adapter to serve beside others",
-                            "serve the merged model; figures and card are made all the same", kind="adapter"))
+        say("WARN", "adapter", f"{', '.join(odd)}: there will be no adapter to serve beside others",
+            "serve the merged model; figures and card are made all the same")
     if base:
-        said.append(Finding("FAIL", f"the base model is quantised ({base}): an adapter cannot be merged into it, and replies would not "
-                            "be those of the model that is served", "name the base before quantisation; with quantization_bit: 4 "
-                            "training holds it in 4 bits", kind="merge"))
-    if config.get("quantization_bit"):
-        said.append(Finding("WARN", f"training holds the base in {config['quantization_bit']} bits; evaluation and merge "
-                            "take its full weights, so replies differ a little", kind="exact"))
-    if config.get("pissa_init"):
-        said.append(Finding("FAIL", "pissa_init changes the base's weights: the reference is no longer the base model",
-                            "leave pissa_init out", kind="reference"))
+        say("FAIL", "merge", f"the base model is quantised ({base}): an adapter cannot be merged into it",
+            "name the base before quantisation; with quantization_bit: 4 training holds it in 4 bits")
+    few_bits = base or config.get("quantization_bit")
+    if few_bits and not base:
+        say("WARN", "exact", f"training holds the base in {few_bits} bits; evaluation and merge take its full weights, so "
+            "replies differ a little", "quantise the merged model for serving, or leave quantization_bit out")
+    if changed := [key for key in OTHER_BASE if config.get(key)]:
+        say("FAIL", "reference", f"{', '.join(changed)} changes the base model: the reference and what is served would be another one",
+            "leave it out, or name a base model that has it already")
+    added, trained = [key for key in VOCABULARY if config.get(key)], config.get("additional_target")
+    if added and few_bits:
+        say("FAIL", "merge", f"{', '.join(added)}: the embeddings of a base held in few bits cannot be made larger",
+            "leave quantization_bit out, or add the tokens to the base first")
+    elif added and tuning == "lora" and trained and not all(name in trained for name in ("embed_tokens", "lm_head")):
+        say("FAIL", "merge", f"{', '.join(added)} with additional_target {trained}: of new rows that are not trained nothing is saved",
+            "leave additional_target out: both embeddings are then trained and saved")
     deepspeed = config.get("deepspeed") or {}  # a file's name, or its content
     zero3 = "z3" in deepspeed if isinstance(deepspeed, str) else deepspeed.get("zero_optimization", {}).get("stage") == 3
-    held = "a base held in few bits" if base or config.get("quantization_bit") else "ZeRO-3" if zero3 else ""
-    if config.get("create_new_adapter") and earlier_adapters(config) and held:
-        said.append(Finding("FAIL", f"{held} cannot take up the earlier adapter: "
-                            "LLaMA-Factory would train that one further, against the bare base model",
-                            "merge it first and name the merged model", kind="reference"))
+    if config.get("create_new_adapter") and earlier_adapters(config) and (few_bits or zero3):
+        say("FAIL", "reference", f"{'a base held in few bits' if few_bits else 'ZeRO-3'} cannot take up the earlier adapter: "
+            "LLaMA-Factory would train that one further, against the bare base model", "merge it first and name the merged model")
     return said
 
 

@@ -79,7 +79,7 @@ def heldout_before(earlier: Run | Path | str) -> dict[str, Path]:
 def held_again(run: Run, start_from: str) -> list[Path]:
     """The files of the rows that earlier rounds held out, noted in run.json as `earlier_heldout` to be measured again (`measure`)."""
     known = heldout_before(find(run.storage, start_from)) if start_from else {}
-    if known:
+    if known or earlier_heldout(run):
         run.note(earlier_heldout={name: str(path) for name, path in known.items()})
     return list(known.values())
 

@@ -227,9 +227,9 @@ def embed_pictures(notebook: Path) -> None:
 
 def summary(run: Run) -> dict:
     """What a finished run has to show: figures, places, times; plain data."""
-    from helpers import rounds
+    from helpers import moved, rounds
 
-    record = run.record()
+    record = moved.relocated(run.record(), run)
     evaluation = record.get("evaluation", {})
     return {
         "run": run.name,

@@ -97,7 +97,10 @@ ON_TOP = {"adapter_name_or_path": "a/b", "create_new_adapter": True}
 @pytest.mark.parametrize(("settings", "kinds"), [
     ({}, []), ({"use_rslora": True}, []), ({"use_dora": True}, ["adapter"]), ({"additional_target": "lm_head"}, ["adapter"]),
     ({"add_tokens": "<a>"}, ["adapter"]), ({"finetuning_type": "full"}, ["adapter"]), ({"quantization_bit": 4}, ["exact"]),
-    ({"pissa_init": True}, ["reference"]),
+    ({"pissa_init": True}, ["reference"]), ({"rope_scaling": "linear"}, ["reference"]),
+    ({"add_tokens": "<a>", "quantization_bit": 4}, ["adapter", "exact", "merge"]),
+    ({"add_tokens": "<a>", "additional_target": "lm_head"}, ["adapter", "merge"]),
+    ({"add_tokens": "<a>", "additional_target": "lm_head,embed_tokens,norm"}, ["adapter"]),
     (ON_TOP | {"deepspeed": "ds_z3.json"}, ["reference"]),
     (ON_TOP | {"deepspeed": {"zero_optimization": {"stage": 3}}}, ["reference"]),
     (ON_TOP | {"deepspeed": {"zero_optimization": {"stage": 2}}}, []),

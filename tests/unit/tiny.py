@@ -15,7 +15,7 @@ REPLIES = [
 ]
 
 
-def model(folder: Path, seed: int = 0) -> Path:
+def model(folder: Path, seed: int = 0, **shape_too) -> Path:
     """A Llama of two layers and its tokenizer, with SmolLM2's special tokens and chat template, in `folder`."""
     import torch
     from tokenizers import Tokenizer, decoders, pre_tokenizers
@@ -33,7 +33,7 @@ def model(folder: Path, seed: int = 0) -> Path:
     torch.manual_seed(seed)
     shape = LlamaConfig(vocab_size=len(fast), hidden_size=32, intermediate_size=64, num_hidden_layers=2,
                         num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=512, eos_token_id=2,
-                        pad_token_id=2, bos_token_id=1, initializer_range=0.3, torch_dtype="float32")
+                        pad_token_id=2, bos_token_id=1, initializer_range=0.3, torch_dtype="float32", **shape_too)
     LlamaForCausalLM(shape).save_pretrained(folder)
     fast.save_pretrained(folder)
     return folder
