@@ -195,7 +195,8 @@ def _fetch_hub(hub_id: str, downloads: Path) -> Path:
 
         logging.set_verbosity_error()  # without a network it tells each of its five tries in raw lines
         try:
-            datasets.load_dataset(name, config or None, split=split or "train").to_parquet(part)
+            with written.hub_or_cache(f"datasets/{name}", "README.md"):
+                datasets.load_dataset(name, config or None, split=split or "train").to_parquet(part)
         except Exception as error:  # the hub's client raises kinds of its own for each of many causes
             if isinstance(error, OSError) and error.errno:
                 raise

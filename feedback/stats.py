@@ -4,6 +4,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from helpers import files
 from helpers.errors import KitError
 
 if TYPE_CHECKING:
@@ -124,10 +125,12 @@ def _tokenizer(model_name_or_path: str):
 
     logging.set_verbosity_error()
     try:
-        return AutoTokenizer.from_pretrained(model_name_or_path)
+        with files.hub_or_cache(model_name_or_path):
+            return AutoTokenizer.from_pretrained(model_name_or_path)
     except (OSError, ValueError) as error:
         raise KitError(f"there is no tokenizer in {model_name_or_path!r}: {str(error).splitlines()[0]}",
-                       "a model's folder, or a hub id this machine may read", "run 01_setup again") from None
+                       "a model's folder, or a hub id that this machine reaches and may read",
+                       "correct model_name_or_path in 01_setup, or see to the network and HF_TOKEN") from None
 
 
 def _texts(tokenizer, messages: list[dict]) -> tuple[str, str]:

@@ -9,6 +9,7 @@ import re
 import subprocess
 import sys
 
+from . import files
 from .errors import Finding, KitError
 from .profiles import ROOT
 
@@ -122,10 +123,12 @@ def refuse(found: list[Finding]) -> None:
 def asked(config: dict, seconds: float = 60.0) -> list[Finding]:
     """`findings` from a process of its own, within `seconds`."""
     keys = {key: value for key, value in config.items() if isinstance(value, str | int | float | bool)}
-    environment = os.environ | {"HF_HUB_ETAG_TIMEOUT": "5", "HF_HUB_DOWNLOAD_TIMEOUT": "5", "CUDA_VISIBLE_DEVICES": ""}
+    environment = {"HF_HUB_ETAG_TIMEOUT": "5", "HF_HUB_DOWNLOAD_TIMEOUT": "5", "CUDA_VISIBLE_DEVICES": ""}
     try:
-        done = subprocess.run([sys.executable, "-m", "helpers.chat_template"], input=json.dumps(keys), text=True, cwd=ROOT,
-                              env=environment, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, timeout=max(1.0, seconds))
+        with files.hub_or_cache(str(config["model_name_or_path"])):
+            done = subprocess.run([sys.executable, "-m", "helpers.chat_template"], input=json.dumps(keys), text=True, cwd=ROOT,
+                                  env=os.environ | environment, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
+                                  timeout=max(1.0, seconds))
         return [Finding(*row) for row in json.loads(done.stdout.splitlines()[-1])]
     except (subprocess.TimeoutExpired, IndexError, ValueError):
         return [Finding("WARN", f"the chat template was not compared with the tokenizer's within {seconds:.0f} s",

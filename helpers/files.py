@@ -158,6 +158,23 @@ def from_hub(name: str, file: str = "config.json") -> tuple[int, str]:
         return 0, type(error).__name__
 
 
+@contextlib.contextmanager
+def hub_or_cache(name: str, file: str = "config.json"):
+    """Where the hub does not answer, its libraries take `name` from their cache at once; they would try for half a minute."""
+    from huggingface_hub import constants, utils
+
+    before = constants.HF_HUB_OFFLINE, os.environ.get("HF_HUB_OFFLINE", "0")
+    if os.path.isdir(name) or from_hub(name, file)[0]:
+        yield
+        return
+    try:
+        constants.HF_HUB_OFFLINE, os.environ["HF_HUB_OFFLINE"] = True, "1"  # the latter for processes started in between
+        getattr(utils, "reset_sessions", getattr(utils, "close_session", lambda: None))()  # of huggingface_hub 0 and 1
+        yield
+    finally:
+        constants.HF_HUB_OFFLINE, os.environ["HF_HUB_OFFLINE"] = before
+
+
 def _unwritable(path: Path, error: OSError) -> KitError:
     return KitError(f"could not write {path}: {error.strerror or error}", "a writable folder with free space",
                     "free some space or choose another storage")

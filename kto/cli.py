@@ -13,7 +13,7 @@ import typer
 from helpers.errors import KitError
 
 from . import cli_data, cli_runs, job
-from .terminal import AsJson, Commands, Profile, Storage, Usage, Values, say, show, two_columns
+from .terminal import AsJson, Commands, Profile, RunFolder, Storage, Usage, Values, say, show, two_columns
 
 app = typer.Typer(
     cls=Commands, no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None,
@@ -94,11 +94,13 @@ def runs(profile: Profile = "local", storage: Storage = "", as_json: AsJson = Fa
 
     from . import compare
 
+    if storage and not Path(storage).is_dir():
+        raise Usage(f"there is no folder {storage}", "a storage with runs", "correct --storage")
     show(compare.listing(profiles.storage_for(profiles.load(profile), storage)), as_json)
 
 
 @app.command()
-def track(folder: Annotated[Path, typer.Argument(help="A run's folder.")]) -> None:
+def track(folder: RunFolder) -> None:
     """Send to MLflow what it does not have of a run yet ($MLFLOW_TRACKING_URI, else the storage's own store).
 
     Example: kto track storage/first-run

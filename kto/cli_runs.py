@@ -9,11 +9,10 @@ import typer
 
 from helpers.errors import KitError
 
-from .terminal import AsJson, Storage, Usage, records, say, show, table
+from .terminal import AsJson, RunFolder, Storage, Usage, a_runs_folder, records, say, show, table
 
 app = typer.Typer(rich_markup_mode=None)
 
-Folder = Annotated[Path, typer.Argument(metavar="RUN", help="A run's folder.")]
 Log = Annotated[Path, typer.Argument(help="A LLaMA-Factory log, or a run's folder.")]
 Forms = Annotated[str, typer.Option("--as", help="What to make: adapter, merged, fp8, w8a8, w4a16, gguf.")]
 Chosen = Annotated[str, typer.Option(help="best, latest, a step's number, or a checkpoint's folder.")]
@@ -106,6 +105,8 @@ def checkpoints(
     from helpers import checkpoints as saves
     from helpers import choose
 
+    if "://" not in where and not Path(where).is_dir():
+        raise Usage(f"there is no folder {where}", "a run's folder, a trial or a checkpoint", "correct the path")
     found = choose.table(saves.find(where))
     if found.empty:
         say(f"there is no checkpoint in {where}: none was saved yet (save_steps), or they lie elsewhere")
@@ -116,7 +117,7 @@ def checkpoints(
 
 
 @app.command()
-def evaluate(folder: Folder, checkpoint: Chosen = "best", as_json: AsJson = False) -> None:
+def evaluate(folder: RunFolder, checkpoint: Chosen = "best", as_json: AsJson = False) -> None:
     """Implied rewards on the held-out rows, before and after training: area under ROC and margin, with 95 % intervals.
 
     Example: kto evaluate storage/first-run --checkpoint latest
@@ -142,7 +143,7 @@ def evaluate(folder: Folder, checkpoint: Chosen = "best", as_json: AsJson = Fals
 
 @app.command()
 def clean(
-    folder: Folder,
+    folder: RunFolder,
     keep_last: Annotated[int, typer.Option(help="Complete checkpoints to keep, besides the best.")] = 2,
     metric: Annotated[str, typer.Option(help="What the best one is best at.")] = "rewards/margins",
     lower_is_better: Annotated[bool, typer.Option("--lower-is-better", help="As for a loss.")] = False,
@@ -168,7 +169,7 @@ def clean(
 
 @app.command()
 def export(
-    folder: Folder,
+    folder: RunFolder,
     forms: Forms = "adapter,merged",
     checkpoint: Chosen = "best",
     as_json: AsJson = False,
@@ -186,7 +187,8 @@ def export(
 
 @app.command()
 def serve(
-    folder: Annotated[Path, typer.Argument(metavar="RUN", help="Default: the newest run with an export.")] = None,
+    folder: Annotated[Path, typer.Argument(metavar="RUN", help="Default: the newest run with an export.",
+                                           callback=a_runs_folder)] = None,
     storage: Storage = "",
     host: Annotated[str, typer.Option(help="Where to listen; 0.0.0.0: on every interface.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=1, max=65535, help="The port.")] = 8000,

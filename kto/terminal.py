@@ -26,6 +26,17 @@ class Usage(KitError):
     """The command was called wrongly: exit status 2."""
 
 
+def a_runs_folder(folder: Path | None) -> Path | None:
+    """`folder`, if it is a run's; else Usage."""
+    if folder and not (folder / "run.json").is_file():
+        raise Usage(f"{folder} is no run's folder: no run.json there", "a run's folder in a storage (`kto runs` lists them)",
+                    "correct the path")
+    return folder
+
+
+RunFolder = Annotated[Path, typer.Argument(metavar="RUN", help="A run's folder.", callback=a_runs_folder)]
+
+
 class Commands(typer.core.TyperGroup):
     """Ends a command with one message and an exit status where it would end with a traceback."""
 
@@ -93,4 +104,4 @@ def table(rows: list[dict]) -> str:
 
 def records(frame) -> list[dict]:
     """The rows of a DataFrame as plain data; a missing number is None."""
-    return json.loads(frame.to_json(orient="records", default_handler=str))
+    return json.loads(frame.to_json(orient="records", date_format="iso", date_unit="s", default_handler=str))

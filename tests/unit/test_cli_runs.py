@@ -116,6 +116,19 @@ def test_explain_says_of_any_log_how_it_ended_and_is_done(tmp_path):
     assert "there is no log" in call("explain", tmp_path / "none.log", code=2)
 
 
+@pytest.mark.parametrize("words", [["runs", "--storage"], ["checkpoints"], ["evaluate"], ["export"], ["clean"], ["serve"], ["track"], ["metrics"]])
+def test_a_folder_that_does_not_exist_is_wrong_usage(tmp_path, words):
+    told = call(*words, tmp_path / "nosuch", code=2)
+    assert str(tmp_path / "nosuch") in told and len(told.splitlines()) == 3
+
+
+@pytest.mark.parametrize("content", [bytes(range(256)) * 9, "Traceback (most recent call last):".encode("utf-16")])
+@pytest.mark.parametrize("command", ["explain", "metrics"])
+def test_a_file_that_is_no_text_is_refused_by_name(tmp_path, command, content):
+    (tmp_path / "odd.log").write_bytes(content)
+    assert "odd.log is no text in UTF-8" in call(command, tmp_path / "odd.log", code=2)
+
+
 @pytest.mark.slow
 def test_a_hub_id_without_a_network_is_one_message(tmp_path):
     asked = [sys.executable, "-m", "kto", "data", "check", "org/name"]

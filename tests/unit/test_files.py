@@ -21,6 +21,17 @@ def test_what_is_dumped_as_yaml_is_read_back_the_same(value):
     assert files.parse_yaml(json.dumps({"key": value})) == {"key": value}
 
 
+@pytest.mark.parametrize("answers", [True, False])
+def test_a_hub_that_does_not_answer_is_left_for_its_cache_for_a_while(monkeypatch, answers):
+    from huggingface_hub import constants
+
+    monkeypatch.setattr(files, "from_hub", lambda *_: (404, "") if answers else (0, "ConnectionError"))
+    before = constants.HF_HUB_OFFLINE
+    with files.hub_or_cache("org/name"):
+        assert constants.HF_HUB_OFFLINE == (before or not answers)
+    assert constants.HF_HUB_OFFLINE == before
+
+
 def test_a_file_is_old_or_new_and_nothing_is_left_beside_it(tmp_path):
     target = tmp_path / "run.json"
     files.write(target, "old")

@@ -118,8 +118,8 @@ def command(*arguments, **settings) -> subprocess.CompletedProcess:
     ("arguments", "says", "status"),
     [
         (["run", "-p", "max_stps=3"], "did you mean 'max_steps'", 2),
-        (["run", "--profile", "lokal"], "did you mean 'local'", 1),
-        (["run", "--run-name", "a/b"], "no name for a run", 1),
+        (["run", "--profile", "lokal"], "did you mean 'local'", 2),
+        (["run", "--run-name", "a/b"], "no name for a run", 2),
         (["metrics", "no/such.log"], "there is no log", 2),
         (["config", "show", "--run-name", "never"], "01_setup", 1),
     ],
@@ -187,7 +187,7 @@ def test_a_slip_in_run_is_wrong_usage_and_starts_nothing(run, words, says):
 
 def test_an_empty_run_name_is_no_name():
     done = CliRunner().invoke(app, ["run", "--run-name", ""])
-    assert done.exit_code == 1 and "'' is no name for a run" in done.stderr
+    assert done.exit_code == 2 and "'' is no name for a run" in done.stderr
 
 
 def test_of_two_commands_on_one_run_the_second_is_refused_and_nothing_of_the_first_is_overwritten_or_to_be_deleted(run):
