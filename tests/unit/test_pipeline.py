@@ -234,7 +234,7 @@ def test_a_run_without_checkpoints_and_a_folder_that_is_not_there_are_said_in_a_
     none = CliRunner().invoke(app, ["checkpoints", str(run.folder)])
     assert none.exit_code == 1 and "there is no checkpoint in" in none.stderr and none.stdout == ""
     away = CliRunner().invoke(app, ["checkpoints", str(run.folder / "away")])
-    assert away.exit_code == 1 and "there is no folder" in away.stderr
+    assert away.exit_code == 2 and "there is no folder" in away.stderr
 
 
 @pytest.mark.slow
