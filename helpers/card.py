@@ -5,7 +5,7 @@ from pathlib import Path
 
 from . import files, rounds
 from .evaluate import earlier_adapters
-from .export import PUBLIC, config_of, public_name
+from .export import PUBLIC, public_name
 from .quantise import SCHEMES
 from .runs import Run
 
@@ -26,7 +26,7 @@ SETTINGS = ("finetuning_type", "lora_rank", "lora_alpha", "lora_target", "pref_b
 
 def text(run: Run) -> str:
     """The card as Markdown with the hub's metadata on top. Nothing in it names this machine."""
-    record, config = run.record(), config_of(run)
+    record, config = run.record(), run.config()
     base, adapter = public_name(run), config.get("finetuning_type", "lora") == "lora"
     base = base if _is_hub(base) else Path(base).name
     alone = (run.export / "adapter" / run.name).is_dir()

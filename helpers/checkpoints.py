@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path, PurePosixPath
 
-from . import files, moved
+from . import files
 
 NAMES = {"Ray Train": r"checkpoint_(\d{6,})", "Ray Train V2": r"checkpoint_(\d{4}-\d\d-\d\d_.*)",
          "output_dir": r"checkpoint-(\d+)"}
@@ -58,7 +58,7 @@ def find(where) -> list[Checkpoint]:
     Of one step Ray's copies come first, the older before the newer. KitError where there is no such folder.
     """
     if hasattr(where, "config_file"):
-        config = moved.config_of(where) if where.config_file.exists() else {}
+        config = where.config() if where.config_file.exists() else {}
         trials = f"{str(config.get('ray_storage_path') or '.').rstrip('/')}/{config.get('ray_run_name')}"
         found, bucket = _below(where.folder), config.get("ray_storage_filesystem")
         if bucket:

@@ -214,14 +214,14 @@ def score_checkpoints(run, found: list, at_most: int = 8, rows_at_most: int = SA
     """
     import pandas
 
-    from .export import config_of, fetched
+    from .export import fetched
 
     steps = {item.step: item for item in found if item.complete and item.step is not None}
     last, count = max(len(steps) - 1, 0), min(at_most, len(steps))
     chosen = [sorted(steps)[last - round(i * last / max(count - 1, 1))] for i in range(count)][::-1]
     if not chosen:
         raise KitError("there is no complete checkpoint to score", "at least one", "train until the next save: 04_train")
-    config, name, scorer, columns, paths = config_of(run), heldout(run), None, [], []
+    config, name, scorer, columns, paths = run.config(), heldout(run), None, [], []
     for step in chosen:
         path = steps[step].path
         folder = path if isinstance(path, Path) else fetched(run, path)

@@ -10,7 +10,6 @@ from . import checkpoints, files
 from . import choose as choosing
 from .errors import Finding, KitError
 from .evaluate import earlier_adapters
-from .moved import config_of
 from .runs import Run
 
 ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors")
@@ -138,7 +137,7 @@ def adapter(run: Run, checkpoint: Path) -> Path:
     import torch
     from safetensors.torch import save_file
 
-    parts = [*map(local_adapter, earlier_adapters(config_of(run))), Path(checkpoint)]
+    parts = [*map(local_adapter, earlier_adapters(run.config())), Path(checkpoint)]
     for part in parts:
         if missing := [name for name in ADAPTER_FILES if not (part / name).is_file()]:
             raise KitError(f"{part} has no {' and no '.join(missing)}", "a complete LoRA checkpoint",
@@ -206,7 +205,7 @@ def combine(parts: list[Path]) -> tuple[dict, dict]:
 
 def public_name(run: Run) -> str:
     """The base model's name for the world: its hub id where it has one, else what the reader called it."""
-    name = run.record().get("model", {}).get("name") or str(config_of(run)["model_name_or_path"])
+    name = run.record().get("model", {}).get("name") or str(run.config()["model_name_or_path"])
     return PUBLIC.get(name, name)
 
 

@@ -5,7 +5,7 @@ import os
 import sys
 import time
 
-from . import metrics, moved, plots, watchdog
+from . import metrics, plots, watchdog
 from .errors import KitError
 
 LOOK, SAY = 5.0, 30.0
@@ -22,7 +22,7 @@ def follow(training, tracker=None, stop_on_problem: bool = False, patience: floa
     `tracker`: gets the table whenever it has grown; `stop_on_problem`: the first finding ends the training; `patience`: seconds
     without progress before that is a finding. KitError that explains a failure, or says why it was stopped.
     """
-    config = moved.config_of(training.run) if training.run.config_file.exists() else {}
+    config = training.run.config() if training.run.config_file.exists() else {}
     beta, every = config.get("pref_beta", 0.1), config.get("logging_steps")
     view, table, kept = View(config.get("max_steps")), metrics.table([], logging_steps=1), []
     changed = time.monotonic()

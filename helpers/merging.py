@@ -10,7 +10,7 @@ from pathlib import Path
 from . import files
 from .errors import KitError
 from .evaluate import earlier_adapters, gpu_has_room
-from .export import config_of, quantised_base
+from .export import quantised_base
 from .runs import Run
 
 
@@ -22,7 +22,7 @@ def merge_needs(run: Run) -> dict:
     """
     import psutil
 
-    config = config_of(run)
+    config = run.config()
     if method := quantised_base(config):
         raise KitError(f"the base model is quantised ({method}): an adapter cannot be merged into it",
                        "a base model in float32, float16 or bfloat16",
@@ -60,7 +60,7 @@ def merge(run: Run, checkpoint: Path) -> Path:
     if needs["disk"] > needs["disk_free"]:
         raise KitError(needs["warnings"][0], "room for a whole model", "free some space or choose another storage")
     asked, log, target = run.export / "merge.yaml", run.export / "merge.log", run.export / "merged"
-    files.write(asked, files.dump_yaml(merge_config(config_of(run), Path(checkpoint), target)))
+    files.write(asked, files.dump_yaml(merge_config(run.config(), Path(checkpoint), target)))
     environment = {key: value for key, value in os.environ.items() if key not in ("USE_RAY", "FORCE_TORCHRUN")}
     with files.new_folder(target) as folder, open(log, "wb") as output:
         command = [sys.executable, "-m", "llamafactory.cli", "export", str(asked), f"export_dir={folder}"]

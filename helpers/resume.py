@@ -8,7 +8,7 @@ read in transformers 4.52.4 (`Trainer._inner_training_loop`, `_load_optimizer_an
 import math
 from pathlib import Path
 
-from . import choose, files, moved
+from . import choose, files
 from .checkpoints import Checkpoint
 from .errors import Finding, KitError
 
@@ -75,7 +75,7 @@ def check(run, resumed: dict, checkpoint: Checkpoint, meant: tuple[str, ...] = (
     Compared are the config with the one that Ray noted when the checkpoint's trial was launched (without such a note
     with the run's config.yaml), the number of workers with the random states saved, and the dataset's bytes with those recorded.
     """
-    findings = differences(launched_config(run, checkpoint) or moved.config_of(run), resumed, meant)
+    findings = differences(launched_config(run, checkpoint) or run.config(), resumed, meant)
     workers = resumed.get("ray_num_workers")
     if workers and checkpoint.workers and workers != checkpoint.workers and "ray_num_workers" not in meant:
         findings.append(_finding("world size", workers, checkpoint.workers,
@@ -103,7 +103,7 @@ def launched_config(run, checkpoint: Checkpoint) -> dict:
                 launched = files.read_json(folder / "params.json")["train_loop_config"]["args"]
             except (ValueError, KeyError, TypeError):
                 return {}
-            return moved.relocated(launched, run)
+            return run.relocated(launched)
     return {}
 
 
@@ -142,7 +142,7 @@ def write(run, checkpoint: Checkpoint, **changes) -> Path:
     A checkpoint in a bucket is copied into the run's folder first: transformers resumes from local folders only.
     KitError if it would not be the same training, or nothing is left to do.
     """
-    base, local = moved.config_of(run), choose.fetch(checkpoint, run.folder / "fetched")
+    base, local = run.config(), choose.fetch(checkpoint, run.folder / "fetched")
     resumed = config(base, local, fresh_output_dir(run), **changes)
     if grave := [finding for finding in check(run, resumed, local, tuple(changes)) if finding.status == "FAIL"]:
         raise KitError("resuming would not continue the same training:\n  - "
@@ -159,8 +159,8 @@ def write_unattended(run, found: list[Checkpoint]) -> Checkpoint | None:
     """
     if not any(item.complete for item in found):
         return None
-    base, launches = moved.config_of(run), sorted(run.folder.glob("resumed-*.yaml"), key=lambda file: (len(file.name), file.name))
-    launched = moved.relocated(files.read_yaml(launches[-1]), run) if launches else base
+    base, launches = run.config(), sorted(run.folder.glob("resumed-*.yaml"), key=lambda file: (len(file.name), file.name))
+    launched = run.relocated(files.read_yaml(launches[-1])) if launches else base
     changes = {key: value for key, value in launched.items() if value != base.get(key) and key not in OWN}
     planned = not changes.keys() & {"max_steps", "num_train_epochs"}  # the steps of the checkpoint's own trial still hold
     left = [item for item in found if item.complete and item.step < min(

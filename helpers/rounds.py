@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from . import export, files, merging, moved, runs
+from . import export, files, merging, runs
 from .errors import KitError, closest
 from .evaluate import Scorer, earlier_adapters
 from .intervals import bootstrap, interval, rewards
@@ -37,7 +37,7 @@ def adapters(earlier: Run | Path | str) -> list[str]:
     if not earlier.config_file.exists():
         raise KitError(f"the run {earlier.name!r} has no config.yaml: it was never trained", "a run with a checkpoint",
                        "train it first, or correct `start_from`")
-    config, best = moved.config_of(earlier), export.choose(earlier)[0]
+    config, best = earlier.config(), export.choose(earlier)[0]
     if not (best / export.ADAPTER_FILES[0]).is_file():
         raise KitError(f"{earlier.name!r} was a {config.get('finetuning_type')} tuning: it has no adapter", "a run with LoRA",
                        f"export it, and start from the merged model: model_name_or_path={earlier.export / 'merged'}")
@@ -54,7 +54,7 @@ def on_top_of(run: Run, start_from: str) -> dict:
     earlier = find(run.storage, start_from)
     start = {"adapter_name_or_path": ",".join(adapters(earlier)), "create_new_adapter": True}
     if isinstance(earlier, Run):  # the adapter fits no other vocabulary
-        start |= {key: value for key, value in moved.config_of(earlier).items() if key in export.VOCABULARY}
+        start |= {key: value for key, value in earlier.config().items() if key in export.VOCABULARY}
     if missing := heldout_before(earlier).keys() - run.record().get("earlier_heldout", {}).keys():
         raise KitError(f"what {', '.join(sorted(missing))} held out was not held out again", "rows that no round trains on",
                        f"run 02_data with start_from={start_from!r} as well")
@@ -86,7 +86,7 @@ def held_again(run: Run, start_from: str) -> list[Path]:
 
 def earlier_heldout(run: Run) -> dict[str, Path]:
     """What earlier rounds held out, as `held_again` noted it: a run's name -> file of rows, wherever the storage lies now."""
-    return {name: Path(path) for name, path in moved.relocated(run.record().get("earlier_heldout", {}), run).items()}
+    return {name: Path(path) for name, path in run.relocated(run.record().get("earlier_heldout", {})).items()}
 
 
 def measure(run: Run, rows_at_most: int = 1000) -> list[dict]:
@@ -101,7 +101,7 @@ def measure(run: Run, rows_at_most: int = 1000) -> list[dict]:
         sets[run.name] = files.data_file(run.datasets, own)
     if not sets:
         return []
-    config = moved.config_of(run)
+    config = run.config()
     scorer = Scorer(config, export.choose(run)[0])
     rows = {name: scorer.encoder.rows(path.parent, path.stem, rows_at_most)[0] for name, path in sets.items()}
     with scorer.room_for(merging.model_gigabytes(str(config["model_name_or_path"]))):

@@ -4,7 +4,7 @@ import json
 import re
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from . import files
 from .errors import KitError
@@ -47,6 +47,36 @@ class Run:
         record = {**self.record(), **facts}
         files.write(self.record_file, json.dumps(record, indent=2, ensure_ascii=False) + "\n")
         return record
+
+    def config(self) -> dict:
+        """The run's config.yaml, its paths where the run lies now (`relocated`). KitError where it is missing or malformed."""
+        return self.relocated(files.read_yaml(self.config_file))
+
+    def relocated(self, content):
+        """`content` (a config, run.json, or part of one) with every path below the run's former storage below its present one.
+
+        So a run that was moved or copied, as from a cluster to a laptop, can be opened. Where its folder was is read off its
+        config.yaml: `output_dir` is `<folder>/output`. The folder may have a new name.
+        """
+        config = files.read_yaml(self.config_file) if self.config_file.exists() else {}
+        output = PurePosixPath(str(config.get("output_dir") or ""))
+        before = output.parent
+        if not output.is_absolute() or output.name != self.output_dir.name or before == PurePosixPath(self.folder):
+            return content
+        places = ((str(before), str(self.folder)), (str(before.parent), str(self.storage)))
+
+        def moved(value):
+            if isinstance(value, dict):
+                renamed = {"ray_run_name": self.name} if value.get("ray_run_name") == before.name else {}
+                return {key: moved(inner) for key, inner in value.items()} | renamed
+            if isinstance(value, list):
+                return [moved(inner) for inner in value]
+            for there, here in places if isinstance(value, str) else ():
+                if value == there or value.startswith(f"{there}/"):
+                    return here + value[len(there):]
+            return value
+
+        return moved(content)
 
     def show(self, path: Path | str) -> str:
         """`path` as it may appear in a notebook: relative to the storage's parent, so no machine's own path is kept."""

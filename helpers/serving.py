@@ -44,7 +44,7 @@ def write(run: Run, adapter: Path, prefix: str = "", adapters_per_replica: int =
     if prefix and not prefix.startswith(("s3://", "gs://")):
         raise KitError(f"Ray Serve LLM cannot fetch adapters from {prefix!r}", "an s3:// or gs:// prefix",
                        "copy the adapter to a bucket, or leave `adapter_prefix` empty")
-    facts, config = export.adapter_facts(adapter), AutoConfig.from_pretrained(export.config_of(run)["model_name_or_path"])
+    facts, config = export.adapter_facts(adapter), AutoConfig.from_pretrained(run.config()["model_name_or_path"])
     name = facts["base model"].rsplit("/", 1)[-1]
     llm = {
         "model_loading_config": {"model_id": name, "model_source": facts["base model"]},

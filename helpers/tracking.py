@@ -11,7 +11,7 @@ import re
 import time
 from pathlib import Path
 
-from . import metrics, moved
+from . import metrics
 from .errors import KitError
 from .runs import Run
 from .secrets import mask
@@ -62,7 +62,7 @@ def sync(run: Run, table=None, there: dict | None = None) -> dict:
         mlflow = client(run)
         run_id = run_of(mlflow, run)
         if table is None and run.trained:
-            table = metrics.joined(run.log_file, moved.config_of(run).get("logging_steps"))
+            table = metrics.joined(run.log_file, run.config().get("logging_steps"))
         elif table is None and run.metrics_file.exists():
             table = metrics.read_jsonl(run.metrics_file)
         points = 0 if table is None else _send(mlflow, run_id, table, {} if there is None else there)
@@ -119,7 +119,7 @@ def run_of(mlflow, run: Run) -> str:
 
 def training_logs(run: Run) -> bool:
     """Whether the config has `report_to: mlflow`, so that transformers' own callback logs inside the training."""
-    wanted = moved.config_of(run).get("report_to") or []
+    wanted = run.config().get("report_to") or []
     return "mlflow" in ([wanted] if isinstance(wanted, str) else wanted)
 
 
@@ -140,7 +140,7 @@ def parameters(run: Run) -> dict:
     """What MLflow is told of the config and the data: LLaMA-Factory's own names; nothing of ray_init_kwargs, where secrets are."""
     dataset = run.record().get("dataset", {})
     data = {f"data.{key}": dataset[key] for key in ("source", "sha256", "rows", "accepted", "rejected") if key in dataset}
-    config = {key: value for key, value in moved.config_of(run).items() if key != "ray_init_kwargs"}
+    config = {key: value for key, value in run.config().items() if key != "ray_init_kwargs"}
     return config | {"profile": run.profile.name} | data
 
 

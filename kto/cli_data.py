@@ -114,7 +114,7 @@ def sample(
     run = of_folder(folder)
     chosen, step, why = export.choose(run, checkpoint)
     say(f"checkpoint of step {step}: {why}")
-    scorer = evaluate.Scorer(export.config_of(run), chosen)
+    scorer = evaluate.Scorer(run.config(), chosen)
     rows = choose(scorer.rows(evaluate.heldout(run)), count)
     replies = []
     for place in range(0, len(rows), 8):

@@ -129,7 +129,7 @@ def evaluate(folder: RunFolder, checkpoint: Chosen = "best", as_json: AsJson = F
     run = of_folder(folder)
     chosen, step, why = export.choose(run, checkpoint)
     say(f"checkpoint of step {step}: {why}")
-    config = export.config_of(run)
+    config = run.config()
     scorer = heldout.Scorer(config, chosen)
     rows = scorer.rows(heldout.heldout(run))
     reference, policy = scorer.logps(rows, tuned=False), scorer.logps(rows)

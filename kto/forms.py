@@ -3,7 +3,7 @@
 from helpers import card, proof, serving
 from helpers.errors import KitError
 from helpers.evaluate import Scorer, earlier_adapters, heldout
-from helpers.export import adapter, adapter_facts, choose, config_of, unservable
+from helpers.export import adapter, adapter_facts, choose, unservable
 from helpers.merging import merge
 from helpers.quantise import SCHEMES, calibration, compare, quantise
 from helpers.runs import Run
@@ -24,7 +24,7 @@ def make(run: Run, forms: list[str], checkpoint: str = "best", say=print) -> lis
                        "correct --as")
     chosen, _, why = choose(run, checkpoint)
     say(f"{chosen.name}: {why}")
-    config, merged, shown, facts = config_of(run), run.export / "merged", [], {"checkpoint": str(chosen)}
+    config, merged, shown, facts = run.config(), run.export / "merged", [], {"checkpoint": str(chosen)}
     ruled_out = {finding.kind: finding for finding in unservable(config)}
     for finding in ruled_out.values():
         say(str(finding))

@@ -230,9 +230,9 @@ def embed_pictures(notebook: Path) -> None:
 
 def summary(run: Run) -> dict:
     """What a finished run has to show: figures, places, times; plain data."""
-    from helpers import moved, rounds
+    from helpers import rounds
 
-    record = moved.relocated(run.record(), run)
+    record = run.relocated(run.record())
     evaluation = record.get("evaluation", {})
     return {
         "run": run.name,

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from helpers import cluster, files
 from helpers.errors import KitError
-from helpers.export import ADAPTER_FILES, config_of, public_name
+from helpers.export import ADAPTER_FILES, public_name
 from helpers.quiet import silence
 from helpers.runs import Run
 
@@ -66,7 +66,7 @@ def of_run(run: Run) -> Served:
         served = Served(str(parts[0]), run.name, run.storage)
     else:
         public = public_name(run)
-        served = Served(str(config_of(run)["model_name_or_path"]), Path(public).name, run.storage, public)
+        served = Served(str(run.config()["model_name_or_path"]), Path(public).name, run.storage, public)
     settings = Path(served.base) / "tokenizer_config.json"
     if settings.is_file() and '"chat_template"' not in settings.read_text() and \
             not settings.with_name("chat_template.jinja").is_file():

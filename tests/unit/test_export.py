@@ -29,7 +29,7 @@ def made(run):
 
 
 def scorer_of(run, checkpoint):
-    scorer = evaluate.Scorer(export.config_of(run), checkpoint)
+    scorer = evaluate.Scorer(run.config(), checkpoint)
     return scorer, scorer.rows(evaluate.heldout(run))
 
 
@@ -152,7 +152,7 @@ def test_a_failed_merge_says_why_and_leaves_the_old_model(made, tmp_path):
 
 def test_the_merge_keeps_the_bases_dtype_and_runs_no_code_from_the_hub(made):
     run, base, checkpoint = made
-    asked = merging.merge_config(export.config_of(run), checkpoint, run.export / "merged")
+    asked = merging.merge_config(run.config(), checkpoint, run.export / "merged")
     assert asked["infer_dtype"] == "float32"
     assert not asked["trust_remote_code"] and not asked["export_legacy_format"]
     assert asked["adapter_name_or_path"] == str(checkpoint)
@@ -166,13 +166,13 @@ def test_a_model_that_the_gpu_has_no_room_for_is_merged_on_the_cpu(made, monkeyp
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda: (free, 80e9))
     monkeypatch.setattr(merging, "model_gigabytes", lambda base: 16.1)
     run, _, checkpoint = made
-    assert merging.merge_config(export.config_of(run), checkpoint, run.export / "merged")["export_device"] == device
+    assert merging.merge_config(run.config(), checkpoint, run.export / "merged")["export_device"] == device
 
 
 def test_a_full_tuning_is_exported_without_an_adapter(made, tmp_path):
     run, _, _ = made
     whole = tiny.model(tmp_path / "whole", seed=3)
-    asked = merging.merge_config({**export.config_of(run), "finetuning_type": "full"}, whole, run.export / "merged")
+    asked = merging.merge_config({**run.config(), "finetuning_type": "full"}, whole, run.export / "merged")
     assert asked["model_name_or_path"] == str(whole)
     assert "adapter_name_or_path" not in asked
 

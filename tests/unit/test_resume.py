@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from helpers import checkpoints, files, moved, resume, runs
+from helpers import checkpoints, files, resume, runs
 from helpers.errors import KitError
 from helpers.profiles import ROOT
 
@@ -65,7 +65,7 @@ def test_a_finished_run_has_nothing_left_until_it_is_extended(trained, found):
 
 
 def test_a_run_that_counts_epochs_ends_where_its_trainer_planned(trained, found):
-    epochs = {key: value for key, value in moved.config_of(trained).items() if key != "max_steps"}
+    epochs = {key: value for key, value in trained.config().items() if key != "max_steps"}
     assert found[2].planned_steps == 30
     with pytest.raises(KitError, match="the run ends at 30"):
         resume.config(epochs, found[2], trained.folder / "output-2")
@@ -78,7 +78,7 @@ def test_a_run_that_counts_epochs_ends_where_its_trainer_planned(trained, found)
     ("pref_beta", 0.2, "objective"), ("lora_rank", 16, "do not fit"),
     ("cutoff_len", 128, "rows are not what they were")])
 def test_a_config_changed_meanwhile_is_refused_by_name_and_effect(trained, found, key, value, effect):
-    edited = moved.config_of(trained) | {key: value}
+    edited = trained.config() | {key: value}
     trained.config_file.write_text(yaml.safe_dump(edited))
     with pytest.raises(KitError, match=f"{key}: {value} .*{effect}"):
         resume.write(trained, found[0])
@@ -91,13 +91,13 @@ def test_a_change_that_is_meant_goes_through_unless_the_weights_would_not_fit(tr
 
 
 def test_keys_that_change_nothing_may_differ(trained):
-    before = moved.config_of(trained)
+    before = trained.config()
     assert resume.differences(before, before | {"save_steps": 5, "report_to": "mlflow", "ray_storage_path": "/x"}) == []
 
 
 def test_another_world_size_is_refused(trained, found):
-    trained.config_file.write_text(yaml.safe_dump(moved.config_of(trained) | {"ray_num_workers": 4}))
-    findings = resume.check(trained, moved.config_of(trained), found[0])
+    trained.config_file.write_text(yaml.safe_dump(trained.config() | {"ray_num_workers": 4}))
+    findings = resume.check(trained, trained.config(), found[0])
     assert [finding.kind for finding in findings] == ["ray_num_workers", "world size"]
     assert all(finding.status == "FAIL" for finding in findings)
 
@@ -119,7 +119,7 @@ def test_a_dataset_with_other_bytes_is_refused(trained, found):
 
 
 def test_a_save_between_two_log_lines_is_pointed_out_but_allowed(trained, found):
-    findings = resume.check(trained, moved.config_of(trained) | {"logging_steps": 3}, found[0])
+    findings = resume.check(trained, trained.config() | {"logging_steps": 3}, found[0])
     assert [(finding.kind, finding.status) for finding in findings] == [("logging_steps", "WARN")]
 
 
@@ -139,7 +139,7 @@ def test_torch_ignores_a_new_learning_rate_after_a_resume():
 
 
 def test_what_changes_is_shown_without_this_machines_paths(trained, found):
-    base = moved.config_of(trained) | {"overwrite_output_dir": True}
+    base = trained.config() | {"overwrite_output_dir": True}
     extended = resume.config(base, found[2], resume.fresh_output_dir(trained), max_steps=60)
     assert set(resume.changed(base, extended, trained).splitlines()) == {
         "output_dir: storage/first-run/output-2", "max_steps: 60", "# without overwrite_output_dir",
@@ -179,7 +179,7 @@ def test_an_interrupted_extension_goes_on_as_the_extension_that_was_launched_las
 
 
 def test_a_resume_within_an_epoch_by_the_stock_command_is_pointed_out_but_allowed(trained, found):
-    config = moved.config_of(trained)
+    config = trained.config()
     within = next(item for item in found if 0.01 < item.epoch % 1 < 0.99)
     assert resume.check(trained, config, within) == []
     trained.note(training={"command": "USE_RAY=1 llamafactory-cli train config.yaml"})
@@ -204,7 +204,7 @@ def test_a_run_with_a_templates_own_values_is_resumed(trained, template):
 def test_a_run_copied_to_another_storage_is_listed_and_resumed_there(trained, tmp_path):
     """Its config, its trial's params.json and its data name the storage where it was trained, which is gone."""
     launched = files.read_json(trained.folder / TRIAL / "params.json")
-    config = moved.config_of(trained) | {"model_name_or_path": str(trained.models / "base"), "ray_run_name": "first-run",
+    config = trained.config() | {"model_name_or_path": str(trained.models / "base"), "ray_run_name": "first-run",
                                          "ray_storage_path": str(trained.storage)}
     trained.config_file.write_text(files.dump_yaml(config))
     launched["train_loop_config"]["args"] = config
@@ -213,7 +213,7 @@ def test_a_run_copied_to_another_storage_is_listed_and_resumed_there(trained, tm
     shutil.move(trained.storage, laptop)
     (laptop / "first-run").rename(laptop / "from-cluster")
     run = runs.locate("local", str(laptop), "from-cluster")
-    here = moved.config_of(run)
+    here = run.config()
     assert here["output_dir"] == str(run.output_dir) and here["dataset_dir"] == str(run.datasets)
     assert here["model_name_or_path"] == str(run.models / "base") and here["ray_run_name"] == "from-cluster"
     assert here["ray_storage_path"] == str(laptop)
@@ -225,4 +225,4 @@ def test_a_run_copied_to_another_storage_is_listed_and_resumed_there(trained, tm
 def test_a_path_outside_the_storage_and_a_hub_id_stay_as_they_are(trained, tmp_path):
     trained.config_file.write_text(files.dump_yaml({"output_dir": "/mnt/cluster_storage/kto/first-run/output"}))
     given = {"deepspeed": "/etc/ds.json", "model": "org/name", "data": ["/mnt/cluster_storage/kto/datasets/a.json", 3, None]}
-    assert moved.relocated(given, trained) == given | {"data": [str(trained.datasets / "a.json"), 3, None]}
+    assert trained.relocated(given) == given | {"data": [str(trained.datasets / "a.json"), 3, None]}

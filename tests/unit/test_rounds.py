@@ -15,7 +15,7 @@ from test_serve import free_port
 from typer.testing import CliRunner
 
 from feedback import check, find, register
-from helpers import evaluate, export, files, moved, proof, rounds, runs
+from helpers import evaluate, export, files, proof, rounds, runs
 from helpers.errors import KitError
 from helpers.profiles import ROOT
 from kto import cli, pipeline
@@ -167,7 +167,7 @@ def two(tmp_path_factory):
 @pytest.mark.slow
 def test_rewards_and_log_probabilities_are_those_that_the_trainer_itself_logged(two):
     first, second, _ = two
-    config, checkpoint = moved.config_of(second), second.output_dir / "checkpoint-4"
+    config, checkpoint = second.config(), second.output_dir / "checkpoint-4"
     assert evaluate.earlier_adapters(config) == [str(export.choose(first)[0])]
     history = json.loads((checkpoint / "trainer_state.json").read_text())["log_history"]
     logged = next(line for line in history if line["step"] == 4 and "eval_logps/chosen" in line)
@@ -191,7 +191,7 @@ def test_merged_model_and_combined_adapter_are_proved_and_the_adapter_is_served_
     made = second.record()["export"]
     assert made["logit_difference"] < 1e-3
     assert export.adapter_facts(second.export / "adapter" / "second")["rank"] == 16
-    scorer = evaluate.Scorer(moved.config_of(second), export.choose(second)[0])
+    scorer = evaluate.Scorer(second.config(), export.choose(second)[0])
     rows = scorer.rows(second.record()["dataset"]["heldout_name"])
     alone = proof.prove(scorer, second.export / "adapter" / "second", rows)
     assert alone["largest difference"][0] < 1e-3 < 0.05 < alone["largest difference"][1]
