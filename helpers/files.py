@@ -1,4 +1,4 @@
-"""Files: written whole or not at all, read with one idea of what YAML and JSON say, hashed, and found in buckets."""
+"""Files: written atomically, YAML and JSON read in one way, hashed, and opened in buckets."""
 
 import contextlib
 import hashlib

@@ -1,4 +1,4 @@
-"""LLaMA-Factory's own parser as the judge of configs: `python -m helpers.judge CONFIG...` prints their findings as JSON.
+"""Validate configs with LLaMA-Factory's own parser: `python -m helpers.judge CONFIG...` prints its findings as JSON.
 
 A process of its own, because importing the parser takes 9 s, prints, and sets up logging. A config for GPUs
 can be judged on a machine without one: the questions that the parser puts to the hardware are answered with yes.

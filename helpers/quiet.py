@@ -1,4 +1,4 @@
-"""Libraries without their notices: what they print while they are imported and loaded is no reader's business."""
+"""Suppress what third-party libraries print while they are imported and loaded."""
 
 import contextlib
 import io
@@ -8,7 +8,7 @@ from functools import cache
 
 @contextlib.contextmanager
 def silence():
-    """Nothing reaches stdout or stderr, not from child processes either; exceptions do. For imports that print.
+    """Discard stdout and stderr, those of child processes too; exceptions still propagate. For imports that print.
 
     deepspeed tries its compilers when transformers imports it, ray and tqdm miss ipywidgets in a kernel.
     """
@@ -27,7 +27,7 @@ def silence():
 
 @contextlib.contextmanager
 def quietly():
-    """LLaMA-Factory and transformers without their notices and progress bars; errors still come through."""
+    """Suppress LLaMA-Factory's and transformers' notices and progress bars; errors are still shown."""
     with silence():
         import transformers.modeling_utils  # noqa: F401  (what imports deepspeed)
         from transformers.utils import logging

@@ -1,4 +1,4 @@
-"""What changed for a reader: replies of the model before and after training to held-out prompts, side by side."""
+"""Replies of the model before and after training to held-out prompts, side by side."""
 
 import html
 import random

@@ -1,4 +1,4 @@
-"""One run is one folder: everything a run was given, did and made. The notebooks hand over through it and nothing else."""
+"""A run is one folder with everything it was given, did and made. The notebooks share state only through it."""
 
 import json
 import re

@@ -1,4 +1,4 @@
-"""Secrets: read from the environment or a secret store's file, carried in Ray's runtime environment, masked at every exit.
+"""Secrets: read from the environment or a secret store's file, sent to workers in memory, masked in everything that is written.
 
 A secret is the value of an environment variable whose name ends like HF_TOKEN, AWS_SECRET_ACCESS_KEY or MLFLOW_TRACKING_PASSWORD,
 or the password in an address (https://user:password@host). NAME_FILE=/run/secrets/name, the convention of container images, is read

@@ -1,4 +1,4 @@
-"""MLflow: a run's parameters, metrics, config, figures and adapter, from the run's folder and never in the training's way.
+"""MLflow: a copy of a run's parameters, metrics, config, figures and adapter. A failure here never stops a training run.
 
 The folder is the truth and MLflow a copy: `sync` sends whatever the server does not have yet, so it can be called at any time
 and any number of times. A server that goes away costs nothing; what could not be sent goes with the next call.
@@ -177,7 +177,7 @@ def _artifacts(run: Run) -> list[tuple[Path, str | None]]:
 
 
 class Tracker:
-    """Sends while the training runs. After one failure it waits until the end: the folder has everything."""
+    """Sends while the training runs. After one failure it sends at the end only: the folder has everything."""
 
     def __init__(self, run: Run):
         self.run, self.there, self.failed, self.training_logs = run, {}, False, training_logs(run)
@@ -193,9 +193,9 @@ class Tracker:
     def close(self, table=None) -> str:
         """Send what is left, and say in a line how it went. Raises nothing: a run is worth more than its copy."""
         try:
-            told = sync(self.run, table)
-            self.run.note(tracking={"run_id": told["run_id"], "sent": True})
-            return f"MLflow has the run {self.run.name!r} ({told['url']})"
+            sent = sync(self.run, table)
+            self.run.note(tracking={"run_id": sent["run_id"], "sent": True})
+            return f"MLflow has the run {self.run.name!r} ({sent['url']})"
         except KitError as error:
             self.run.note(tracking={"sent": False})
             return str(error)

@@ -1,4 +1,4 @@
-"""`kto COMMAND` (`python -m kto` too): what a notebook does, a terminal can."""
+"""`kto COMMAND` (or `python -m kto`): everything the notebooks do, from a terminal."""
 
 import json
 import signal
@@ -108,8 +108,8 @@ def track(folder: RunFolder) -> None:
     from helpers import tracking
     from helpers.runs import of_folder
 
-    told = tracking.sync(of_folder(folder))
-    typer.echo(f"{told['points']} values sent; {told['url']}")
+    sent = tracking.sync(of_folder(folder))
+    typer.echo(f"{sent['points']} values sent; {sent['url']}")
 
 
 @app.command()

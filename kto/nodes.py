@@ -1,4 +1,4 @@
-"""What only the cluster can say: whether the workers fit, and what every node answers when asked for itself.
+"""Preflight checks on the cluster: whether the workers fit, and what every node reports about itself.
 
 `python -m kto.nodes`: the question as JSON on stdin, the findings on stdout. What runs on the nodes is sent by value: they need nothing
 of this project.
