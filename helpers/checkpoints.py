@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path, PurePosixPath
 
-from . import files
+from . import files, schedule
 
 NAMES = {"Ray Train": r"checkpoint_(\d{6,})", "Ray Train V2": r"checkpoint_(\d{4}-\d\d-\d\d_.*)",
          "output_dir": r"checkpoint-(\d+)"}
@@ -213,9 +213,13 @@ def resume_fault(disk, folder: str, there: dict, workers: set[int], world_size: 
 
 def _metrics(history: list[dict], accumulation: int | None) -> dict:
     """The last logged window's figures, with kl_mean = kl / (accumulation x steps in the window), and the last evaluation's."""
-    windows, evaluations = ([entry for entry in history if key in entry] for key in ("loss", "eval_loss"))
+    windows, held = [entry for entry in history if "loss" in entry], {}
     metrics = dict(windows[-1]) if windows else {}
+    for entry in history:  # the last evaluation of each held-out set: eval_loss, eval_rewards/margins, or eval_NAME_…
+        if any(re.match("eval.*_loss$", key) for key in entry):
+            line = schedule.line_of("eval", entry, {})
+            held |= {f"{line['split']}_{key}": line[key] for key in schedule.LOGGED if line[key] == line[key] and key != "kl"}
     if accumulation and "kl" in metrics:
         steps = metrics["step"] - (windows[-2]["step"] if len(windows) > 1 else 0)
         metrics["kl_mean"] = metrics["kl"] / (accumulation * max(1, steps))
-    return metrics | {key: value for entry in evaluations[-1:] for key, value in entry.items() if key.startswith("eval_")}
+    return metrics | held

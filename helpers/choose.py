@@ -21,9 +21,8 @@ FILES = {
     "tokenizer": "the tokenizer, copied into each checkpoint",
 }
 """What the files of a checkpoint are, by the beginning of their names."""
-COLUMNS = {"loss": "loss", "margin": "rewards/margins", "kl": "kl_mean", "eval_loss": "eval_loss",
-           "eval_rewards/margins": "eval_rewards/margins"}
-"""Columns of the table that are figures: column -> metric. Those of an evaluation are there where there was one."""
+COLUMNS = {"loss": "loss", "margin": "rewards/margins", "kl": "kl_mean"}
+"""Columns of the table that are figures: column -> metric. Loss, margin and area of every held-out set follow where there was one."""
 
 
 def table(found: list[Checkpoint], relative_to: Path | None = None):
@@ -33,8 +32,8 @@ def table(found: list[Checkpoint], relative_to: Path | None = None):
     """
     import pandas as pd
 
-    shown = {column: key for column, key in COLUMNS.items()
-             if not key.startswith("eval_") or any(key in item.metrics for item in found)}
+    held = {key: key for item in found for key in item.metrics if key.startswith("eval")}
+    shown = COLUMNS | {key: key for key in held if key.endswith(("_loss", "rewards/margins", "rewards/auc"))}
     columns = ["step", "epoch", "time", "MB", *shown, "complete", "why", "kept by", "trial", "path"]
     rows = [(item.step, item.epoch, item.time.replace(microsecond=0), item.bytes / 1e6,
              *(_value(item, key) for key in shown.values()), item.complete, item.why, item.layout, item.trial,

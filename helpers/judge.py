@@ -47,7 +47,23 @@ def findings(config: dict) -> list[dict]:
     found += [{"key": key, "found": f"LLaMA-Factory knows no key {key!r}{closest(key, types)}", "expected": ""}
               for key in config if key not in types]
     found += [f for key, value in config.items() if key in types and (f := ill_typed(key, value, types[key]))]
-    return found or objections({key: value for key, value in config.items() if key in theirs}, parser)
+    return found or unknown_metric(config) or objections({key: value for key, value in config.items() if key in theirs}, parser)
+
+
+def unknown_metric(config: dict) -> list[dict]:
+    """The metric that decides on the best model, or on the learning rate, where a KTO evaluation does not return it: the training
+    would end at its first evaluation."""
+    if not (config.get("load_best_model_at_end") or config.get("lr_scheduler_type") == "reduce_lr_on_plateau"):
+        return []
+    sets = config.get("eval_dataset") or []
+    sets = [name.strip() for name in sets.split(",")] if isinstance(sets, str) else sets
+    each = config.get("eval_on_each_dataset") and sets
+    returned = [f"{name}_loss" for name in sets] if each else ["loss"]
+    returned += [f"rewards/{which}" for which in ("margins", "auc", "chosen", "rejected")]
+    metric = str(config.get("metric_for_best_model") or "loss").removeprefix("eval_")
+    return [] if metric in returned else [{
+        "key": "metric_for_best_model", "found": f"metric_for_best_model: {metric} is not what a KTO evaluation returns",
+        "expected": " or ".join(returned)}]
 
 
 def ill_typed(key: str, value, hint) -> dict | None:

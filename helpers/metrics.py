@@ -1,8 +1,8 @@
 """Log events into a table in KTO's units, one row a logged window, and that table against what the trainer recorded.
 
 LLaMA-Factory's rewards and log-probabilities are means over worker 0's rows of the window; its `kl` is a sum over
-micro-batches, so `kl_mean` divides it. TRL logs means over all workers' rows. transformers before 4.54 counts a short
-last group of an epoch in full, so `loss_mean` corrects the loss.
+micro-batches, so `kl_mean` divides it. TRL logs means over all workers' rows, and so does our launcher, which says so.
+transformers before 4.54 counts a short last group of an epoch in full, so `loss_mean` corrects the loss.
 """
 
 import json
@@ -22,7 +22,8 @@ def table(source, logging_steps: float | None = None, micro_batches: float | Non
 
     `source`: a log's path, or events of `logs.Parser`. `logging_steps`, `micro_batches` (of one window): for logs that do
     not say. `run`: which launch of a log with several (the last). Columns: step; epoch (as logged); split (train, eval, or
-    eval_NAME of several held-out sets); loss; grad_norm; learning_rate; rewards/… (β·log-ratio) and logps/… (nats a reply),
+    eval_NAME of several held-out sets); loss; grad_norm; learning_rate; rewards/auc (of an evaluation: the area under the ROC
+    curve); rewards/… (β·log-ratio) and logps/… (nats a reply),
     means over the rows; kl (as logged); kl_mean (nats, of a micro-batch); loss_mean (of a micro-batch); micro_batches of
     worker 0 and rows behind the point; num_input_tokens_seen (all workers, since the start). `attrs`: logging_steps,
     logging_steps_from (argument, config, log), runs, resumed_from, "rows of" (worker 0, all workers), written_by
@@ -206,7 +207,8 @@ def summary(frame) -> str:
     words.append(_verdict(train, some))
     for split, rows in frame[(frame["split"] != "train") & frame["loss"].notna()].groupby("split", sort=False):
         row, name = rows.iloc[-1], "held out" if split == "eval" else f"held out ({split.removeprefix('eval_')})"
-        words.append(f"  {name}, step {row['step']}: loss {row['loss']:.4f}, margin {_say(row['rewards/margins'], 3)}")
+        area = f", accuracy (area) {row['rewards/auc']:.3f}" if row["rewards/auc"] == row["rewards/auc"] else ""
+        words.append(f"  {name}, step {row['step']}: loss {row['loss']:.4f}, margin {_say(row['rewards/margins'], 3)}{area}")
     return "\n".join([*words, *(f"  note: {note}" for note in frame.attrs.get("notes", []))])
 
 

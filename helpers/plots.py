@@ -20,10 +20,11 @@ PANELS = (
     ("Implied rewards", f"reward ({REWARD_UNIT})", ("rewards/chosen", "rewards/rejected")),
     ("Margin: chosen − rejected reward", f"margin ({REWARD_UNIT})", ("rewards/margins",)),
     ("KL estimate, mean per micro-batch", f"KL ({KL_UNIT})", ("kl_mean",)),
+    ("Held-out accuracy: area under the ROC curve", "share of pairs in order", ("rewards/auc",)),
 )
-"""(title, y axis, columns of helpers.metrics' table). A reward is β·(log π − log π_ref) of a whole reply, the mean
-over rank 0's rows of the window; the KL estimate is the mean of log π − log π_ref over mismatched pairs, without β, and
-never below 0."""
+"""(title, y axis, columns of helpers.metrics' table). A reward is β·(log π − log π_ref) of a whole reply, the mean over the window's
+rows (table.attrs["rows of"]: whose); the KL estimate is the mean of log π − log π_ref over mismatched pairs, without β, never below 0.
+The last panel is there where an evaluation while training logged it."""
 
 SERIES = {
     "loss": (BLUE, "-", "o", "loss"),
@@ -31,6 +32,7 @@ SERIES = {
     "rewards/rejected": (VERMILLION, "--", "s", "rejected"),
     "rewards/margins": (GREEN, "-", "o", "margin"),
     "kl_mean": (BLACK, "-", "o", "KL"),
+    "rewards/auc": (PURPLE, "-", "D", "area"),
 }
 """column -> (colour, line style, marker, name in the legend)"""
 
@@ -40,22 +42,21 @@ CROWDED = 100
 
 
 def training(table, checkpoints=(), title: str = ""):
-    """One training as a Figure of four panels: loss, rewards, margin, KL against the optimiser step.
+    """One training as a Figure of four panels: loss, rewards, margin, KL against the optimiser step; a fifth for held-out accuracy.
 
-    `table`: helpers.metrics.table(...); rows with split "eval" are drawn over it with open markers. `checkpoints`:
-    steps, or things with a `.step`; marked by triangles on the axis and dotted lines. A window without a value is a
-    gap. Rewards get a band of two standard errors (helpers.metrics.band) where the rows behind them are known. KitError if
-    there are no rows.
+    `table`: helpers.metrics.table(...); held-out rows are drawn over it with open markers, several sets by name. `checkpoints`:
+    steps, or things with a `.step`; marked by triangles on the axis and dotted lines. A window without a value is a gap. Rewards get
+    a band of two standard errors (helpers.metrics.band) where the rows behind them are known. KitError if there are no rows.
     """
     _refuse_empty(table, "this training")
-    figure, panels = _four_panels(title)
-    train, evaluation = _split(table, "train"), _split(table, "eval")
-    for axes, (_, _, columns) in zip(panels, PANELS, strict=True):
+    figure, panels = _panels(title, [table])
+    train = _split(table, "train")
+    for axes, (_, _, columns) in zip(panels, PANELS, strict=False):
         for column in columns:
             _draw(axes, train, column)
-            _draw_evaluation(axes, evaluation, column)
+            _draw_evaluations(axes, table, column)
         _mark_checkpoints(axes, checkpoints, "checkpoint" if axes is panels[0] else "_checkpoint")
-        _note_missing(axes, train, columns)
+        _note_missing(axes, train, columns) if columns != ("rewards/auc",) else None
         entries = sorted(zip(*axes.get_legend_handles_labels(), strict=True), key=lambda entry: entry[1] == BAND)
         if len(entries) > 1:
             axes.legend(*zip(*entries, strict=True), fontsize=8, framealpha=0.8)
@@ -65,37 +66,38 @@ def training(table, checkpoints=(), title: str = ""):
 def compare(tables: dict):
     """Several trainings' curves in one Figure of four panels; `tables`: run's name -> helpers.metrics.table(...).
 
-    A run keeps one colour and one marker throughout; chosen rewards are solid, rejected ones dashed, held-out values
-    open markers. Above 100 windows only the running mean is drawn; bands as in `training`, but for three runs at most.
-    KitError if there is no table, or an empty one.
+    A run keeps one colour and one marker throughout; chosen rewards are solid, rejected ones dashed, held-out values open markers.
+    Above 100 windows only the running mean is drawn; bands as in `training`, but for three runs at most. KitError without a table.
     """
     if not tables:
         raise KitError("there is no run to compare", "at least one run's table", "name some runs")
     for name, table in tables.items():
         _refuse_empty(table, f"the run {name!r}")
     crowded = any(len(_split(table, "train")) > CROWDED for table in tables.values())
-    figure, panels = _four_panels("Running means over 1/25 of a run's windows" if crowded else "")
+    figure, panels = _panels("Running means over 1/25 of a run's windows" if crowded else "", tables.values())
     for number, (name, table) in enumerate(tables.items()):
         colour, marker = RUN_STYLES[number % len(RUN_STYLES)]
-        for axes, (_, _, columns) in zip(panels, PANELS, strict=True):
+        for axes, (_, _, columns) in zip(panels, PANELS, strict=False):
             for column in columns:
                 label = f"{name}, {SERIES[column][3]}" if len(columns) > 1 else name
                 style = {"color": colour, "marker": marker, "label": label}
                 _draw(axes, _split(table, "train"), column, faint=False, band=len(tables) <= 3, **style)
-                _draw_evaluation(axes, _split(table, "eval"), column, **style)
+                _draw_evaluations(axes, table, column, **style)
     handles, names = panels[0].get_legend_handles_labels()
-    runs = [(handle, name) for handle, name in zip(handles, names, strict=True) if not name.endswith(HELD_OUT)]
+    runs = [(handle, name) for handle, name in zip(handles, names, strict=True) if HELD_OUT not in name]
     columns = min(4 if max(len(name) for _, name in runs) <= 25 else 2, len(runs))
     figure.legend(*zip(*runs, strict=True), loc="outside lower center", ncols=columns, fontsize=8)
     _style_legend(panels[1])
     return figure
 
 
-def _four_panels(title: str):
-    figure = picture((10, 6))
+def _panels(title: str, tables):
+    fifth = any(_finite(table, "rewards/auc").notna().any() for table in tables)
+    figure = picture((10, 9 if fifth else 6))
     figure.suptitle(title, color=INK) if title else None
-    panels = list(figure.subplots(2, 2, sharex=True).flat)
-    for axes, (name, unit, columns) in zip(panels, PANELS, strict=True):
+    *panels, spare = [*figure.subplots(3 if fifth else 2, 2, sharex=True).flat, *([] if fifth else [None])]
+    spare.set_axis_off() if fifth else None
+    for axes, (name, unit, columns) in zip(panels, PANELS, strict=False):
         axes.set_title(name, fontsize=11, color=INK)
         axes.set_ylabel(unit, fontsize=9, color=INK)
         axes.set_xlabel("optimiser step", fontsize=9, color=INK)
@@ -104,7 +106,7 @@ def _four_panels(title: str):
         axes.grid(alpha=0.25)
         axes.spines[["top", "right"]].set_visible(False)
         if "loss" not in columns:
-            axes.axhline(0, color=FAINT, linewidth=0.8, zorder=1)
+            axes.axhline(0.5 if fifth and axes is panels[4] else 0, color=FAINT, linewidth=0.8, zorder=1)
     return figure, panels
 
 
@@ -128,14 +130,16 @@ def _draw(axes, rows, column: str, faint: bool = True, band: bool = True, **styl
         axes.fill_between(rows["step"], low, high, color=style["color"], alpha=0.15, linewidth=0, label=label)
 
 
-def _draw_evaluation(axes, rows, column: str, **style) -> None:
-    """Held-out values: open markers on a dotted line of the same colour."""
+def _draw_evaluations(axes, table, column: str, **style) -> None:
+    """Held-out values: open markers on a dotted line of the same colour; of several sets each with markers of its own, and its name."""
     colour, _, marker, name = SERIES[column]
-    values = _finite(rows, column).dropna()
-    if len(values):
-        style = {"color": colour, "marker": marker, "label": name, **style, "linestyle": ":"}
-        style["label"] += HELD_OUT
-        axes.plot(rows["step"][values.index], values, markersize=7, markerfacecolor="white", zorder=4, **style)
+    for number, split in enumerate(split for split in table["split"].unique() if split != "train"):
+        rows = _split(table, split)
+        values = _finite(rows, column).dropna()
+        if len(values):
+            drawn = {"color": colour, "marker": (marker, *"^vPX<>")[number % 7], "label": name, **style, "linestyle": ":"}
+            drawn["label"] += HELD_OUT + (f" ({split.removeprefix('eval_')})" if split != "eval" else "")
+            axes.plot(rows["step"][values.index], values, markersize=7, markerfacecolor="white", zorder=4, **drawn)
 
 
 def _mark_checkpoints(axes, checkpoints, label: str) -> None:
@@ -184,8 +188,7 @@ def _split(table, split: str):
 
 def _refuse_empty(table, whose: str) -> None:
     if not len(table):
-        raise KitError(f"{whose} has no logged metrics to draw", "at least one logged window",
-                       "look into its train.log; a training of fewer steps than logging_steps logs none")
+        raise KitError(f"{whose} has no logged metrics to draw", "a window", "fewer steps than logging_steps log none: see train.log")
 
 
 def _style_legend(axes) -> None:
@@ -194,7 +197,7 @@ def _style_legend(axes) -> None:
 
     handles, names = axes.get_legend_handles_labels()
     styles = {"chosen": {"linestyle": "-"}, "rejected": {"linestyle": "--"}}
-    if any(name.endswith(HELD_OUT) for name in names):
+    if any(HELD_OUT in name for name in names):
         styles["held out"] = {"linestyle": ":", "marker": "o", "markerfacecolor": "white"}
     shown = {name: Line2D([], [], color=FAINT, **style) for name, style in styles.items()}
     shown |= {BAND: handles[names.index(BAND)]} if BAND in names else {}

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 LOGGED = ["loss", "grad_norm", "learning_rate", "rewards/chosen", "rewards/rejected", "rewards/margins",
-          "logps/chosen", "logps/rejected", "kl"]
+          "logps/chosen", "logps/rejected", "kl", "rewards/auc"]
 TRL_ALONE = {"eval_kl", "entropy", "num_tokens", "mean_token_accuracy"}
 """Keys that TRL's KTO trainer logs and LLaMA-Factory's does not."""
 

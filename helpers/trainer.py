@@ -145,6 +145,10 @@ def train_loop(config: dict) -> None:
         if train.get_context().get_world_rank() == 0:
             print(f"[kto] resume_from_checkpoint: {args['resume_from_checkpoint']}", flush=True)
     loss, asked = args.pop("loss", "kto"), config["accelerated"]
+    if args.get("stage") == "kto":
+        from kto_accelerator import everyone
+
+        everyone.install()
     if not (asked != "false" and accelerate(args, asked, loss)) and loss != "kto":
         raise RuntimeError(f"LLaMA-Factory's own trainer has no loss {loss!r}\n  expected: kto\n  fix:      --accelerated=true")
     if not callable(getattr(tuner, "_training_function", None)):

@@ -14,11 +14,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from . import dealing, packed, reference
+from .everyone import EveryWorker
 
 ROWS = "rows_without_padding"
-METRICS = ("kl", "count/chosen", "count/rejected",
-           *(f"{what}/{label}_sum" for label in ("chosen", "rejected") for what in ("rewards", "logps", "logits")))
-"""What a batch's metrics are called between two log lines: sums, and counts of rows."""
 
 
 @dataclass
@@ -48,7 +46,7 @@ class WithRows:
         return batch
 
 
-class Accelerated:
+class Accelerated(EveryWorker):
     """To be put before LLaMA-Factory's CustomKTOTrainer among a class's bases: see `accelerated`."""
 
     loss = "kto"
@@ -60,7 +58,6 @@ class Accelerated:
         self._places: dict[bytes, int] = {}  # a row's key -> the place of its reference log-probability in `_values`
         self._values = None
         self._shared_until = None  # the epoch
-        self._told = False
         self.data_collator = WithRows(self.data_collator, self.loss == "kto")
         self._open_store()
 
@@ -126,31 +123,8 @@ class Accelerated:
             lengths = (batch["labels"][:, 1:] != self.label_pad_token_id).sum(-1)
             loss = loss - self.ftx_gamma * (policy / lengths)[chosen].nanmean() / len(chosen) * len(given.rows)
         metrics = {"kl": kl} | sums("chosen", rewards[0], policy[chosen]) | sums("rejected", rewards[1], policy[rejected])
-        if not self.accelerator.is_main_process:  # the caller stores them on worker 0
-            self.store_metrics(metrics, train_eval="train" if model.training else "eval")
+        self.keep(model, metrics)
         return loss, metrics
-
-    def log(self, logs: dict, *args, **kwargs) -> None:
-        """Log rewards and log-probabilities of all workers' rows; the stock trainer knows worker 0's only.
-
-        `kl` is all workers' in either: it stays the sum over worker 0's batches.
-        """
-        import torch
-
-        if self.accelerator.num_processes > 1:
-            kind, main = "train" if "loss" in logs else "eval", self.accelerator.is_main_process
-            stored = self._stored_metrics.pop(kind, {})
-            mine = [float(sum(stored.get(name, ()))) if main or name != "kl" else 0.0 for name in METRICS]
-            every = self.accelerator.reduce(torch.tensor(mine, device=self.accelerator.device), "sum").tolist()
-            found = dict(zip(METRICS, every, strict=True))
-            labels = [label for label in ("chosen", "rejected") if found[f"count/{label}"]]
-            if main and "kl" in stored:  # all on worker 0; CustomKTOTrainer adds the others' nothing
-                names = ["kl", *(name for name in METRICS if any(label in name for label in labels))]
-                self._stored_metrics[kind].update({name: [found[name]] for name in names})
-                if not self._told:
-                    print(f"[kto] metrics of all {self.accelerator.num_processes} workers", flush=True)
-                    self._told = True
-        super().log(logs, *args, **kwargs)
 
     def _without_gradient(self, model, given: Rows):
         """(R,) log-probabilities: the policy's of mismatched rows, the reference's of rows, and of mismatched rows."""

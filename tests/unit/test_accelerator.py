@@ -11,7 +11,7 @@ import pytest
 import tiny
 
 import kto_accelerator
-from kto_accelerator import enable, packed, reference
+from kto_accelerator import enable, everyone, packed, reference
 from kto_accelerator import trainer as accelerator
 
 ROWS = [(f"Question {i}: " + "why " * (i % 7) + "?", "Because. " + "So. " * (i * 5 % 9), i % 3 > 0) for i in range(16)]
@@ -447,8 +447,8 @@ def test_two_writers_add_up_and_a_damaged_file_is_passed_over(tmp_path):
     assert one.read()[0] == []
 
 
-def log_in_a_worker(rank: int, folder: str) -> None:
-    """One of two workers: stores two batches and logs a line, which worker 0 writes down."""
+def log_in_a_worker(rank: int, folder: str, fast: bool) -> None:
+    """One of two workers: stores two batches and logs a line, evaluates and logs another; worker 0 writes them down."""
     import collections
     import json
     import os
@@ -461,8 +461,9 @@ def log_in_a_worker(rank: int, folder: str) -> None:
     from llamafactory.train.kto.trainer import CustomKTOTrainer
     from transformers import Trainer
 
-    made = object.__new__(accelerator.accelerated(CustomKTOTrainer))
-    made.accelerator, made._told = Accelerator(cpu=True), False
+    stock = type("CustomKTOTrainer", (everyone.EveryWorker, CustomKTOTrainer), {})
+    made = object.__new__(accelerator.accelerated(CustomKTOTrainer) if fast else stock)
+    made.accelerator = Accelerator(cpu=True)
     made._stored_metrics = collections.defaultdict(lambda: collections.defaultdict(list))
     batches = [[("chosen", 1.0)], [("chosen", 2.0)]] if rank == 0 else [[("chosen", 6.0), ("rejected", -5.0)], [("rejected", -7.0)]]
     for batch in batches:
@@ -473,14 +474,23 @@ def log_in_a_worker(rank: int, folder: str) -> None:
     lines = []
     Trainer.log = lambda self, logs, *args, **kwargs: lines.append(logs)
     made.log({"loss": 0.5})
-    made.log({"train_runtime": 1.0})  # the last line: nothing is stored
+    made.model, made.beta, made.desirable_weight, made.undesirable_weight = types.SimpleNamespace(training=False), 1.0, 1.0, 1.0
+    nothing = torch.empty(0)
+    for accepted, rejected in [([3.0, 1.0], [2.0]), ([], [0.5])] if rank == 0 else [([1.5], []), ([2.0], [])]:
+        made.kto_loss(torch.tensor(accepted), torch.tensor(rejected), torch.zeros(1), torch.zeros(len(accepted)),
+                      torch.zeros(len(rejected)), torch.zeros(1))
+    made.log({"eval_held_loss": 0.5})
+    made.kto_loss(torch.ones(1), nothing, torch.zeros(1), torch.zeros(1), nothing, torch.zeros(1))
+    made.log({"eval_loss": 0.5})  # no rejected row anywhere: no area
+    made.log({"train_runtime": 1.0, "train_loss": 0.5})  # the last line: nothing is stored
     if rank == 0:
         Path(folder, "lines.json").write_text(json.dumps(lines))
     torch.distributed.destroy_process_group()
 
 
 @pytest.mark.slow
-def test_rewards_of_a_log_line_are_of_all_workers_and_kl_is_counted_once(tmp_path):
+@pytest.mark.parametrize("fast", [True, False])
+def test_rewards_of_a_log_line_are_of_all_workers_and_kl_is_counted_once(tmp_path, fast):
     import json
     import socket
 
@@ -489,10 +499,24 @@ def test_rewards_of_a_log_line_are_of_all_workers_and_kl_is_counted_once(tmp_pat
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         (tmp_path / "port").write_text(str(free.getsockname()[1]))
-    torch.multiprocessing.spawn(log_in_a_worker, (str(tmp_path),), nprocs=2)
-    line, last = json.loads((tmp_path / "lines.json").read_text())
+    torch.multiprocessing.spawn(log_in_a_worker, (str(tmp_path), fast), nprocs=2)
+    line, held, one_label, last = json.loads((tmp_path / "lines.json").read_text())
     assert line["rewards/chosen"] == 3.0 and line["rewards/rejected"] == -6.0 and line["rewards/margins"] == 9.0
-    assert line["logps/chosen"] == 30.0 and line["kl"] == 0.5 and last == {"train_runtime": 1.0}
+    assert line["logps/chosen"] == 30.0 and line["kl"] == 0.5
+    assert held["eval_rewards/auc"] == (2 + 1 + 1 + 1.5) / 8 and "eval_rewards/auc" not in one_label  # 3, 1, 1.5, 2 against 2, 0.5
+    assert last == {"train_runtime": 1.0, "train_loss": 0.5}
+
+
+def test_the_area_is_the_one_of_the_held_out_figures():
+    import pandas
+
+    from helpers import evaluate
+
+    rewards, labels = [0.3, 0.1, 0.3, -0.2, 0.5, 0.1], [True, False, False, True, True, True]
+    sides = [[reward for reward, label in zip(rewards, labels, strict=True) if label == wanted] for wanted in (True, False)]
+    table = pandas.DataFrame({"reward": rewards, "label": labels})
+    assert everyone.area(*sides) == pytest.approx(evaluate.accuracy(table, resamples=2)["auc"])
+    assert everyone.area([1.0, 1.0], [1.0]) == 0.5
 
 
 def on_gpu() -> bool:

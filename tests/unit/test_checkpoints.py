@@ -245,6 +245,19 @@ def test_an_evaluation_before_the_last_windows_is_not_lost(third):
     assert (item.metrics["eval_rewards/margins"], item.step, item.metrics["loss"]) == (0.7, 30, state["log_history"][-1]["loss"])
 
 
+def test_several_held_out_sets_are_columns_of_their_own(third):
+    """As transformers records them: one entry a set, whose rewards LLaMA-Factory logs without the set's name."""
+    state = json.loads((third / "trainer_state.json").read_text())
+    history = [{"eval_first_loss": 0.4, "eval_rewards/margins": 0.7, "eval_rewards/auc": 0.8, "kl": 3.0, "step": 8},
+               {"eval_second_loss": 0.5, "eval_rewards/margins": 0.1, "kl": 2.0, "step": 8}]
+    edit_state(third, log_history=[*state["log_history"], *history])
+    found = checkpoints.find(third.parent)
+    line = choose.table(found).iloc[0]
+    assert (line["eval_first_loss"], line["eval_first_rewards/margins"], line["eval_first_rewards/auc"]) == (0.4, 0.7, 0.8)
+    assert (line["eval_second_loss"], line["eval_second_rewards/margins"]) == (0.5, 0.1)
+    assert choose.best(found, "eval_second_rewards/margins")[1].startswith("eval_second_rewards/margins 0.1")
+
+
 def test_a_state_written_without_indentation_is_read_too(third):
     state = json.loads((third / "trainer_state.json").read_text())
     (third / "trainer_state.json").write_text(json.dumps(state))

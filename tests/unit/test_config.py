@@ -81,6 +81,19 @@ def test_the_loss_without_kl_is_accepted_with_our_trainer_and_another_is_named(p
         config.write(prepared, config.resolve(prepared, loss="bco"))
 
 
+@pytest.mark.parametrize(("more", "expected"), [
+    ({"metric_for_best_model": "accuracy"}, "loss or rewards/margins"), ({"metric_for_best_model": "eval_accuracy"}, "loss or"),
+    ({"eval_dataset": "a,b", "eval_on_each_dataset": True}, "a_loss or b_loss"), ({"metric_for_best_model": "rewards/margins"}, ""),
+    ({}, ""), ({"metric_for_best_model": "b_loss", "eval_dataset": "a,b", "eval_on_each_dataset": True}, "")])
+def test_a_best_model_by_a_metric_that_kto_does_not_return_is_named_before_the_first_evaluation(more, expected):
+    from helpers import judge
+
+    found = judge.unknown_metric({"load_best_model_at_end": True, **more})
+    assert bool(found) == bool(expected) and all(expected in one["expected"] for one in found)
+    assert judge.unknown_metric(more) == []
+    assert judge.unknown_metric({"lr_scheduler_type": "reduce_lr_on_plateau", **more}) == found
+
+
 @pytest.mark.slow
 def test_every_wrong_key_is_named_at_once_and_the_good_file_stays(prepared):
     config.write(prepared, config.resolve(prepared))

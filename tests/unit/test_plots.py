@@ -49,6 +49,21 @@ def test_the_four_panels_are_loss_rewards_margin_and_kl(demo):
     assert [list(lines(axes)) for axes in figure.axes] == [["loss"], ["chosen", "rejected"], ["margin"], ["KL"]]
 
 
+def test_held_out_accuracy_is_a_fifth_panel_where_it_was_logged_and_several_sets_are_told_apart(demo):
+    held = with_held_out(demo)
+    one = held["split"] == "eval"
+    held.loc[one, "rewards/auc"] = [0.5, 0.7, 0.8]
+    other = held[one].assign(split="eval_before", **{"rewards/auc": 0.6})
+    figure = plots.training(pd.concat([held, other]))
+    axes = figure.axes[4]
+    assert "area under the ROC curve" in axes.get_title() and not figure.axes[5].axison
+    drawn = lines(axes)
+    assert drawn["area, held out"].get_ydata().tolist() == [0.5, 0.7, 0.8] and "area, held out (before)" in drawn
+    assert {"chosen, held out", "chosen, held out (before)"} <= lines(figure.axes[1]).keys()
+    assert drawn["area, held out"].get_marker() != drawn["area, held out (before)"].get_marker()
+    assert len(plots.compare({"a": held, "b": demo}).axes) == 6 and len(plots.training(with_held_out(demo)).axes) == 4
+
+
 def test_axes_name_their_units(demo):
     loss, rewards, margin, kl = plots.training(demo).axes
     assert {axes.get_xlabel() for axes in (loss, rewards, margin, kl)} == {"optimiser step"}
