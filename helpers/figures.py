@@ -96,15 +96,15 @@ def held_out(scores, chosen: int | None = None):
     figure = picture((10, 3.6))
     for axes, (name, title) in zip(figure.subplots(1, 2), (("auc", "Held-out accuracy (area under the curve)"),
                                                            ("margin", "Held-out margin (β × nats a reply)")), strict=True):
-        below, above = scores[name] - scores[f"{name}_low"], scores[f"{name}_high"] - scores[name]
-        axes.errorbar(scores["step"], scores[name], [below.clip(lower=0), above.clip(lower=0)], color=BLUE, marker="o",
+        ends = [scores[name] - scores[f"{name}_low"], scores[f"{name}_high"] - scores[name]]
+        axes.errorbar(scores["step"], scores[name], [end.clip(lower=0).to_list() for end in ends], color=BLUE, marker="o",
                       capsize=3, label="with its 95 % interval")
         if chosen is not None:
             star = scores[scores["step"] == chosen]
             axes.plot(star["step"], star[name], "*", color=VERMILLION, markersize=15, zorder=5, label=f"chosen: step {chosen}")
         axes.set_title(title, fontsize=11)
         axes.set_xlabel("optimiser step")
-        axes.xaxis.get_major_locator().set_params(integer=True)
+        axes.xaxis.get_major_locator().set_params(integer=True, min_n_ticks=1)
         axes.spines[["top", "right"]].set_visible(False)
         axes.legend(fontsize=8, framealpha=0.8)
     return figure
@@ -133,6 +133,7 @@ def timeline(checkpoints, total_steps: int, seconds_a_step: float, restart_secon
     below.legend(loc="upper left", bbox_to_anchor=(1, 1), frameon=False)
     below.set(title=f"What a failure costs: {max(minutes):.1f} minutes at worst", xlabel="optimiser step",
               ylabel="minutes", ylim=(0, None))
+    below.xaxis.get_major_locator().set_params(integer=True, min_n_ticks=1)
     if title:
         figure.suptitle(title)
     return figure

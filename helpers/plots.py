@@ -101,7 +101,7 @@ def _panels(title: str, tables):
         axes.set_title(name, fontsize=11, color=INK)
         axes.set_ylabel(unit, fontsize=9, color=INK)
         axes.set_xlabel("optimiser step", fontsize=9, color=INK)
-        axes.xaxis.get_major_locator().set_params(integer=True)
+        axes.xaxis.get_major_locator().set_params(integer=True, min_n_ticks=1)
         axes.tick_params(labelsize=8, colors=INK, labelbottom=True)
         axes.grid(alpha=0.25)
         axes.spines[["top", "right"]].set_visible(False)

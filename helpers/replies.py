@@ -65,7 +65,8 @@ def page(replies, path: Path, title: str) -> str:
               "likelier": "likelier held-out reply", "rated": "held-out replies and their implied reward"}
     shown = replies.assign(changed=["yes" if changed else "no" for changed in replies["changed"]]).rename(columns=titles)
     with pandas.option_context("display.max_colwidth", None):
-        table = STYLE + shown.to_html(index=False, escape=True, classes="replies", border=0)
+        # formatted by `str`, as pandas itself writes a line break as a backslash and an n
+        table = STYLE + shown.to_html(index=False, escape=True, classes="replies", border=0, formatters=[str] * shown.shape[1])
     title = html.escape(title)
     files.write(path, f'<!doctype html>\n<html lang="en">\n<head><meta charset="utf-8"><title>{title}</title></head>\n'
                       f"<body>\n<h1>{title}</h1>\n{table}\n</body>\n</html>\n")

@@ -30,6 +30,7 @@ FIGURES = {
     "training": "Loss, rewards, margin and KL of the training by step",
     "checkpoints": "The checkpoints' figures",
     "heldout_rewards": "Implied rewards of the held-out rows, before and after training",
+    "heldout_by_step": "Held-out accuracy and margin of the checkpoints, by step",
 }
 """Figures in the order of the page, and what each shows."""
 

@@ -305,6 +305,8 @@ def test_the_page_stands_alone_and_escapes_every_text(tmp_path):
     page = (tmp_path / "before_after.html").read_text()
     assert "<script>" not in page and "<b>" not in page and page.count("&lt;script&gt;") == 5
     assert "<td>yes</td>" in table and "http" not in page
+    told = replies.page(pandas.DataFrame([{**line, "prompt": "one\ntwo", "changed": True}]), tmp_path / "before_after.html", "")
+    assert "<td>one\ntwo</td>" in told  # a line break, and not a backslash and an n
 
 
 # serving
