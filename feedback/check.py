@@ -1,7 +1,6 @@
 """Feedback checked: every row is used, repaired and listed, counted as unvoted, or refused by name; then split and registered."""
 
 import hashlib
-import itertools
 import json
 import zlib
 from array import array
@@ -13,11 +12,11 @@ import numpy as np
 from helpers import files
 from helpers.errors import KitError
 
-from . import importers, quality, read, register, tables
-from .columns import NO_VOTE, Columns, parse_columns
+from . import importers, quality, register, tables
+from .columns import NO_VOTE, parse_columns
 from .find import Source, find
 from .problems import Ledger
-from .records import Refused, shorten
+from .records import Refused
 from .scales import WORDS, Scale, named_votes, scale_of
 from .shapes import Shape, recognise, rows
 
@@ -42,7 +41,7 @@ class Checked:
     records: list[bytes] = field(default_factory=list, repr=False)
     places: array = field(default_factory=lambda: array("q"), repr=False)
     kept: dict = field(default_factory=lambda: {name: array(kind) for name, kind in KEPT.items()}, repr=False)
-    scripts: list[str] = field(default_factory=list, repr=False)
+    languages: list[str] = field(default_factory=list, repr=False)
 
     def __getattr__(self, name):
         if name not in KEPT:
@@ -70,7 +69,7 @@ class Checked:
         prompt = prompt_of(made)
         self.records.append(orjson.dumps(made) + b"\n")
         self.places.append(number * len(self.source.files) + place)
-        self.scripts.append(quality.script_of(reply))
+        self.languages.append(quality.language_of(reply))
         kept = {"prompts": _hash(prompt), "replies": _hash(prompt + reply.encode()), "words": _hash(reply.encode()),
                 "labels": made["label"], "turns": len(made["messages"]) // 2, "lengths": len(reply)}
         for name, value in kept.items():
@@ -120,7 +119,7 @@ def check(source: Source, report: Path | None = None, columns: str | dict = "", 
     tables.refuse_what_does_not_fit(source.files)
     given, ledger = parse_columns(columns), Ledger(report)
     try:
-        table = _Table(source, given, named_votes(scale))
+        table = importers.Table(source, given, named_votes(scale))
         name, parts = (table.importer.name, IMPORTED) if table.importer else recognise(table.columns, given)
         votes = table.columns.votes.get(parts.get("label"))
         if {"label", "against"} <= set(parts):
@@ -178,53 +177,7 @@ IMPORTED = {"messages": "messages", "label": "label", "system": "system", "tools
 """columns of the rows that an importer makes"""
 
 
-class _Table:
-    """A source's rows, read as often as asked; how its columns are filled is counted in a first pass."""
-
-    def __init__(self, source: Source, given: dict, named: dict):
-        self.source = source
-        self.encodings = [read.encoding_of(file) for file in source.files]
-        heads = [value for file, encoding in zip(source.files, self.encodings, strict=True)
-                 for _, value in itertools.islice(read.rows(file, encoding), 100)]
-        self.importer = None if given else importers.find(heads)
-        self.columns, used, broken = Columns(named), set(self.importer.used if self.importer else given.values()), "it is empty"
-        for _, _, value in self._raw():
-            if isinstance(value, dict):
-                self.columns.add(value, used, set(given.values()))
-            elif not self.columns.names and broken == "it is empty":
-                broken = value.reason if isinstance(value, Refused) else f"{shorten(value)} is no object with columns"
-        if not self.columns.names:
-            raise KitError(f"there is no row that can be read in {source.origin}: {broken}",
-                           "rows with columns: JSON, JSON lines, or CSV whose first line names the columns, parted by , ; tab or |",
-                           "export it again as one of these")
-        if self.importer:
-            self.columns.votes = {}
-            for _, _, value in self.rows():
-                if isinstance(value, dict):
-                    self.columns.add_vote("label", value.get("label"))
-
-    def _raw(self):
-        for place, (file, encoding) in enumerate(zip(self.source.files, self.encodings, strict=True)):
-            for number, value in read.rows(file, encoding):
-                yield place, number, value
-
-    def rows(self):
-        """(file's place, row's number, row or `Refused`); an importer's record makes a row for each judged reply."""
-        if not self.importer:
-            yield from self._raw()
-        elif not self.importer.group:
-            for place, number, value in self._raw():
-                yield from ((place, number, made) for made in importers.replies(self.importer, value))
-        else:
-            groups = {}
-            for place, number, value in self._raw():
-                key = self.importer.group(value) if isinstance(value, dict) else (place, number)
-                groups.setdefault(key, (place, number, []))[2].append(value)
-            for place, number, values in groups.values():
-                yield from ((place, number, made) for made in importers.replies(self.importer, values))
-
-
-def _convert(table: _Table, checked: Checked) -> None:
+def _convert(table: importers.Table, checked: Checked) -> None:
     """Every row into a record, the count of unvoted ones, or a refusal in the ledger."""
     ledger, names = checked.ledger, checked.source.names
     for place, number, value in table.rows():

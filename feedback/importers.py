@@ -4,12 +4,15 @@ To add one: a function that takes a record (or, with `group`, all records that b
 {"messages": turns, "label": the vote as it is, None for none}, and a line in the table. Scales, checks and counts are not its business.
 """
 
+import itertools
 from collections.abc import Callable
 from typing import NamedTuple
 
-from . import exports
-from .columns import NO_VOTE, value_at
-from .records import Refused
+from helpers.errors import KitError
+
+from . import exports, read, tables
+from .columns import NO_VOTE, Columns, value_at
+from .records import Refused, shorten
 
 
 class Importer(NamedTuple):
@@ -43,6 +46,54 @@ def replies(importer: Importer, found) -> list:
     except (AttributeError, IndexError, KeyError, TypeError, ValueError, RecursionError) as error:
         return [Refused("not a record", f"not as {importer.name} writes it: {type(error).__name__} {error}")]
     return made or [Refused("not a record", "votes without their reply") if importer.group else Refused(NO_VOTE, "")]
+
+
+class Table:
+    """A source's rows, read as often as asked; how its columns are filled is counted in a first pass."""
+
+    def __init__(self, source, given: dict, named: dict):
+        self.source = source
+        self.encodings = [read.encoding_of(file) for file in source.files]
+        heads = [value for file, encoding in zip(source.files, self.encodings, strict=True)
+                 for _, value in itertools.islice(read.rows(file, encoding), 100)]
+        self.importer = None if given else find(heads)
+        if self.importer and self.importer.group:
+            tables.refuse_what_does_not_fit(source.files, joined=True)
+        self.columns, used, broken = Columns(named), set(self.importer.used if self.importer else given.values()), "it is empty"
+        for _, _, value in self._raw():
+            if isinstance(value, dict):
+                self.columns.add(value, used, set(given.values()))
+            elif not self.columns.names and broken == "it is empty":
+                broken = value.reason if isinstance(value, Refused) else f"{shorten(value)} is no object with columns"
+        if not self.columns.names:
+            raise KitError(f"there is no row that can be read in {source.origin}: {broken}",
+                           "rows with columns: JSON, JSON lines, or CSV whose first line names the columns, parted by , ; tab or |",
+                           "export it again as one of these")
+        if self.importer:
+            self.columns.votes = {}
+            for _, _, value in self.rows():
+                if isinstance(value, dict):
+                    self.columns.add_vote("label", value.get("label"))
+
+    def _raw(self):
+        for place, (file, encoding) in enumerate(zip(self.source.files, self.encodings, strict=True)):
+            for number, value in read.rows(file, encoding):
+                yield place, number, value
+
+    def rows(self):
+        """(file's place, row's number, row or `Refused`); an importer's record makes a row for each judged reply."""
+        if not self.importer:
+            yield from self._raw()
+        elif not self.importer.group:
+            for place, number, value in self._raw():
+                yield from ((place, number, made) for made in replies(self.importer, value))
+        else:
+            groups = {}
+            for place, number, value in self._raw():
+                key = self.importer.group(value) if isinstance(value, dict) else (place, number)
+                groups.setdefault(key, (place, number, []))[2].append(value)
+            for place, number, values in groups.values():
+                yield from ((place, number, made) for made in replies(self.importer, values))
 
 
 def _of_trace(record: dict):

@@ -55,7 +55,8 @@ NOTED = {
                              "labels in every length, or compare within a prompt", False),
     "one label is rare": ("a tenth of the rows or less", "add rows of that label; until then take the weights that notebook 2 "
                           "recommends", False),
-    "script differs by label": ("one label's replies are in another script", "check the language: KTO would learn it", False),
+    "language differs by label": ("one label's replies are in another language", "mix them, or train each apart: KTO would learn "
+                                  "the language", False),
     "garbled text": ("leftovers of another encoding or of a chat template", "correct the text, or take the row out", True),
     "personal data": ("patterns of personal data in the text, shown masked", "take them out or mask them: a model can repeat what it "
                       "was trained on", True),

@@ -24,6 +24,12 @@ DIGITS = re.compile(r"\d[\d ()./-]{6,}")
 ISSUED_STARTS = ("hf_", "akia", "asia", "aph0_", "sk-", "dapi", "ghp_", "gho_", "ghu_", "ghs_", "ghr_", "github_pat_", "private key")
 """how what `helpers.secrets.LITERAL` finds begins, in small letters: texts without any are done without a search"""
 
+COMMON = {language: set(words.split()) for language, words in {
+    "English": "the and is of to you it that for with are this your can",
+    "German": "der die das und ist nicht ein eine sie zu den mit auf ich",
+    "French": "le la les et est des une que pour dans vous pas du", "Spanish": "el la los que es una por para con las del se como",
+    "Italian": "il che di la è un per non una sono con del gli", "Portuguese": "o que de não uma para com os do da um em",
+    "Dutch": "de het een en van is dat niet op zijn je met voor"}.items()}
 RARE = 0.1
 LENGTH_AUC = 0.7
 """from here on a label is said to follow from the reply's length (0.5: not at all, 1: entirely)"""
@@ -72,7 +78,7 @@ def look_across(checked) -> None:
         auc = length_auc(checked)
         if max(auc, 1 - auc) >= LENGTH_AUC:
             note("label follows length", [("all rows", lengths_in_words(checked))])
-        note("script differs by label", _scripts(checked))
+        note("language differs by label", _languages(checked))
 
 
 def length_auc(checked) -> float:
@@ -92,10 +98,15 @@ def lengths_in_words(checked) -> str:
             f"accepted one in {auc:.0%} of the pairs (50 % would be no link)")
 
 
-def script_of(text: str) -> str:
-    """The script of a text's first letter: LATIN, CYRILLIC, CJK, ARABIC, …; empty where it has no letter."""
+def language_of(text: str) -> str:
+    """The script of a text's first letter (Cyrillic, Cjk, Arabic, …); of Latin texts the language, by its commonest words; or ""."""
     letter = next((char for char in text[:200] if char.isalpha()), "")
-    return "LATIN" if "" < letter < "\x7f" else unicodedata.name(letter, "").split(" ")[0] if letter else ""
+    if letter > "\x7f" and (script := unicodedata.name(letter, "").split(" ")[0]) != "LATIN":
+        return script.capitalize()
+    words = text[:300].lower().split()
+    hits = {language: sum(word in common for word in words) for language, common in COMMON.items()} if letter else {}
+    best = max(hits, key=hits.get, default="")
+    return best if hits.get(best, 0) > 1 and list(hits.values()).count(hits[best]) == 1 else ""
 
 
 def _canned(checked):
@@ -108,13 +119,13 @@ def _canned(checked):
             yield checked.where(first[place]), f"this reply stands under {prompts:,} prompts"
 
 
-def _scripts(checked):
-    """A script whose share differs by 20 points or more between the labels."""
-    for script in set(checked.scripts) - {""}:
-        mine = np.array([each == script for each in checked.scripts])
+def _languages(checked):
+    """A language or script whose share differs by 20 points or more between the labels."""
+    for language in sorted(set(checked.languages) - {""}):
+        mine = np.array([each == language for each in checked.languages])
         accepted, rejected = mine[checked.labels].mean(), mine[~checked.labels].mean()
-        if abs(accepted - rejected) >= 0.2 and script != "LATIN":
-            yield "all rows", f"{script.capitalize()}: {accepted:.0%} of the accepted replies, {rejected:.0%} of the rejected"
+        if abs(accepted - rejected) >= 0.2:
+            yield "all rows", f"{language}: {accepted:.0%} of the accepted replies, {rejected:.0%} of the rejected"
 
 
 def _pairs(one, other, mask):

@@ -71,12 +71,16 @@ def names_of(header: list[str], where: str) -> list[str]:
     return names
 
 
-def refuse_what_does_not_fit(files: tuple[Path, ...]) -> None:
-    """KitError, with the figures, before memory runs out: the records are held as text, a compressed file's several times its size."""
+def refuse_what_does_not_fit(files: tuple[Path, ...], joined: bool = False) -> None:
+    """KitError, with the figures, before memory runs out: the records are held as text, a compressed file's several times its size.
+
+    `joined`: records that belong together are held as objects until all are read (measured: three times their text).
+    """
     import psutil
 
     factor = {".gz": 8, ".parquet": 6, ".arrow": 2.5, ".xlsx": 12}
-    need = sum(file.stat().st_size * factor.get(file.suffix, 1.8) for file in files)
+    factors = (6 if _one_object(file) else factor.get(file.suffix, 1.8) * (2 if joined else 1) for file in files)
+    need = sum(file.stat().st_size * each for file, each in zip(files, factors, strict=True))
     limit = Path("/sys/fs/cgroup/memory.max")
     free = psutil.virtual_memory().available
     with contextlib.suppress(OSError, ValueError):
@@ -85,3 +89,12 @@ def refuse_what_does_not_fit(files: tuple[Path, ...]) -> None:
         raise KitError(f"the feedback needs about {need / 1e9:.1f} GB of memory, {free / 1e9:.1f} GB are free",
                        "room for the records",
                        "use a machine with more memory, or split the file and prepare a part")
+
+
+def _one_object(path: Path) -> bool:
+    """Whether a JSON file is one object that holds the list: it is decoded whole, to about five times its size."""
+    if path.suffix != ".json":
+        return False
+    with path.open("rb") as file:
+        head = file.read(1 << 20)
+    return head.lstrip()[:1] == b"{" and b"\n{" not in head

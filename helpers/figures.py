@@ -55,6 +55,22 @@ def token_lengths(lengths_by_label: Mapping[str, list[int]], cutoff: int):
     return figure
 
 
+def reply_lengths(lengths_by_label: Mapping[str, list[int]], auc: float):
+    """Each label's replies by length, as shares of its own; `auc`: of length against label, 0.5 where it says nothing. -> Figure"""
+    import numpy as np
+
+    figure, axes = _figure(f"Does length give the label away? AUC {auc:.2f}", "share of the label's replies")
+    bins = np.linspace(0, np.percentile(np.concatenate([np.asarray(values) for values in lengths_by_label.values()]), 99), 25)
+    for name, values in lengths_by_label.items():
+        style = STYLE[name]
+        axes.hist(np.minimum(values, bins[-1]), bins, weights=np.full(len(values), 1 / len(values)), histtype="step", linewidth=2,
+                  label=f"{name}: median {int(np.median(values)):,}", color=style["color"], linestyle=style["linestyle"])
+        axes.axvline(np.median(values), color=style["color"], linewidth=1, linestyle=":")
+    axes.set_xlabel("characters a reply")
+    axes.legend(frameon=False)
+    return figure
+
+
 def _figure(title: str, unit: str):
     """(Figure, its axes) of one panel, title and y axis named."""
     figure = picture((6, 3))

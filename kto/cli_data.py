@@ -17,7 +17,8 @@ app = typer.Typer(no_args_is_help=True, help="Feedback: what is wrong with it, a
 Feedback = Annotated[str, typer.Argument(help="A file, a folder, a glob, an address, or a hub id.")]
 Columns = Annotated[str, typer.Option(help="Which column is which, as prompt=…,reply=…,label=… (history, messages, chosen, "
                                            "rejected, system, tools too); dots lead into nested data.")]
-Scale = Annotated[str, typer.Option(help="How numbers as labels are read: binary, sign, stars, or their ends as 1-10.")]
+Scale = Annotated[str, typer.Option(help="How votes are read: binary, sign, stars, their ends as 1-10, or the votes themselves as "
+                                         "accepted,…/rejected,…/no vote,…")]
 AcceptFrom = Annotated[float, typer.Option(help="From which rating on a reply is accepted, on any scale.")]
 Stars = Annotated[int, typer.Option(help="Where ratings are 1 to 5: from how many on a row is accepted.")]
 Strict = Annotated[bool, typer.Option(help="Stop at refused rows, contradictions and personal data, instead of counting them.")]

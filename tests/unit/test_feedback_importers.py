@@ -1,5 +1,6 @@
 """Exports of other tools, each made here from the tool's own schema (feedback/importers.py says which), and what becomes of them."""
 
+import csv
 import json
 from datetime import datetime
 
@@ -276,7 +277,7 @@ def test_replies_written_for_rating_come_back_as_feedback_once_they_are_rated(ki
     assert "kto data prepare" in sample.write(REPLIES, path)
     if kind == ".csv":
         text = path.read_text(encoding="utf-8-sig")
-        header, *rows = __import__("csv").reader(text.splitlines(keepends=True))
+        header, *rows = csv.reader(text.splitlines(keepends=True))
         for i, row in enumerate(rows):
             row[header.index("rating")] = thumb(i)
         content = [dict(zip(header, row, strict=True)) for row in rows]
@@ -290,6 +291,30 @@ def test_replies_written_for_rating_come_back_as_feedback_once_they_are_rated(ki
     assert [row["messages"][:-1] for row in checked.rows(range(8))] == [each["turns"] for each in REPLIES]
     with pytest.raises(KitError, match="no kind that is written"):
         sample.write(REPLIES, tmp_path / "to_rate.docx")
+
+
+@pytest.mark.parametrize("way", ["comma utf-8-sig", "semicolon cp1252", "tab utf-16", "Label Studio JSON_MIN", "Argilla flattened"])
+def test_ratings_come_back_however_the_tool_saved_them(way, tmp_path):
+    path = tmp_path / "to_rate.csv"
+    sample.write(REPLIES, path)
+    rows = list(csv.DictReader(path.read_text(encoding="utf-8-sig").splitlines(keepends=True)))
+    for i, row in enumerate(rows):
+        row["rating"] = thumb(i)
+        if way == "Label Studio JSON_MIN":
+            row |= {"id": i, "vote": row.pop("rating"), "annotator": 1, "annotation_id": i, "lead_time": 3.2}
+        if way == "Argilla flattened":
+            row |= {"id": i, "status": "completed", "rating.responses": [row.pop("rating")], "rating.responses.users": ["u"]}
+    path.write_text(json.dumps(rows))
+    if (separator := {"comma": ",", "semicolon": ";", "tab": "\t"}.get(way.split()[0])) is not None:
+        with path.open("w", encoding=way.split()[1], newline="") as file:
+            writer = csv.DictWriter(file, rows[0], delimiter=separator)
+            writer.writeheader()
+            writer.writerows(rows)
+    else:
+        path = path.rename(tmp_path / "rated.json")
+    checked = check.check(find.find(str(path), tmp_path))
+    assert checked.labels.tolist() == UP
+    assert [row["messages"][:-1] for row in checked.rows(range(8))] == [each["turns"] for each in REPLIES]
 
 
 def langfuse_enriched(i):

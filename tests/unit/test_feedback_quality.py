@@ -43,7 +43,7 @@ def test_a_canned_reply_to_many_prompts_is_noted(tmp_path):
 def test_a_rare_label_and_a_script_of_one_label_are_noted(tmp_path):
     assert "5.0% of the rows are rejected" in ledger_of(tmp_path, [row(i, vote=i % 20 > 0) for i in range(40)]).text()
     ledger = ledger_of(tmp_path, [row(i, f"Ответ {i}" if i % 2 else f"Reply {i}") for i in range(40)])
-    assert ledger.first["script differs by label"] == [("all rows", "Cyrillic: 0% of the accepted replies, 100% of the rejected")]
+    assert ledger.first["language differs by label"] == [("all rows", "Cyrillic: 0% of the accepted replies, 100% of the rejected")]
 
 
 PRIVATE = {
@@ -86,3 +86,21 @@ def test_ordinary_numbers_and_words_are_no_personal_data(text):
 
 def test_every_kind_that_is_noted_has_its_remedy():
     assert all(len(entry) == 3 and entry[1] for entry in problems.NOTED.values())
+
+
+@pytest.mark.parametrize("text, language", [
+    ("You can plant the cloves in autumn.", "English"), ("Die Zehen kommen im Herbst in die Erde.", "German"), ("Plantez les gousses dans la terre.", "French"),
+    ("Se plantan los dientes en la tierra.", "Spanish"), ("Gli spicchi si piantano con la punta in su, non di lato.", "Italian"),
+    ("Plante os dentes com a ponta para cima, não de lado.", "Portuguese"), ("Plant de tenen in het najaar, niet in de zomer.", "Dutch"),
+    ("Сажайте осенью.", "Cyrillic"), ("秋天种。", "Cjk"), ("42", ""), ("Garlic!", ""), ("def f(x): return x", "")])
+def test_languages_are_told_by_their_commonest_words_or_their_script(text, language):
+    assert quality.language_of(text) == language
+
+
+def test_a_language_of_one_label_alone_is_noted(tmp_path):
+    rows = [{"prompt": f"{i}?", "response": f"{i}: {['Das ist nicht der Weg.', 'This is not the way.'][i % 2]}", "label": i % 2 == 1} for i in range(40)]
+    path = tmp_path / "data.jsonl"
+    path.write_text("\n".join(map(json.dumps, rows)))
+    ledger = check.check(find.find(str(path), tmp_path)).ledger
+    assert [reason for _, reason in ledger.first["language differs by label"]] == [
+        "English: 100% of the accepted replies, 0% of the rejected", "German: 0% of the accepted replies, 100% of the rejected"]

@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+from types import SimpleNamespace
 
 import pytest
 
@@ -214,3 +215,15 @@ def test_a_file_of_another_kind_than_its_name_says_is_named(tmp_path, start, wor
     for name in ("a.csv", "a.json"):
         with pytest.raises(KitError, match=words):
             read_all(tmp_path / name, start + b"\x00\x01 and more")
+
+
+def test_what_would_not_fit_into_memory_is_refused_with_the_figures_before_it_is_read(tmp_path, monkeypatch):
+    import psutil
+
+    lines, whole = tmp_path / "a.jsonl", tmp_path / "a.json"
+    lines.write_text("\n".join(map(json.dumps, ROWS * 100)))
+    whole.write_text(json.dumps({"data": ROWS * 100}))
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(available=lines.stat().st_size * 3))
+    assert check.check(find.find(str(lines), tmp_path)).ledger.rows_out == 3000
+    with pytest.raises(KitError, match=r"needs about 0\.\d GB of memory, 0\.\d GB are free"):
+        check.check(find.find(str(whole), tmp_path))

@@ -92,6 +92,13 @@ def test_the_figures_show_every_label_and_the_cutoff(shipped):
     assert legend == ["accepted: 50% over the cutoff", "rejected: 0% over the cutoff", "cutoff_len 256"]
 
 
+def test_the_figure_of_reply_lengths_says_what_length_tells_of_the_label():
+    axes = figures.reply_lengths({"accepted": [10, 20, 30], "rejected": [200, 300, 4000]}, 0.0).axes[0]
+    assert axes.get_title().endswith("AUC 0.00")
+    assert [text.get_text() for text in axes.get_legend().get_texts()] == ["accepted: median 20", "rejected: median 300"]
+    assert sum(patch.get_xy()[:, 1].max() for patch in axes.patches) > 0
+
+
 def test_labels_differ_in_the_figures_without_colour():
     accepted, rejected = figures.STYLE["accepted"], figures.STYLE["rejected"]
     assert accepted["hatch"] != rejected["hatch"] and accepted["linestyle"] != rejected["linestyle"]
