@@ -54,10 +54,10 @@ class Encoder:
             raise KitError(f"template {config.get('template')!r}: {error}", "one of LLaMA-Factory's templates",
                            "correct `template` in 03_config") from None
 
-    def rows(self, folder: Path, name: str, at_most: int = SAMPLE, seed: int = 0) -> tuple[list[Row], int]:
+    def rows(self, folder: Path, name: str, at_most: int = SAMPLE) -> tuple[list[Row], int]:
         """The dataset registered under `name` in `folder`, in the file's order, and how many rows it has.
 
-        A larger one than `at_most` is sampled: whole prompts, drawn with `seed`, until there are so many rows.
+        A larger one than `at_most` is sampled: whole prompts, always the same, until there are so many rows.
         KitError if it is not registered, its file is missing, or training would drop a row of it.
         """
         from llamafactory.data.converter import get_dataset_converter
@@ -72,7 +72,7 @@ class Encoder:
                            "run 02_data again") from None
         attributes = get_dataset_list([name], str(folder))[0]
         convert = get_dataset_converter(attributes.formatting, attributes, self.arguments)
-        aligned = sample([convert(record) for record in records], at_most, seed)
+        aligned = sample([convert(record) for record in records], at_most)
         columns = {key: [record[key] for record in aligned] for key in aligned[0]} if aligned else {}
         processor = FeedbackDatasetProcessor(self.template, self.tokenizer, None, self.arguments)
         encoded = processor.preprocess_dataset(columns) if aligned else {"input_ids": []}
@@ -91,7 +91,7 @@ class Encoder:
         return rows, len(records)
 
 
-def sample(records: list[dict], at_most: int, seed: int = 0) -> list[dict]:
+def sample(records: list[dict], at_most: int) -> list[dict]:
     """All `records` (LLaMA-Factory's aligned ones), or whole prompts of them in their order, at least `at_most` rows."""
     if len(records) <= at_most:
         return records
@@ -99,7 +99,7 @@ def sample(records: list[dict], at_most: int, seed: int = 0) -> list[dict]:
     for index, record in enumerate(records):
         by_prompt.setdefault(json.dumps([record["_system"], record["_prompt"]]), []).append(index)
     prompts, kept = list(by_prompt.values()), []
-    random.Random(seed).shuffle(prompts)
+    random.Random(0).shuffle(prompts)
     while len(kept) < at_most:
         kept += prompts.pop()
     return [records[index] for index in sorted(kept)]

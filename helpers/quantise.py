@@ -30,10 +30,10 @@ ROWS = 64
 """Rows of the training data to calibrate on."""
 
 
-def calibration(rows: list[Row], count: int = ROWS, seed: int = 0) -> list[Row]:
-    """`count` accepted rows of the training data, drawn with a seed: what the model should write well."""
+def calibration(rows: list[Row], count: int = ROWS) -> list[Row]:
+    """`count` accepted rows of the training data, drawn at random, always the same: what the model should write well."""
     good = [row for row in rows if row.label]
-    return random.Random(seed).sample(good, min(count, len(good)))
+    return random.Random(0).sample(good, min(count, len(good)))
 
 
 def group_size(widths: list[int]) -> int:
@@ -48,13 +48,13 @@ def group_size(widths: list[int]) -> int:
                    "choose fp8 or w8a8")
 
 
-def quantise(run: Run, scheme: str, rows: list[Row], merged: Path | None = None) -> Path:
+def quantise(run: Run, scheme: str, rows: list[Row]) -> Path:
     """The merged model quantised by `scheme` (see `SCHEMES`) into export/<scheme>/; returns that folder.
 
     `rows`: what GPTQ calibrates on (see `calibration`; fp8 and gguf read none). The output layer keeps its precision. KitError if
     there is no merged model, or no row to calibrate on.
     """
-    merged = merged or run.export / "merged"
+    merged = run.export / "merged"
     if scheme not in SCHEMES:
         raise KitError(f"there is no quantisation {scheme!r}", f"one of {', '.join(SCHEMES)}", "correct the name")
     if not (merged / "config.json").is_file():

@@ -14,11 +14,11 @@ STYLE = """<style>
 </style>"""
 
 
-def choose(rows: list[Row], samples: int, seed: int = 0) -> list[Row]:
-    """`samples` rows with different prompts, drawn with a seed; in the order of `rows`."""
+def choose(rows: list[Row], samples: int) -> list[Row]:
+    """`samples` rows with different prompts, drawn at random, always the same ones; in the order of `rows`."""
     first = {tuple(row.prompt_ids): index for index, row in reversed(list(enumerate(rows)))}
     indices = sorted(first.values())
-    return [rows[i] for i in sorted(random.Random(seed).sample(indices, min(samples, len(indices))))]
+    return [rows[i] for i in sorted(random.Random(0).sample(indices, min(samples, len(indices))))]
 
 
 def before_after(scorer, rows: list[Row], table, max_new_tokens: int = 32):
