@@ -153,9 +153,11 @@ CAUSES = [
           r"\.so[.\d]*: (?:cannot open|undefined symbol|version )|undefined symbol|version `\w+' not found",
           "compiled for another CUDA, torch or system than what is installed here",
           "install it again in the environment that trains, from the lock, on every node"),
+    Cause("the workers' packages were not installed", r"No matching distribution|that satisfies the requirement|RuntimeEnvSetupError",
+          "on a worker's node pip could not install what the profile's worker_packages (ray_init_kwargs: runtime_env: pip) asks for",
+          "an index that every node reaches and that has it; or worker_packages: \"\" where the image has the packages"),
     Cause("a package is missing",
-          r"No module named|PackageNotFoundError|command not found|ImportError|is required by this application"
-          r"|No matching distribution|RuntimeEnvSetupError",
+          r"No module named|PackageNotFoundError|command not found|ImportError|is required by this application",
           "this Python, or the workers', has not what the training imports",
           "install it in the environment that trains, on every node; notebook 1 compares the packages"),
     Cause("an older Ray instance was found", r"num_cpus and num_gpus must not be provided",

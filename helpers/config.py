@@ -38,6 +38,8 @@ def resolve(run: Run, train_config: str = "", **overrides) -> dict:
     own_yaml.refuse_unfinished(config)
     if isinstance(config.get("deepspeed"), str):  # the file's content goes along: every node has it
         config["deepspeed"] = own_yaml.deepspeed(config["deepspeed"], own_yaml.path_of(train_config or run.profile.train_config))
+    if run.profile.worker_packages and address != "local":
+        config["ray_init_kwargs"] = with_packages(config.get("ray_init_kwargs") or {}, run.profile.worker_packages)
     if config.get("adapter_name_or_path") and not config.get("create_new_adapter"):
         raise KitError(
             "adapter_name_or_path without create_new_adapter trains that adapter further against the bare base: another objective",
@@ -90,6 +92,18 @@ def accelerated(config: dict, asked, shape: dict | None = None) -> tuple[bool, s
     doubts = "" if proved else f" It is not proved for this: {why}."
     return True, ("trained by the faster trainer, kto_accelerator: the same loss, rewards and KL; "
                   f"-p accelerated=false takes LLaMA-Factory's own.{doubts}")
+
+
+def with_packages(kwargs: dict, requirements: str) -> dict:
+    """`ray_init_kwargs` by which the workers get the lines of a requirements file; a `pip` or `uv` of its own stands."""
+    environment = kwargs.get("runtime_env") or {}
+    if {"pip", "uv", "conda", "container", "image_uri"} & environment.keys():
+        return kwargs
+    try:
+        lines = [line for line in (ROOT / requirements).read_text().splitlines() if line and not line.startswith("#")]
+    except OSError as error:
+        raise KitError(f"cannot read worker_packages: {error}", "a requirements file", "correct the profile") from None
+    return {**kwargs, "runtime_env": {**environment, "pip": lines}}
 
 
 def evaluated(config: dict, record: dict) -> dict:

@@ -23,7 +23,7 @@ DEATH = re.compile(  # how others report a process that could print nothing more
     r"|memory allocation of \d+ bytes failed|terminate called after|what\(\): |DUE TO TIME LIMIT"
     r"|Watchdog caught collective operation timeout|watchdog got stuck|low on resource|terminated abruptly|abruptly died")
 SPOKEN = re.compile(  # errors that programs print without a traceback
-    r"command not found|: No module named |can't open file|^\S+: error: |^ERROR: |^Error: |^[\w./-]+: .*: "
+    r"command not found|: No module named |can't open file|^\S+: error: |^ *ERROR: |^Error: |^[\w./-]+: .*: "
     r"(?:Permission denied|No such file or directory|No space left on device|Read-only file system|Killed)$")
 RAYLET_GONE = re.compile(r"Raylet is terminated|marked dead|node has (?:died|crashed)")
 LOST_PEER = re.compile(

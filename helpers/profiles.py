@@ -17,8 +17,10 @@ class Profile(BaseModel):
 
     `storage`: default folder for runs; `train_config`: file in train-configs/; `model_name_or_path` and its chat
     `template`, `dataset`: the defaults; `ray_address`: `local` starts an own Ray instance, `auto` or host:port joins one;
-    `gpu`: whether workers get GPUs; `overrides`: LLaMA-Factory keys. Where one of the environment variables `job_variables` is set this
-    is a job on a cluster of its own: `job_storage` is its default, and `workspace_storage`, another cluster's, is refused.
+    `gpu`: whether workers get GPUs; `overrides`: LLaMA-Factory keys; `worker_packages`: a requirements file that a cluster's
+    workers get from pip through Ray's runtime environment, on whichever node (empty: what their image has). Where one of the
+    environment variables `job_variables` is set this is a job on a cluster of its own: `job_storage` is its default, and
+    `workspace_storage`, another cluster's, is refused.
     """
 
     model_config = ConfigDict(extra="forbid")
@@ -32,6 +34,7 @@ class Profile(BaseModel):
     ray_address: str = "auto"
     gpu: bool = True
     overrides: dict = {}
+    worker_packages: str = ""
     job_variables: list[str] = []
     job_storage: str = ""
     workspace_storage: str = ""

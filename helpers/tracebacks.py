@@ -13,6 +13,7 @@ CHAINED = ("The above exception was the direct cause", "During handling of the a
 WRAPPERS = re.compile(
     r"RayTaskError|TrainingFailedError|ChildFailedError|WorkerGroupError|ControllerError|RayTrainError|UserException"
     r"|TuneError|Process(?:Raised|Exited)Exception|CalledProcessError|SystemExit|RuntimeEnvSetupError"
+    r"|exception causes must derive from BaseException"  # Ray's own slip over an error that is no exception of a worker
     r"|Caught \w+ in (?:DataLoader worker|replica)")
 
 

@@ -213,6 +213,23 @@ def test_the_faster_trainer_is_taken_where_it_is_proved_and_the_reader_is_told_h
         config.accelerated(lora, "yes")
 
 
+def test_a_clusters_workers_get_the_profiles_packages_beside_what_the_template_says_and_this_machine_is_left_alone(prepared):
+    there = dataclasses.replace(prepared, profile=profiles.load("anyscale"))
+    environment = config.resolve(there)["ray_init_kwargs"]["runtime_env"]
+    assert "llamafactory==0.9.3" in environment["pip"] and not [line for line in environment["pip"] if line.startswith(("#", "torch", "ray"))]
+    assert environment["env_vars"] == config.template("kto_lora.yaml")["ray_init_kwargs"]["runtime_env"]["env_vars"]
+    own = {"address": "auto", "runtime_env": {"pip": ["llamafactory==0.9.4"]}}
+    assert config.resolve(there, ray_init_kwargs=own)["ray_init_kwargs"] == own
+    here = dataclasses.replace(prepared, profile=prepared.profile.model_copy(update={"worker_packages": "locks/workers.txt"}))
+    assert config.resolve(here) == config.resolve(prepared)
+
+
+def test_a_profile_whose_worker_packages_are_no_file_is_refused(prepared):
+    wrong = profiles.load("anyscale").model_copy(update={"worker_packages": "locks/worker.txt"})
+    with pytest.raises(KitError, match="cannot read worker_packages"):
+        config.resolve(dataclasses.replace(prepared, profile=wrong))
+
+
 def test_keys_of_the_launch_that_a_later_llamafactory_no_longer_knows_are_judged_by_what_the_launcher_takes(monkeypatch):
     """As LLaMA-Factory 0.9.5 leaves them out: the parser's own classes, without the class that has them."""
     from llamafactory.hparams import parser

@@ -72,6 +72,7 @@ FAILURES = {  # log -> (the explanation's name, words of its decisive line, word
     "unknown_model_type": ("the model is of an unknown kind", "model type `llama9`", ""),
     "unknown_template": ("the template is unknown", "Template lama3 does not exist.", "template.py:"),
     "versions_disagree": ("TypeError", "takes 3 positional arguments but 4 were given", "trainer.py:2509"),
+    "worker_packages": ("the workers' packages were not installed", "that satisfies the requirement no-such-package==1.0", ""),
     "wrong_template": ("a token id lies outside the embedding", "IndexError: index out of range in self", "functional.py:"),
 }
 PUBLIC = {  # in the words of public reports: no GPU, no second node and no kernel's log where these were written
@@ -148,7 +149,8 @@ PUBLIC = {  # in the words of public reports: no GPU, no second node and no kern
         "safetensors_rust.SafetensorError: Error while serializing: IoError(Os { code: 28, kind: StorageFull, message: \"No space left",
     ],
     "the storage became read-only": ["OSError: [Errno 30] Read-only file system: '/mnt/run/store/out/checkpoint-10'"],
-    "a package is missing": ["ray.exceptions.RuntimeEnvSetupError: Failed to set up runtime environment.", "bash: llamafactory-cli: command not found"],
+    "the workers' packages were not installed": ["ray.exceptions.RuntimeEnvSetupError: Failed to set up runtime environment."],
+    "a package is missing": ["bash: llamafactory-cli: command not found"],
     "an older Ray instance was found": ["ValueError: When connecting to an existing cluster, num_cpus and num_gpus must not be provided."],
     "too many files are open": ["OSError: [Errno 24] Too many open files: '/mnt/run/data/train.json'"],
     "something may not be read or written": ["PermissionError: [Errno 13] Permission denied: '/mnt/run/output'",
