@@ -91,7 +91,10 @@ def unservable(config: dict) -> list[Finding]:
     if added and few_bits:
         say("FAIL", "merge", f"{', '.join(added)}: the embeddings of a base held in few bits cannot be made larger",
             "leave quantization_bit out, or add the tokens to the base first")
-    elif added and tuning == "lora" and trained and not all(name in trained for name in ("embed_tokens", "lm_head")):
+    elif added and tuning != "lora":
+        say("FAIL", "merge", f"{', '.join(added)} in a {tuning} tuning: no reference model with the new tokens can be made",
+            "add the tokens to the base first and name that model, or tune with LoRA")
+    elif added and trained and not all(name in trained for name in ("embed_tokens", "lm_head")):
         say("FAIL", "merge", f"{', '.join(added)} with additional_target {trained}: of new rows that are not trained nothing is saved",
             "leave additional_target out: both embeddings are then trained and saved")
     deepspeed = config.get("deepspeed") or {}  # a file's name, or its content

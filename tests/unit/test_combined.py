@@ -100,6 +100,7 @@ ON_TOP = {"adapter_name_or_path": "a/b", "create_new_adapter": True}
     ({"pissa_init": True}, ["reference"]), ({"rope_scaling": "linear"}, ["reference"]),
     ({"add_tokens": "<a>", "quantization_bit": 4}, ["adapter", "exact", "merge"]),
     ({"add_tokens": "<a>", "additional_target": "lm_head"}, ["adapter", "merge"]),
+    ({"add_tokens": "<a>", "finetuning_type": "full"}, ["adapter", "merge"]),
     ({"add_tokens": "<a>", "additional_target": "lm_head,embed_tokens,norm"}, ["adapter"]),
     (ON_TOP | {"deepspeed": "ds_z3.json"}, ["reference"]),
     (ON_TOP | {"deepspeed": {"zero_optimization": {"stage": 3}}}, ["reference"]),
