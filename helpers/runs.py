@@ -1,7 +1,10 @@
 """A run is one folder with everything it was given, did and made. The notebooks share state only through it."""
 
 import json
+import os
 import re
+import sys
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path, PurePosixPath
@@ -11,6 +14,12 @@ from .errors import KitError
 from .profiles import Profile, load, storage_for
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
+
+LONGEST = 38
+"""Characters of a temp folder's name, beyond which the paths of Ray's sockets in it exceed Linux' 107."""
+CACHES = {"XDG_CACHE_HOME": "", "HF_HOME": "huggingface", "MPLCONFIGDIR": "matplotlib", "TRITON_CACHE_DIR": "triton",
+          "TORCHINDUCTOR_CACHE_DIR": "inductor", "IPYTHONDIR": "ipython", "JUPYTER_RUNTIME_DIR": "jupyter"}
+"""Where libraries keep what they would put into the home, and its folder in the storage's `.cache`."""
 
 
 @dataclass
@@ -95,6 +104,28 @@ def locate(profile: str, storage: str, run_name: str) -> Run:
     return Run(loaded, storage_for(loaded, storage), run_name)
 
 
+def settle(storage: Path) -> list[str]:
+    """Use other folders where the home cannot be written or the temp folder's name is too long; a sentence for each that is new.
+
+    They are set in this process's environment: for us and for what we start.
+    """
+    said = []
+    home = Path(os.environ.get("HOME") or "/nonexistent")
+    if not (home.is_dir() and os.access(home, os.W_OK)) and not CACHES.keys() <= os.environ.keys():
+        cache = storage / ".cache"
+        why = "cannot be written" if home.is_dir() else "does not exist"
+        said.append(f"the home folder {home} {why}: caches go to {cache}")
+        with suppress(OSError):  # a storage that cannot be written is somebody else's finding
+            cache.mkdir(parents=True, exist_ok=True)
+        for name, folder in CACHES.items():
+            os.environ.setdefault(name, str(cache / folder))
+    temp = os.environ.get("RAY_TMPDIR") or os.environ.get("TMPDIR") or "/tmp"
+    if len(temp) > LONGEST:
+        os.environ["RAY_TMPDIR"] = "/tmp"
+        said.append(f"the temp folder's name {temp} is too long for Ray's sockets: Ray's files go to /tmp/ray")
+    return said
+
+
 def default_name(profile: str) -> str:
     """A run's name where none is given: the profile's and the time."""
     return f"{Path(profile).stem}-{datetime.now(UTC):%Y%m%d-%H%M%S}"
@@ -103,6 +134,8 @@ def default_name(profile: str) -> str:
 def start(profile: str, storage: str, run_name: str) -> Run:
     """Make the run's folder and run.json, or take up one that was never launched. A trained run is left alone: KitError."""
     run = locate(profile, storage, run_name)
+    for line in settle(run.storage):
+        print(line, file=sys.stderr)
     refuse_if_trained(run)
     try:
         run.folder.mkdir(parents=True, exist_ok=True)
@@ -124,6 +157,7 @@ def refuse_if_trained(run: Run) -> None:
 def open_run(profile: str, storage: str, run_name: str, needs: str = "run.json", made_by: str = "01_setup") -> Run:
     """An existing run that has the file `needs` (made by the notebook `made_by`); KitError says which notebook to run."""
     run = locate(profile, storage, run_name)
+    settle(run.storage)
     if not (run.folder / needs).exists():
         there = sorted(p.parent.name for p in run.storage.glob("*/run.json")) if run.storage.exists() else []
         raise KitError(f"the run {run_name!r} has no {needs} (looked in {run.folder})",

@@ -16,11 +16,10 @@ from pathlib import Path
 from helpers import chat_template, cluster, files, own_yaml, profiles, secrets
 from helpers import config as configs
 from helpers.errors import Finding, KitError
+from helpers.runs import settle
 
 LIMIT = 18.0
 """Seconds for everything; usually it takes 6."""
-LONGEST = 38
-"""Characters of a temp folder's name, beyond which the paths of Ray's sockets in it exceed Linux' 107."""
 
 
 def examine(profile: str, storage: str = "", values: dict | None = None) -> list[Finding]:
@@ -59,30 +58,6 @@ def examine(profile: str, storage: str = "", values: dict | None = None) -> list
                     "model": reach, "accelerated": fast}
         found += on_the_cluster(question, until - time.monotonic())
         return found + (fits.result() if fits else [])
-
-
-def settle(storage: Path) -> list[str]:
-    """Use other folders where the home cannot be written or the temp folder's name is too long; a sentence for each.
-
-    They are set in this process's environment: for us and for what we start.
-    """
-    said = []
-    home = Path(os.environ.get("HOME") or "/nonexistent")
-    if not (home.is_dir() and os.access(home, os.W_OK)):
-        cache = storage / ".cache"
-        why = "cannot be written" if home.is_dir() else "does not exist"
-        said.append(f"the home folder {home} {why}: caches go to {cache}")
-        with contextlib.suppress(OSError):  # a storage that cannot be written is somebody else's finding
-            cache.mkdir(parents=True, exist_ok=True)
-        for name, folder in {"XDG_CACHE_HOME": "", "HF_HOME": "huggingface", "MPLCONFIGDIR": "matplotlib",
-                             "TRITON_CACHE_DIR": "triton", "TORCHINDUCTOR_CACHE_DIR": "inductor",
-                             "IPYTHONDIR": "ipython", "JUPYTER_RUNTIME_DIR": "jupyter"}.items():
-            os.environ.setdefault(name, str(cache / folder))
-    temp = os.environ.get("RAY_TMPDIR") or os.environ.get("TMPDIR") or "/tmp"
-    if len(temp) > LONGEST:
-        os.environ["RAY_TMPDIR"] = "/tmp"
-        said.append(f"the temp folder's name {temp} is too long for Ray's sockets: Ray's files go to /tmp/ray")
-    return said
 
 
 def failed(error: KitError) -> Finding:

@@ -15,7 +15,7 @@ from helpers import runs
 from helpers.errors import KitError, closest
 from helpers.runs import Run
 
-from . import compare, doctor, parameters, report
+from . import compare, parameters, report
 from .terminal import Usage
 
 PAUSE = 10.0
@@ -139,7 +139,7 @@ def execute(run: Run, values: dict, say=print, begin: str = "01", log: bool = Fa
 
     if begin < "04":
         runs.refuse_if_trained(run)
-    for warning in doctor.settle(run.storage):
+    for warning in runs.settle(run.storage):
         say(warning)
     books, known = parameters.notebooks(), parameters.known()
     chosen = {"profile": run.profile.name, "storage": str(run.storage), "run_name": run.name, **values}
