@@ -124,6 +124,7 @@ def _read(disk, prefix: str, root: str, outer: str, folders: dict, config: dict)
     workers = {int(match[1] or 0) for name in there if (match := re.fullmatch(r"rng_state(?:_(\d+))?\.pth", name))}
     weights = weights_fault(disk, folder, there)
     fault = weights or resume_fault(disk, folder, there, workers, (config or launched).get("ray_num_workers"))
+    # What the trainer wrote of itself: its step, its epoch, what it logged.
     state, metrics = {}, {}
     try:
         if STATE in there:

@@ -40,7 +40,7 @@ def plan(run, last: int = 2, metric: str = "rewards/margins", higher_is_better: 
     copies = {step: choose.by_step(found, step)[0] for step in reasons}
     running = run.record().get("training", {}).get("status") == "running"
     verdicts = []
-    for item in found:
+    for item in found:  # the first reason that holds decides
         keep, why = False, "neither among the last nor the best" if item.complete else f"not complete: {item.why}"
         if str(item.path) in used:
             keep, why = True, f"named in {used[str(item.path)]}"

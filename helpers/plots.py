@@ -115,7 +115,7 @@ def _draw(axes, rows, column: str, faint: bool = True, band: bool = True, **styl
     colour, line, marker, name = SERIES[column]
     style = {"color": colour, "linestyle": line, "marker": marker, "label": name, "linewidth": 1.6, **style}
     values = _finite(rows, column)
-    if len(values) > CROWDED:
+    if len(values) > CROWDED:  # faint points, and a running mean that is computed at every eighth of its window
         window = len(values) // 25
         if faint:
             axes.plot(rows["step"], values, color=style["color"], alpha=0.25, linewidth=0.6, label="_points")

@@ -142,6 +142,8 @@ def spacing(facts: dict, schedule: Schedule, given: float | None, epochs: list, 
         return max(int(steps), 1), "argument" if given else "config"
     if facts.get("logging_strategy") == "epoch" and schedule.examples:
         return schedule.updates, "config"
+    # Nothing says it: every spacing is tried up to the highest that the first epoch and the bars allow. One fits if each line's epoch
+    # does; of several the one whose steps are nearest to the bars.
     start = whole(facts, "resumed_from", 0)
     highest = max([bar // place + 1 for place, bar in enumerate(bars, 1)] + [1])
     if schedule.examples and epochs and epochs[0] == epochs[0]:

@@ -64,6 +64,7 @@ def ask(ray, storage: Path, data: dict, model: str) -> tuple[list[dict], list[st
             with contextlib.suppress(ray.exceptions.GetTimeoutError):
                 listener = ray.remote(num_cpus=0)(listen).options(scheduling_strategy=pin[next(iter(alive))])
                 meeting = ray.get(listener.remote(), timeout=PATIENCE / 2)
+        # Every node looks at itself, at the same time; one that is late or dies is left out.
         task, names = ray.remote(num_cpus=0, max_retries=0)(look), [row["package"] for row in cluster.packages()]
         asked = {task.options(scheduling_strategy=pin[node]).remote(node, str(mark), names, data, meeting, model): node
                  for node in alive}
