@@ -1,7 +1,7 @@
 """Which checkpoints to keep, and removing the others: planned first, removed only when asked to.
 
-Never removed: the only complete checkpoint of a run, one that the run's files name (chosen, resumed from, exported), and while a
-training runs whatever is newer than its last complete save.
+Never removed: the only complete checkpoint of a run, one that the run's files name (chosen, resumed from, exported) or that another
+run started from, and while a training runs whatever is newer than its last complete save.
 """
 
 import os
@@ -12,6 +12,8 @@ from typing import NamedTuple
 
 from . import checkpoints, choose, files
 from .errors import KitError
+from .evaluate import earlier_adapters
+from .runs import Run
 
 SAVED = re.compile(r"checkpoint-\d+|checkpoint_[\w.-]+")
 """How LLaMA-Factory and Ray name a checkpoint's folder."""
@@ -59,7 +61,7 @@ def plan(run, last: int = 2, metric: str = "rewards/margins", higher_is_better: 
 
 
 def named_in(run) -> dict[str, str]:
-    """Path of each checkpoint that run.json or resume.yaml names, and the file that does."""
+    """Path of each checkpoint that run.json, resume.yaml or another run's config.yaml names, and the file that does."""
     named = {}
     for file, read in ((run.record_file, files.read_json), (run.resume_file, files.read_yaml)):
         waiting = [read(file)] if file.exists() else []
@@ -70,6 +72,9 @@ def named_in(run) -> dict[str, str]:
             elif isinstance(content, str):
                 named[str(run.folder / content)] = file.name  # an absolute path stays what it is
                 named.setdefault(content, file.name)
+    for file in run.storage.glob("*/config.yaml"):  # later rounds, which start from one of these
+        later = Run(run.profile, run.storage, file.parent.name)
+        named |= {path: f"{later.name}'s config.yaml" for path in earlier_adapters(later.config())}
     return named
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from helpers import checkpoints, keep
+from helpers import checkpoints, keep, runs
 from helpers.errors import KitError
 from kto.cli import app
 
@@ -66,6 +66,13 @@ def test_a_checkpoint_that_the_runs_files_name_stays(trained):
     trained.note(checkpoint={"best": f"{TRIAL}/checkpoint_000000/checkpoint"})
     (trained.folder / "resume.yaml").write_text(f"resume_from_checkpoint: {trained.output_dir}/checkpoint-20\n")
     assert kept(trained, last=1) == ["checkpoint_000000", "checkpoint-20", "checkpoint_000002"]
+
+
+def test_a_checkpoint_that_another_run_started_from_stays(trained):
+    later = runs.start("local", str(trained.storage), "second")
+    first = trained.output_dir / "checkpoint-10"
+    later.config_file.write_text(f"create_new_adapter: true\nadapter_name_or_path: org/sft,{first}\n")
+    assert [one.why for one in keep.plan(trained, last=1) if one.checkpoint.path == first] == ["named in second's config.yaml"]
 
 
 def test_one_that_came_into_use_after_the_plan_stays(trained):
