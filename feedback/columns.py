@@ -1,5 +1,6 @@
 """The columns of a table: what they hold, how often they are filled, and which part of a record is in which."""
 
+import functools
 import re
 from collections import Counter
 from dataclasses import dataclass, field
@@ -96,7 +97,8 @@ def parse_columns(text: str | dict | None) -> dict[str, str]:
         (piece.partition("=")[0].strip(), piece.partition("=")[2].strip()) for piece in (text or "").split(",") if piece.strip())
     for part, column in pairs.items():
         if part not in PARTS or not column:
-            raise KitError(f"--columns {text}: {part!r} names no part of a record{closest(part, PARTS)}",
+            lacks = "has no column" if part in PARTS else f"names no part of a record{closest(part, PARTS)}"
+            raise KitError(f"--columns {text}: {part!r} {lacks}",
                            f"PART=COLUMN, with the parts {', '.join(PARTS)}", "correct --columns")
     return pairs
 
@@ -151,6 +153,7 @@ def value_at(row, path: str):
     return value_at(row[first], rest) if rest and isinstance(row, dict) and first in row else None
 
 
+@functools.lru_cache(10_000)
 def plain(name: str) -> str:
     """A column's name without blanks, capitals, a leading "is", and what is in brackets."""
     name = re.sub(r"^is(?=[_ A-Z])", "", name.strip())
@@ -161,6 +164,7 @@ def empty(value) -> bool:
     return value is None or value != value or (isinstance(value, str | list | dict | tuple) and len(value) == 0)
 
 
+@functools.lru_cache(10_000)
 def _may_be_label(name: str) -> bool:
     """By its name, or the first or last part of a dotted one."""
     return any(plain(part) in PARTS["label"] for part in (name, name.split(".")[0], name.rpartition(".")[2]))

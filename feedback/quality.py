@@ -26,7 +26,7 @@ ISSUED_STARTS = ("hf_", "akia", "asia", "aph0_", "sk-", "dapi", "ghp_", "gho_", 
 
 COMMON = {language: set(words.split()) for language, words in {
     "English": "the and is of to you it that for with are this your can",
-    "German": "der die das und ist nicht ein eine sie zu den mit auf ich",
+    "German": "der die das und ist nicht ein eine im sie zu den mit auf ich",
     "French": "le la les et est des une que pour dans vous pas du", "Spanish": "el la los que es una por para con las del se como",
     "Italian": "il che di la è un per non una sono con del gli", "Portuguese": "o que de não uma para com os do da um em",
     "Dutch": "de het een en van is dat niet op zijn je met voor"}.items()}
@@ -103,8 +103,8 @@ def language_of(text: str) -> str:
     letter = next((char for char in text[:200] if char.isalpha()), "")
     if letter > "\x7f" and (script := unicodedata.name(letter, "").split(" ")[0]) != "LATIN":
         return script.capitalize()
-    words = text[:300].lower().split()
-    hits = {language: sum(word in common for word in words) for language, common in COMMON.items()} if letter else {}
+    words = set(text[:300].lower().split())
+    hits = {language: len(words & common) for language, common in COMMON.items()} if letter else {}
     best = max(hits, key=hits.get, default="")
     return best if hits.get(best, 0) > 1 and list(hits.values()).count(hits[best]) == 1 else ""
 

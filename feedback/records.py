@@ -102,7 +102,8 @@ def _foreign(text: str):
     """The first thing in a text that nobody said; most texts have no trace of any, and are done without a search."""
     data = text.encode("utf-8", "surrogatepass")  # there such characters begin with one of three bytes, which is quickly seen
     found = CONTROL.search(text) if b"\xc2" in data or b"\xed" in data or b"\0" in data else None
-    return found or (TOKENS.search(text) if any(hint in text for hint in HINTS) else None)
+    marked = ("<" in text or "[" in text or ";base64," in text) and any(hint in text for hint in HINTS)
+    return found or (TOKENS.search(text) if marked else None)
 
 
 def speaker(turn) -> str:

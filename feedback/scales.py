@@ -30,6 +30,8 @@ def named_votes(scale: str) -> dict:
     """`good,fine/bad[/unsure]` as {"good": True, "fine": True, "bad": False, "unsure": None}; empty for a scale by its name or ends."""
     sides = scale.split("/")
     if len(sides) not in (2, 3):
+        if scale:
+            _named(scale, None, 4)  # a scale that there is not is told before anything is read
         return {}
     return {folded(word): label for side, label in zip(sides, (True, False, None), strict=False)
             for word in side.split(",") if word.strip()}
@@ -100,8 +102,8 @@ def _named(scale: str, accept_from: float | None, stars: int) -> Scale:
         return SIGN
     ends = re.fullmatch(r"(-?\d+(?:\.\d+)?)\s*(?:-|–|to|\.\.|:)\s*(-?\d+(?:\.\d+)?)", scale)
     if not ends or float(ends[1]) >= float(ends[2]):
-        raise KitError(f"there is no scale {scale!r}", "binary, sign, stars, or the lowest and highest rating, such as 1-10",
-                       "correct --scale")
+        raise KitError(f"there is no scale {scale!r}", "binary, sign, stars, the lowest and highest rating as 1-10, or "
+                       "the votes as ACCEPTED,…/REJECTED,…", "correct --scale")
     low, high = float(ends[1]), float(ends[2])
     usual = stars if (low, high) == (1, 5) else _usual(low, high)
     accept = usual if accept_from is None else accept_from

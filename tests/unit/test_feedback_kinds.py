@@ -66,6 +66,14 @@ def test_what_no_vote_means_can_be_said_too(tmp_path):
     assert "1-99" not in error.value.remedy, "99 is hardly a rating where all others are 1 to 5"
 
 
+def test_a_scale_that_there_is_not_and_a_part_without_a_column_are_told_first(tmp_path):
+    rows = [{"prompt": f"{i}?", "response": f"{i}.", "rating": "so so"} for i in range(4)]
+    with pytest.raises(KitError, match="there is no scale 'gut'.*\n.*REJECTED"):
+        checked_rows(tmp_path, rows, scale="gut")
+    with pytest.raises(KitError, match="'label' has no column"):
+        checked_rows(tmp_path, rows, columns="label")
+
+
 @pytest.mark.parametrize("value, label", [
     ([1, 1, 0], True), ([0, 0, 1], False), ("1;1;0", True), ("0|0|1", False), ([1.0, 0.0, 1.0], True), ("[1, 0, 0]", False)])
 def test_of_several_annotators_with_zeros_and_ones_the_most_count(tmp_path, value, label):
