@@ -100,15 +100,14 @@ def runs(profile: Profile = "local", storage: Storage = "", as_json: AsJson = Fa
 
 
 @app.command()
-def track(folder: RunFolder) -> None:
+def track(run: RunFolder) -> None:
     """Send to MLflow what it does not have of a run yet ($MLFLOW_TRACKING_URI, else the storage's own store).
 
     Example: kto track storage/first-run
     """
     from helpers import tracking
-    from helpers.runs import of_folder
 
-    sent = tracking.sync(of_folder(folder))
+    sent = tracking.sync(run)
     typer.echo(f"{sent['points']} values sent; {sent['url']}")
 
 

@@ -10,7 +10,7 @@ import typer
 
 from helpers.errors import KitError
 
-from .terminal import AsJson, Profile, Storage, Usage, say, two_columns
+from .terminal import AsJson, Profile, RunFolder, Storage, Usage, say, two_columns
 
 app = typer.Typer(no_args_is_help=True, help="Feedback: what is wrong with it, and a registered dataset made of it.")
 
@@ -96,7 +96,7 @@ def prepare(
 
 @app.command()
 def sample(
-    folder: Annotated[Path, typer.Argument(help="A run's folder, trained.")],
+    run: RunFolder,
     output: Annotated[Path, typer.Option(help="What to write: .json for Label Studio, .jsonl for Argilla, .csv for a spreadsheet.")],
     checkpoint: Annotated[str, typer.Option(help="best, latest, a step's number, or a checkpoint's folder.")] = "best",
     count: Annotated[int, typer.Option(help="How many held-out prompts.")] = 50,
@@ -109,10 +109,8 @@ def sample(
     from feedback import sample as sampling
     from helpers import evaluate, export
     from helpers.replies import choose
-    from helpers.runs import of_folder
 
     sampling.kind_of(output)
-    run = of_folder(folder)
     chosen, step, why = export.choose(run, checkpoint)
     say(f"checkpoint of step {step}: {why}")
     scorer = evaluate.Scorer(run.config(), chosen)

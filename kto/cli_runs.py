@@ -8,8 +8,9 @@ from typing import Annotated
 import typer
 
 from helpers.errors import KitError
+from helpers.runs import Run, of_folder
 
-from .terminal import AsJson, RunFolder, Storage, Usage, a_runs_folder, records, say, show, table
+from .terminal import AsJson, RunFolder, Storage, Usage, a_run, records, say, show, table
 
 app = typer.Typer(rich_markup_mode=None)
 
@@ -76,8 +77,6 @@ def compare(runs: Annotated[list[Path], typer.Argument(help="Runs' folders.")], 
 
     Example: kto compare storage/first-run storage/second-run
     """
-    from helpers.runs import of_folder
-
     from . import compare as side_by_side
 
     if len(runs) < 2:
@@ -117,16 +116,14 @@ def checkpoints(
 
 
 @app.command()
-def evaluate(folder: RunFolder, checkpoint: Chosen = "best", as_json: AsJson = False) -> None:
+def evaluate(run: RunFolder, checkpoint: Chosen = "best", as_json: AsJson = False) -> None:
     """Implied rewards on the held-out rows, before and after training: area under ROC and margin, with 95 % intervals.
 
     Example: kto evaluate storage/first-run --checkpoint latest
     """
     from helpers import evaluate as heldout
     from helpers import export
-    from helpers.runs import of_folder
 
-    run = of_folder(folder)
     chosen, step, why = export.choose(run, checkpoint)
     say(f"checkpoint of step {step}: {why}")
     config = run.config()
@@ -143,7 +140,7 @@ def evaluate(folder: RunFolder, checkpoint: Chosen = "best", as_json: AsJson = F
 
 @app.command()
 def clean(
-    folder: RunFolder,
+    run: RunFolder,
     keep_last: Annotated[int, typer.Option(help="Complete checkpoints to keep, besides the best.")] = 2,
     metric: Annotated[str, typer.Option(help="What the best one is best at.")] = "rewards/margins",
     lower_is_better: Annotated[bool, typer.Option("--lower-is-better", help="As for a loss.")] = False,
@@ -153,9 +150,7 @@ def clean(
     Example: kto clean storage/first-run --keep-last 1
     """
     from helpers import keep
-    from helpers.runs import of_folder
 
-    run = of_folder(folder)
     verdicts = keep.plan(run, keep_last, metric, not lower_is_better)
     typer.echo(keep.shown(run, verdicts))
     going = [verdict.checkpoint for verdict in verdicts if not verdict.keep]
@@ -169,7 +164,7 @@ def clean(
 
 @app.command()
 def export(
-    folder: RunFolder,
+    run: RunFolder,
     forms: Forms = "adapter,merged",
     checkpoint: Chosen = "best",
     as_json: AsJson = False,
@@ -178,17 +173,14 @@ def export(
 
     Example: kto export storage/first-run --as adapter,merged,fp8
     """
-    from helpers.runs import of_folder
-
     from .forms import make
 
-    show(make(of_folder(folder), forms.split(","), checkpoint, say), as_json)
+    show(make(run, forms.split(","), checkpoint, say), as_json)
 
 
 @app.command()
 def serve(
-    folder: Annotated[Path, typer.Argument(metavar="RUN", help="Default: the newest run with an export.",
-                                           callback=a_runs_folder)] = None,
+    run: Annotated[Run, typer.Argument(metavar="RUN", help="Default: the newest run with an export.", parser=a_run)] = None,
     storage: Storage = "",
     host: Annotated[str, typer.Option(help="Where to listen; 0.0.0.0: on every interface.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=1, max=65535, help="The port.")] = 8000,
@@ -198,10 +190,9 @@ def serve(
     Example: kto serve storage/first-run
     """
     from helpers import profiles
-    from helpers.runs import of_folder
     from serving import server
 
-    run = of_folder(folder or server.newest(profiles.storage_for(profiles.load("local"), storage)))
+    run = run or of_folder(server.newest(profiles.storage_for(profiles.load("local"), storage)))
     served, started = server.of_run(run), False
     try:
         say(f"loading {served.name} ...")

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from helpers.errors import KitError
+from helpers.runs import Run, of_folder
 
 Profile = Annotated[str, typer.Option(help="Where it runs: local, anyscale, ray, or the path of a profile's YAML.")]
 Storage = Annotated[
@@ -26,15 +27,15 @@ class Usage(KitError):
     """The command was called wrongly: exit status 2."""
 
 
-def a_runs_folder(folder: Path | None) -> Path | None:
-    """`folder`, if it is a run's; else Usage."""
-    if folder and not (folder / "run.json").is_file():
+def a_run(folder: str) -> Run:
+    """The run of a folder; Usage where it is none."""
+    if not (Path(folder) / "run.json").is_file():
         raise Usage(f"{folder} is no run's folder: no run.json there", "a run's folder in a storage (`kto runs` lists them)",
                     "correct the path")
-    return folder
+    return of_folder(Path(folder))
 
 
-RunFolder = Annotated[Path, typer.Argument(metavar="RUN", help="A run's folder.", callback=a_runs_folder)]
+RunFolder = Annotated[Run, typer.Argument(metavar="RUN", help="A run's folder.", parser=a_run)]
 
 
 class Commands(typer.core.TyperGroup):
