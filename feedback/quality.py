@@ -16,8 +16,13 @@ PERSONAL = {
     "a phone number": re.compile(r"(?<![\w.+/-])(?:\+\d{1,3}[ ./-]?\(?\d|\(\d{2,5}\) ?\d|0\d{1,4}[ -]\d|\d{3}[-.]\d{3}[-.]\d)"
                                  r"[\d ()./-]{2,14}\d(?![\w-])"),
 }
-PASSWORD = re.compile(r"(?i)\b(?:password|passwd|passwort|api[_-]?key|secret)\b[ ]?(?:is|ist|[:=])[ ]?"
-                      r"[\"']?(?=\S*\d)[^\s\"',;]{6,}")
+PASSWORD = re.compile(r"(?i)\b(?:password|passwd|passwort|kennwort|mot de passe|contraseña|senha|пароль|密码|api[_-]?key|secret)\b"
+                      r"[ ]?(?:is|ist|es|est|[:：=])[ ]?[\"']?(?=\S*\d)[^\s\"',;]{6,}")
+PASSWORDS = ("passw", "kennwort", "mot de passe", "contrase", "senha", "парол", "密码", "api", "secret")
+TOKEN = re.compile(r"\beyJ[\w-]{10,}\.eyJ[\w-]{10,}|\bxox[abpr]-[\w-]{10,}|\bAIza[\w-]{30,}|\b[sr]k_live_\w{10,}"
+                   r"|\bBearer [\w.-]{20,}|://[^\s:/@]+:[^\s/@]{3,}@")
+"""a JSON Web Token, keys of Slack, Google and Stripe, a header, a password in an address"""
+TOKENS = ("eyJ", "xox", "AIza", "k_live_", "Bearer ", "://")
 GARBLED = re.compile("Ã[\x80-\x9f]")
 DIGITS = re.compile(r"\d[\d ()./-]{6,}")
 
@@ -49,7 +54,9 @@ def doubtful(text: str) -> list[tuple[str, str]]:
     if "<|user|>" in text or "\ufffd" in text or ("Ã" in text and GARBLED.search(text)):
         found.append(("garbled text", "leftovers of another encoding, such as Ã‰ for É, or of a chat template, such as <|user|>"))
     hit = LITERAL.search(text) if any(start in lower for start in ISSUED_STARTS) else None
-    if not hit and any(word in lower for word in ("passw", "api", "secret")):
+    if not hit and any(start in text for start in TOKENS):
+        hit = TOKEN.search(text)
+    if not hit and any(word in lower for word in PASSWORDS):
         hit = PASSWORD.search(text)
     if hit:
         found.append(("secrets", _masked(hit[0])))

@@ -104,3 +104,17 @@ def test_a_language_of_one_label_alone_is_noted(tmp_path):
     ledger = check.check(find.find(str(path), tmp_path)).ledger
     assert [reason for _, reason in ledger.first["language differs by label"]] == [
         "English: 100% of the accepted replies, 0% of the rejected", "German: 0% of the accepted replies, 100% of the rejected"]
+
+
+@pytest.mark.parametrize("text", [  # put together here, so that no scanner takes this file for a leak
+    "eyJ" + "hbGciOiJIUzI1NiJ9" + ".eyJ" + "zdWIiOiIxMjM0In0.x", "xoxb-" + "123456789012-abc", "AIza" + "S" * 35, "sk_live_" + "4eC39HqLyjWD",
+    "Authorization: Bearer " + "abcdef0123456789abcdef", "postgres://user:" + "s3cret@db/x", "mot de passe : azerty" + "123", "Kennwort: geheim" + "1",
+    "senha: abc" + "12345"])
+def test_keys_and_passwords_of_other_makers_and_languages_are_seen_and_masked(text):
+    (reason,) = [reason for kind, reason in quality.doubtful(f"use {text} please") if kind == "secrets"]
+    assert reason.endswith("…*****") and len(reason) < 12
+
+
+@pytest.mark.parametrize("text", ["https://example.com/a:b@c", "eyJ is how it begins", "a Bearer of news", "the api is new", "the secret is out"])
+def test_what_only_looks_like_a_key_is_no_secret(text):
+    assert [kind for kind, _ in quality.doubtful(text) if kind == "secrets"] == []
