@@ -35,7 +35,7 @@ def examine(profile: str, storage: str = "", values: dict | None = None) -> list
         own_yaml.refuse_unfinished(config)
     except KitError as error:
         found.append(failed(error))
-    found.append(packages(loaded))
+    found += packages()
     try:
         folder = profiles.storage_for(loaded, storage)
         found.append(Finding("OK", f"{cluster.disk(folder):.0f} GiB of disk are free where runs are kept"))
@@ -64,16 +64,13 @@ def failed(error: KitError) -> Finding:
     return Finding("FAIL", error.found, error.remedy or error.expected)
 
 
-def packages(profile) -> Finding:
-    """The packages of this machine against the pins; on a cluster's image, torch and ray may differ."""
+def packages() -> list[Finding]:
+    """The packages of this machine, judged as notebook 1 judges them."""
     rows = cluster.packages()
-    if not (wrong := [row for row in rows if not row["ok"]]):
-        return Finding("OK", f"{len(rows)} packages here are as pinned")
-    excused = profile.ray_address != "local" and all(
-        row["package"] in ("torch", "ray") and row["installed"] != "missing" for row in wrong)
-    says = ", ".join(f"{row['package']} {row['installed']} (pinned: {row['required']})" for row in wrong)
-    return Finding("WARN" if excused else "FAIL", f"here: {says}",
-                   "" if excused else "make install (on a cluster image: make install-cluster)")
+    try:
+        return cluster.refuse_unsupported(rows) or [Finding("OK", f"{len(rows)} packages here are as pinned")]
+    except KitError as error:
+        return [failed(error)]
 
 
 def dataset(storage: Path, name: str) -> tuple[dict, Finding]:

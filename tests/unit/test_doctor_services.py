@@ -207,3 +207,12 @@ def test_the_local_profile_is_found_well_in_under_20_seconds(tmp_path):
     assert [f for f in findings if f.status != "OK"] == [] and len(findings) >= 8
     assert time.monotonic() - started < 40  # 20 on a machine that does nothing else
     assert list(tmp_path.iterdir()) == []
+
+
+def test_the_doctor_judges_packages_as_notebook_1_does(monkeypatch):
+    row = {"package": "ray", "required": "2.48.0 to 2.60", "installed": "2.47.1", "ok": False}
+    monkeypatch.setattr(cluster, "packages", lambda: [row])
+    (old,) = doctor.packages()
+    assert old.status == "FAIL" and "ray 2.47.1 is older" in old.found and "make install" in old.remedy
+    monkeypatch.setattr(cluster, "packages", lambda: [row | {"installed": "2.61.0"}])
+    assert [finding.status for finding in doctor.packages()] == ["WARN"]
