@@ -1,16 +1,19 @@
 """Log-probabilities of replies, computed without what they do not need: no padding, no logits where no reply token is
-predicted, never the logits of a whole batch at once.
+predicted, never the logits of a whole batch at once, no prompt twice.
 
 Rows are laid end to end as one sequence; attention stays within each row. Equal to LLaMA-Factory's `get_batch_logps`
 on the padded batch, up to the order of additions. Nothing here waits for the GPU.
+
+A mismatched row has the prompt of the row beside it. Its keys and values there, in every layer, are those that the row beside it
+has already: they are taken from it, and the tokens of the shared prompt are left out (`Packed.keys`).
 """
 
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from types import MethodType
 
 from .enable import MODELS
-from .lean import LeanLayer
+from .lean import LeanLayer, lean_norms
 
 LOGITS_AT_ONCE = 2**27
 """Logits in memory at a time: 0.5 GiB in float32, 1,046 tokens of Llama-3's 128,256 words."""
@@ -18,20 +21,32 @@ LOGITS_AT_ONCE = 2**27
 
 @dataclass
 class Packed:
-    """Rows end to end. T tokens, R rows, P reply tokens that are predicted.
+    """Rows end to end. T tokens, R rows, P reply tokens that are predicted, K keys.
 
     `input_ids`, `position_ids`: (1, T). `bounds`: (R+1,) int32, where rows begin and end. `longest`: tokens of the
     longest row. `places`: (P,) the position that predicts each reply token; `targets`: (P,) that token; `counts`: how
-    many each row has.
+    many each row has. `keys`: None where each row attends to its own tokens alone; else (K,) places of every row's keys among
+    the tokens of the pass before and these, with `key_bounds` and `longest_key` as above.
     """
 
     input_ids: object
     position_ids: object
     bounds: object
-    longest: int
     places: object
     targets: object
+    keys: object
+    key_bounds: object
+    longest: int
+    longest_key: int
     counts: list[int]
+
+    def __len__(self) -> int:
+        return len(self.counts)
+
+    def each(self, change) -> "Packed":
+        """A copy with `change` applied to every tensor."""
+        values = [getattr(self, field.name) for field in fields(self)]
+        return Packed(*(change(value) if hasattr(value, "dtype") else value for value in values))
 
 
 def rows_of(batch: dict, prefix: str = "") -> list[tuple]:
@@ -40,44 +55,75 @@ def rows_of(batch: dict, prefix: str = "") -> list[tuple]:
     return [(i[m], t[m]) for i, t, m in zip(ids, labels, mask.bool(), strict=True)]
 
 
-def pack(rows: list[tuple], device) -> Packed:
-    """`rows` end to end on `device`. A row's first token is never predicted; label -100 means: not a reply token."""
+def shared_tokens(row: tuple, other: tuple) -> int:
+    """How many tokens `other` need not compute beside `row`: they begin alike, and predict nothing of its reply."""
+    size = min(len(row[0]), len(other[0]))
+    differs = (row[0][:size] != other[0][:size]).nonzero()
+    replies = (other[1][1:] != -100).nonzero()
+    alike, first = (int(found[0]) if len(found) else size for found in (differs, replies))  # `first` predicts the first reply token
+    return min(alike, first, len(other[0]) - 1)
+
+
+def pack(rows: list[tuple], shared: list[tuple[int, int]] | None = None, before: int = 0) -> Packed:
+    """`rows` end to end, on the CPU. A row's first token is never predicted; label -100 means: not a reply token.
+
+    `shared`: of every row, where the tokens that it begins with lie already, among `before` tokens of an earlier pass and the tokens
+    of these rows, and how many those are; they are left out here.
+    """
     import torch
 
+    if not any(count for _, count in shared or ()):
+        shared = None
+    skipped = torch.tensor([count for _, count in shared or [(0, 0)] * len(rows)])
+    rows = [(ids[count:], labels[count:]) for (ids, labels), count in zip(rows, skipped.tolist(), strict=True)]
     lengths = torch.tensor([len(ids) for ids, _ in rows])
     starts = lengths.cumsum(0) - lengths
     labels = torch.cat([torch.cat([row[1:], row.new_full((1,), -100)]) for _, row in rows])
     places = (labels != -100).nonzero().squeeze(1)
     counts = [int((row[1:] != -100).sum()) for _, row in rows]
-    positions = torch.arange(len(labels)) - starts.repeat_interleave(lengths)
-    bounds = torch.cat([starts, starts[-1:] + lengths[-1:]]).to(torch.int32)
-    tensors = (torch.cat([ids for ids, _ in rows])[None], positions[None], bounds, places, labels[places])
-    ids, positions, bounds, places, targets = (to_device(tensor, device) for tensor in tensors)
-    return Packed(ids, positions, bounds, int(lengths.max()), places, targets, counts)
+    positions = torch.arange(len(labels)) + (skipped - starts).repeat_interleave(lengths)
+    bounds, keys, key_bounds, longest = _bounds(lengths), None, None, int(lengths.max())
+    longest_key = longest
+    if shared is not None:
+        parts = [torch.arange(start, start + size) for (place, count), begin, length in
+                 zip(shared, (starts + before).tolist(), lengths.tolist(), strict=True)
+                 for start, size in ((place, count), (begin, length))]
+        keys, key_bounds, longest_key = torch.cat(parts), _bounds(lengths + skipped), int((lengths + skipped).max())
+    return Packed(torch.cat([ids for ids, _ in rows])[None], positions[None], bounds, places, labels[places], keys, key_bounds,
+                  longest, longest_key, counts)
+
+
+def _bounds(lengths):
+    import torch
+
+    return torch.cat([lengths.new_zeros(1), lengths.cumsum(0)]).to(torch.int32)
 
 
 def to_device(tensor, device):
     """A copy on `device` that the CPU does not wait for: that takes pinned memory on this side."""
-    if device.type == "cuda":
+    if device.type == "cuda" and not tensor.is_pinned():
         tensor = tensor.pin_memory()
     return tensor.to(device, non_blocking=True)
 
 
-def logps(model, rows: list[tuple], adapted: int | None = None):
+class Memory(dict):
+    """Keys and values of a pass, by layer: filled by a pass that is given an empty one, taken by passes that share its prompts."""
+
+
+def logps(model, rows: Packed, adapted: int | None = None, memory: Memory | None = None, again: bool = False):
     """(R,) float32: each row's summed log-probability of its reply.
 
-    `adapted`: the adapter acts on the first so many rows only; then gradients must be off. `model` was prepared with
-    `prepare`, and may be wrapped since (DDP, autocast).
+    `adapted`: the adapter acts on the first so many tokens only; then gradients must be off. `memory`: with `rows.keys`, that of the
+    pass before; else one to be filled. `again`: the adapters are those of the pass before, whose backward is still to come.
+    `model` was prepared with `prepare`, and may be wrapped since (DDP, autocast).
     """
     import torch
 
-    if not rows:
-        return torch.empty(0, device=next(model.parameters()).device)
-    packed = pack(rows, next(model.parameters()).device)
-    tokens = None if adapted is None else sum(len(ids) for ids, _ in rows[:adapted])
-    with _adapter_on_first(tokens):
-        per_token = model(input_ids=packed.input_ids, packed=packed)
-    return torch.stack([part.sum() for part in per_token.split(packed.counts)])
+    device = next(model.parameters()).device
+    rows = rows.each(lambda tensor: to_device(tensor, device))
+    with _adapter_on_first(adapted):
+        per_token = model(input_ids=rows.input_ids, packed=(rows, memory, again))
+    return torch.stack([part.sum() for part in per_token.split(rows.counts)])
 
 
 def prepare(model) -> bool:
@@ -98,20 +144,24 @@ def prepare(model) -> bool:
     layers = [module for module in model.modules() if hasattr(module, "lora_A")]
     lean = [LeanLayer(layer) for layer in layers if LeanLayer.fits(layer)]
     base.forward = MethodType(_forward_beside(base.forward, lean), base)
+    lean_norms(base)
     return len(lean) == len(layers) and not model.modules_to_save
 
 
 def _forward_beside(stock, lean: list[LeanLayer]):
     """The causal model's forward: per-token log-probabilities where it is given packed rows, as it was otherwise."""
 
-    def forward(self, *args, packed: Packed | None = None, **kwargs):
+    def forward(self, *args, packed: tuple[Packed, Memory | None, bool] | None = None, **kwargs):
         if packed is None:
             return stock(*args, **kwargs)
-        LeanLayer.refresh(lean)
-        hidden = self.model(input_ids=packed.input_ids, position_ids=packed.position_ids, use_cache=False,
-                            cu_seq_lens_q=packed.bounds, cu_seq_lens_k=packed.bounds,
-                            max_length_q=packed.longest, max_length_k=packed.longest)[0]
-        return token_logps(self.get_output_embeddings(), hidden[0].index_select(0, packed.places), packed.targets)
+        rows, memory, again = packed
+        if not again:
+            LeanLayer.refresh(lean)
+        sharing = {} if memory is None else {"keys": rows.keys, "memory": memory}
+        hidden = self.model(input_ids=rows.input_ids, position_ids=rows.position_ids, use_cache=False, **sharing,
+                            cu_seq_lens_q=rows.bounds, cu_seq_lens_k=rows.bounds if rows.keys is None else rows.key_bounds,
+                            max_length_q=rows.longest, max_length_k=rows.longest_key)[0]
+        return token_logps(self.get_output_embeddings(), hidden[0].index_select(0, rows.places), rows.targets)
 
     return forward
 
@@ -130,39 +180,53 @@ def token_logps(output_layer, hidden, targets):
 
 
 def _attention_beside(stock):
-    """transformers' sdpa attention, which also keeps packed rows apart."""
+    """transformers' sdpa attention, which also keeps packed rows apart, and lets them share keys and values."""
+    import torch
 
-    def attention(module, query, key, value, mask, scaling=None, cu_seq_lens_q=None, max_length_q=None, **rest):
+    def attention(module, query, key, value, mask, scaling=None, cu_seq_lens_q=None, cu_seq_lens_k=None, max_length_q=None,
+                  max_length_k=None, keys=None, memory=None, **rest):
         if cu_seq_lens_q is None:
             return stock(module, query, key, value, mask, scaling=scaling, **rest)
-        if max_length_q > (rest.get("sliding_window") or max_length_q):
-            raise ValueError(f"a row of {max_length_q} tokens, but attention slides over {rest['sliding_window']}")
-        states = [state[0].transpose(0, 1) for state in (query, key, value)]
+        if max_length_k > (rest.get("sliding_window") or max_length_k):
+            raise ValueError(f"a row of {max_length_k} tokens, but attention slides over {rest['sliding_window']}")
+        query, key, value = (state[0].transpose(0, 1) for state in (query, key, value))
+        if keys is not None:
+            there = memory[module.layer_idx] if memory else (key[:0], value[:0])
+            key, value = (torch.cat(parts).index_select(0, keys) for parts in zip(there, (key, value), strict=True))
+        elif memory is not None:
+            memory[module.layer_idx] = key.detach(), value.detach()
         fused = query.is_cuda and query.element_size() == 2
-        return (_fused if fused else _row_by_row)(*states, cu_seq_lens_q, max_length_q, scaling)[None], None
+        bounds, longest = (cu_seq_lens_q, cu_seq_lens_k), (max_length_q, max_length_k)
+        return (_fused if fused else _row_by_row)(query, key, value, bounds, longest, scaling)[None], None
 
     attention.knows_packed = True
     return attention
 
 
-def _fused(query, key, value, bounds, longest: int, scaling):
-    """(T, heads, width): torch's flash attention for rows of varying length, forward and backward."""
+def _fused(query, key, value, bounds, longest, scaling):
+    """(T, heads, width): torch's flash attention for rows of varying length, forward and backward.
+
+    Of a row with more keys than queries, the queries are its last tokens.
+    """
     import torch
 
-    return torch.ops.aten._flash_attention_forward(
-        query, key, value, bounds, bounds, longest, longest, 0.0, True, False, scale=scaling)[0]
+    return torch.ops.aten._flash_attention_forward(query, key, value, *bounds, *longest, 0.0, True, False, scale=scaling)[0]
 
 
-def _row_by_row(query, key, value, bounds, longest: int, scaling):
+def _row_by_row(query, key, value, bounds, longest, scaling):
     """The same in torch's public operations, one row at a time: for CPUs and float32."""
     import torch
     from torch.nn.functional import scaled_dot_product_attention as attend
 
-    lengths = bounds.diff().tolist()
-    states = [state.transpose(0, 1) for state in (query, key, value)]
-    parts = zip(*(state.split(lengths, dim=1) for state in states), strict=True)
-    return torch.cat([attend(q[None], k[None], v[None], is_causal=True, scale=scaling, enable_gqa=True)[0]
-                      for q, k, v in parts], dim=1).transpose(0, 1)
+    lengths, key_lengths = (part.diff().tolist() for part in bounds)
+    query, key, value = (state.transpose(0, 1) for state in (query, key, value))
+    parts = zip(query.split(lengths, 1), key.split(key_lengths, 1), value.split(key_lengths, 1), strict=True)
+    found = []
+    for q, k, v in parts:
+        own, every = q.shape[1], k.shape[1]
+        mask = None if own == every else torch.ones(own, every, dtype=torch.bool, device=q.device).tril(every - own)
+        found.append(attend(q[None], k[None], v[None], attn_mask=mask, is_causal=mask is None, scale=scaling, enable_gqa=True)[0])
+    return torch.cat(found, dim=1).transpose(0, 1)
 
 
 @contextmanager

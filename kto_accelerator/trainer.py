@@ -1,15 +1,16 @@
 """LLaMA-Factory's KTO trainer, faster: the same loss, rewards and KL without the work that it wastes.
 
 LLaMA-Factory 0.9.3 keeps float32 logits of the whole sequence and vocabulary, runs the reference model on every row in
-every epoch although it never changes, and computes on padding. Here rows are packed without padding and logits are made
-in chunks and for reply tokens only (packed.py), reference log-probabilities are computed once a row, the passes without
-gradient are one, nothing waits for the GPU between two log lines, and workers get equally many tokens (dealing.py).
+every epoch although it never changes, and computes on padding and on every prompt twice. Here rows are packed without
+padding, logits are made in chunks and for reply tokens only, a prompt is computed once (packed.py), reference
+log-probabilities are computed once a row, the passes without gradient are one, nothing waits for the GPU between two log
+lines, batches are packed by processes of the data loader, and workers get equally many tokens (dealing.py).
 The metric `logits/*`, a raw sum of no use, is 0.
 """
 
 import hashlib
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -21,28 +22,60 @@ ROWS = "rows_without_padding"
 
 @dataclass
 class Rows:
-    """A batch's rows and mismatched rows without padding, each's key, and which are accepted; all on the CPU."""
+    """A batch of R rows and their mismatched rows (none: the loss without KL), all on the CPU.
 
-    rows: list[tuple]
-    kl_rows: list[tuple]
+    `tokens`: (2, N) ids and labels of all of them end to end, without padding; `lengths`, `keys`: of each; `shared`: how many tokens
+    each mismatched row has in common with its row; `policy`, `mismatched`: both packed, the latter to share keys with the former.
+    """
+
+    tokens: object
+    lengths: list[int]
     keys: list[bytes]
     accepted: object
+    shared: list[int]
+    policy: packed.Packed
+    mismatched: packed.Packed | None
 
     @classmethod
-    def of(cls, batch: dict, kl: bool = True) -> "Rows":
+    def of(cls, batch: dict, kl: bool = True, share: bool = True) -> "Rows":
+        import torch
+
         rows, kl_rows = packed.rows_of(batch), packed.rows_of(batch, "kl_") if kl else []
-        return cls(rows, kl_rows, [key_of(row) for row in (*rows, *kl_rows)], batch["kto_tags"].cpu())
+        every = [*rows, *kl_rows]
+        shared = [packed.shared_tokens(row, other) if share else 0 for row, other in zip(rows, kl_rows, strict=False)]
+        made = cls(torch.stack([torch.cat(parts) for parts in zip(*every, strict=True)]), [len(ids) for ids, _ in every],
+                   [key_of(row) for row in every], batch["kto_tags"].cpu(), shared, packed.pack(rows), None)
+        return replace(made, mismatched=packed.pack(kl_rows, made.beside_rows(), made.before)) if kl_rows else made
+
+    @property
+    def before(self) -> int:
+        """Tokens of the pass over the rows."""
+        return sum(self.lengths[:len(self.accepted)])
+
+    def rows(self) -> list[tuple]:
+        """(ids, labels) of rows, then of mismatched rows."""
+        return list(zip(*(part.split(self.lengths) for part in self.tokens), strict=True))
+
+    def beside_rows(self) -> list[tuple[int, int]]:
+        """Of each mismatched row, where the tokens it shares lie in the pass over the rows, and how many they are."""
+        starts = np.cumsum([0, *self.lengths])[:len(self.shared)].tolist()
+        return list(zip(starts, self.shared, strict=True))
+
+    def pin_memory(self) -> "Rows":
+        """For the data loader: copies that a GPU can fetch by itself."""
+        pinned = [part and part.each(lambda tensor: tensor.pin_memory()) for part in (self.policy, self.mismatched)]
+        return replace(self, policy=pinned[0], mismatched=pinned[1])
 
 
 class WithRows:
     """A data collator that adds the batch's `Rows`: made on the CPU while the GPU is at work on the batch before."""
 
-    def __init__(self, collator, kl: bool = True):
-        self.collator, self.kl = collator, kl
+    def __init__(self, collator, kl: bool = True, share: bool = True):
+        self.collator, self.kl, self.share = collator, kl, share
 
     def __call__(self, features: list[dict]):
         batch = self.collator(features)
-        batch[ROWS] = Rows.of(batch, self.kl)
+        batch[ROWS] = Rows.of(batch, self.kl, self.share)
         return batch
 
 
@@ -58,7 +91,9 @@ class Accelerated(EveryWorker):
         self._places: dict[bytes, int] = {}  # a row's key -> the place of its reference log-probability in `_values`
         self._values = None
         self._shared_until = None  # the epoch
-        self.data_collator = WithRows(self.data_collator, self.loss == "kto")
+        self._share = self.model.get_base_model().config._attn_implementation == "sdpa"
+        self.data_collator = WithRows(self.data_collator, self.loss == "kto", self._share)
+        remember(self.model)
         self._open_store()
 
     def _open_store(self) -> None:
@@ -98,7 +133,9 @@ class Accelerated(EveryWorker):
         self._unsaved = []
 
     def get_train_dataloader(self):
-        """The stock one, but workers get equally many tokens."""
+        """The stock one, but workers get equally many tokens; on a GPU two processes make batches ahead, if nothing else is asked."""
+        if self.args.device.type == "cuda" and not self.args.dataloader_num_workers:
+            self.args.dataloader_num_workers, self.args.dataloader_persistent_workers = 2, True
         return dealing.deal_evenly(super().get_train_dataloader(), self.train_dataset, self.accelerator.num_processes)
 
     def get_batch_loss_metrics(self, model, batch: dict):
@@ -108,12 +145,14 @@ class Accelerated(EveryWorker):
         """
         import torch
 
-        given = batch.get(ROWS) or Rows.of(batch, self.loss == "kto")
+        given = batch.get(ROWS) or Rows.of(batch, self.loss == "kto", self._share)
+        memory = packed.Memory() if self._share else None
+        policy = packed.logps(model, given.policy, memory=memory)
         with torch.no_grad():
-            policy_kl, reference, reference_kl = self._without_gradient(model, given)
+            policy_kl, reference, reference_kl = self._without_gradient(model, given, memory)
             if self.loss == "apo_zero_unpaired":  # KTO's loss with a reference point of 0: no mismatched rows
                 policy_kl = reference_kl = reference.new_zeros(1)
-        policy = packed.logps(model, given.rows)
+        del memory
         chosen, rejected = (packed.to_device(which.nonzero()[:, 0], policy.device)
                             for which in (given.accepted, ~given.accepted))
         losses, *rewards, kl = self.kto_loss(policy[chosen], policy[rejected], policy_kl,
@@ -121,34 +160,32 @@ class Accelerated(EveryWorker):
         loss = losses.nanmean()
         if self.ftx_gamma > 1e-6 and len(chosen):
             lengths = (batch["labels"][:, 1:] != self.label_pad_token_id).sum(-1)
-            loss = loss - self.ftx_gamma * (policy / lengths)[chosen].nanmean() / len(chosen) * len(given.rows)
+            loss = loss - self.ftx_gamma * (policy / lengths)[chosen].nanmean() / len(chosen) * len(given.accepted)
         metrics = {"kl": kl} | sums("chosen", rewards[0], policy[chosen]) | sums("rejected", rewards[1], policy[rejected])
         self.keep(model, metrics)
         return loss, metrics
 
-    def _without_gradient(self, model, given: Rows):
-        """(R,) log-probabilities: the policy's of mismatched rows, the reference's of rows, and of mismatched rows."""
+    def _without_gradient(self, model, given: Rows, memory: packed.Memory | None):
+        """(R,) log-probabilities: the policy's of mismatched rows, the reference's of rows, and of mismatched rows.
+
+        `memory`: keys and values of the policy's pass over the rows.
+        """
         import torch
 
-        every = zip(given.keys, (*given.rows, *given.kl_rows), strict=True)
-        unknown = {key: row for key, row in every if key not in self._places}
-        fresh, kl_rows = list(unknown.values()), given.kl_rows
-        if self._one_pass:
-            policy_kl, found = packed.logps(model, kl_rows + fresh, adapted=len(kl_rows)).tensor_split([len(kl_rows)])
+        new = {key: place for place, key in enumerate(given.keys) if key not in self._places}
+        policy_kl = found = torch.empty(0, device=next(model.parameters()).device)
+        if new and self._one_pass:
+            policy_kl, found = logps_with_new(model, given, list(new.values()), memory).tensor_split([len(given.shared)])
         else:
-            policy_kl, found = packed.logps(model, kl_rows), self._adapter_off(model, fresh)
-        self._learn(list(unknown), found)
-        places = packed.to_device(torch.tensor([self._places[key] for key in given.keys]), policy_kl.device)
-        return policy_kl, *self._values[places].tensor_split([len(given.rows)])
-
-    def _adapter_off(self, model, rows: list):
-        """(R,) log-probabilities with the whole adapter switched off: where it cannot be limited to some rows."""
-        import torch
-
-        if not rows:
-            return torch.empty(0, device=self.args.device)
-        with self.accelerator.unwrap_model(model).disable_adapter():
-            return packed.logps(model, rows)
+            if given.mismatched:
+                policy_kl = packed.logps(model, given.mismatched, memory=memory, again=True)
+            if new:  # the adapter cannot be limited to some rows
+                rows = given.rows()
+                with self.accelerator.unwrap_model(model).disable_adapter():
+                    found = packed.logps(model, packed.pack([rows[place] for place in new.values()]), again=True)
+        self._learn(list(new), found)
+        places = packed.to_device(torch.tensor([self._places[key] for key in given.keys]), self._values.device)
+        return policy_kl, *self._values[places].tensor_split([len(given.accepted)])
 
     def _learn(self, keys: list[bytes], found) -> None:
         """Keep new reference log-probabilities, here and, where they are shared, in every worker."""
@@ -176,6 +213,30 @@ class Accelerated(EveryWorker):
         epoch = self.state.epoch or 0.0
         self._shared_until = self._shared_until or epoch + 1
         return epoch < self._shared_until
+
+
+def logps_with_new(model, given: Rows, new: list[int], memory: packed.Memory | None):
+    """One pass: mismatched rows, then with the adapter off the rows of the places `new`, which share prompts among each other."""
+    rows, sharing, count = given.rows(), given.beside_rows(), len(given.accepted)
+    adapted = sum(given.lengths[count:]) - sum(given.shared)
+    begin, starts = given.before + adapted, {}  # where a new row's tokens begin
+    for place in new:
+        starts[place] = begin
+        alike = (starts[place - count], given.shared[place - count]) if place - count in starts else (0, 0)
+        sharing.append(alike)
+        begin += given.lengths[place] - alike[1]
+    laid = packed.pack([*rows[count:], *(rows[place] for place in new)], sharing, given.before)
+    return packed.logps(model, laid, adapted, memory, again=True)
+
+
+def remember(model) -> None:
+    """Let `model.parameters()` and `model.train()` not walk through thousands of modules, three times a step while the GPU waits.
+
+    Parameters are neither added nor taken away from here on; whether it trains is switched for the whole model.
+    """
+    every, train = list(model.parameters()), model.train
+    model.parameters = lambda recurse=True: iter(every)
+    model.train = lambda mode=True: model if mode == model.training else train(mode)
 
 
 def key_of(row: tuple) -> bytes:

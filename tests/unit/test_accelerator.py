@@ -157,8 +157,8 @@ def test_the_loss_without_kl_is_trls_on_the_same_batch_and_makes_no_mismatched_p
     stock, fast = (trainer(folder, monkeypatch, fast, **settings) for fast in (False, True))
     apo = trainer(folder, monkeypatch, "apo_zero_unpaired", **settings)
     passed, differs = [], 0.0
-    monkeypatch.setattr(packed, "logps", lambda model, rows, adapted=None, logps=packed.logps: (
-        passed.append(len(rows)), logps(model, rows, adapted))[1])
+    monkeypatch.setattr(packed, "logps", lambda model, rows, *more, logps=packed.logps, **named: (
+        passed.append(len(rows)), logps(model, rows, *more, **named))[1])
     for _ in range(2):  # the second time every row's reference is known
         passed.clear()
         for batch in list(stock.get_train_dataloader())[:4]:
@@ -206,6 +206,31 @@ def random_rows(lengths=((3, 9), (20, 1), (7, 30), (1, 4))) -> list[tuple]:
     return [(ids, torch.cat([ids.new_full((prompt,), -100), ids[prompt:]])) for ids, prompt in rows]
 
 
+def batch_of(rows, kl_rows) -> dict:
+    """A padded batch of rows and mismatched rows, as LLaMA-Factory's collator makes it."""
+    import torch
+    from torch.nn.utils.rnn import pad_sequence
+
+    batch = {"kto_tags": torch.arange(len(rows)) % 2 == 0}
+    for prefix, some in (("", rows), ("kl_", kl_rows)):
+        batch[f"{prefix}input_ids"] = pad_sequence([ids for ids, _ in some], batch_first=True, padding_value=2)
+        batch[f"{prefix}labels"] = pad_sequence([labels for _, labels in some], batch_first=True, padding_value=-100)
+        batch[f"{prefix}attention_mask"] = pad_sequence([torch.ones(len(ids)) for ids, _ in some], batch_first=True)
+    return batch
+
+
+def without_adapter(monkeypatch) -> list[int]:
+    """A list that grows, with every pass, by how many of its tokens the adapter does not act on."""
+    asked = []
+
+    def logps(model, rows, adapted=None, memory=None, again=False, logps=packed.logps):
+        asked.append(0 if adapted is None else rows.input_ids.shape[1] - adapted)
+        return logps(model, rows, adapted, memory, again)
+
+    monkeypatch.setattr(packed, "logps", logps)
+    return asked
+
+
 def padded_logps(model, rows):
     """What LLaMA-Factory computes of them."""
     import torch
@@ -230,16 +255,71 @@ def test_packed_log_probabilities_and_their_gradients_are_those_of_the_padded_ba
         reference = padded_logps(model, rows)
     assert packed.prepare(model)
     monkeypatch.setattr(packed, "LOGITS_AT_ONCE", 259 * 10)  # several chunks
-    found = packed.logps(model, rows)
+    laid = packed.pack(rows)
+    found = packed.logps(model, laid)
     assert torch.allclose(found, expected, rtol=1e-5)
     ours = torch.autograd.grad((found * torch.arange(1, 5)).sum(), list(weights.values()))
     for name, mine, theirs in zip(weights, ours, gradients, strict=True):
         assert (mine - theirs).norm() <= 3e-5 * theirs.norm(), name
     with torch.no_grad():
-        mixed = packed.logps(model, rows, adapted=2)
-        assert torch.allclose(packed.logps(model, rows), expected, rtol=1e-5)  # the limit is gone again
+        mixed = packed.logps(model, laid, adapted=sum(len(ids) for ids, _ in rows[:2]))
+        assert torch.allclose(packed.logps(model, laid), expected, rtol=1e-5)  # the limit is gone again
     assert torch.allclose(mixed, torch.cat([expected[:2], reference[2:]]), rtol=1e-5)
     assert not torch.allclose(expected, reference, rtol=1e-3)
+
+
+@pytest.mark.parametrize("kind", enable.MODELS)
+def test_a_prompt_is_computed_once_and_nothing_else_is_changed_by_it(kind):
+    import torch
+
+    model, rows = adapted(kind), random_rows()
+    replies = [ids[labels != -100] for ids, labels in rows]
+    kl_rows = []
+    for (ids, labels), reply in zip(rows, replies[-1:] + replies[:-1], strict=True):  # the reply of the row before
+        prompt = ids[labels == -100]
+        kl_rows.append((torch.cat([prompt, reply]), torch.cat([torch.full_like(prompt, -100), reply])))
+    expected = padded_logps(model, rows), padded_logps(model, kl_rows)
+    with torch.no_grad(), model.disable_adapter():
+        reference = padded_logps(model, rows + kl_rows)
+    assert packed.prepare(model)
+    given, memory = accelerator.Rows.of(batch_of(rows, kl_rows)), packed.Memory()
+    assert given.shared == [2, 19, 6, 0]  # all of a prompt but its last token, which predicts
+    assert given.mismatched.input_ids.shape[1] == sum(len(ids) for ids, _ in kl_rows) - 27
+    policy = packed.logps(model, given.policy, memory=memory)
+    assert policy.requires_grad and torch.allclose(policy, expected[0], rtol=1e-5)
+    with torch.no_grad():
+        assert torch.allclose(packed.logps(model, given.mismatched, memory=memory), expected[1], rtol=1e-5)
+        every = accelerator.logps_with_new(model, given, list(range(8)), memory)
+        some = accelerator.logps_with_new(model, given, [6, 1, 5, 3], memory)  # 5 beside 1; 6 without the row that it shares with
+    assert torch.allclose(every, torch.cat([expected[1], reference]), rtol=1e-5)
+    assert torch.allclose(some, torch.cat([expected[1], reference[[6, 1, 5, 3]]]), rtol=1e-5)
+
+
+def test_in_bf16_the_second_pass_of_a_step_leaves_what_the_first_saved_for_its_backward():
+    import torch
+
+    model = adapted("llama")
+    for name, weight in model.named_parameters():
+        weight.data = weight.data if "lora_" in name else weight.data.bfloat16()
+    assert packed.prepare(model)
+    laid, weights = packed.pack(random_rows()), [weight for weight in model.parameters() if weight.requires_grad]
+    found = []
+    for passes in (1, 2):
+        with torch.autocast("cpu", torch.bfloat16):
+            policy = packed.logps(model, laid)
+            if passes == 2:
+                with torch.no_grad():
+                    packed.logps(model, laid, again=True)
+        found.append(torch.autograd.grad(policy.sum(), weights))
+    assert all(torch.equal(one, other) for one, other in zip(*found, strict=True))
+
+
+def test_parameters_and_mode_are_remembered_and_still_switched():
+    model = adapted("llama")
+    accelerator.remember(model)
+    assert [id(one) for one in model.parameters()] == [id(one) for _, one in model.named_parameters()]
+    assert not model.eval().training and not any(module.training for module in model.modules())
+    assert model.train() is model and all(module.training for module in model.modules())
 
 
 def test_an_ordinary_forward_is_untouched():
@@ -265,7 +345,7 @@ def test_a_row_longer_than_the_attention_slides_over_is_refused():
     packed.prepare(model)
     model.get_base_model().config.sliding_window = 16
     with torch.no_grad(), pytest.raises(ValueError, match="slides over 16"):
-        packed.logps(model, rows)
+        packed.logps(model, packed.pack(rows))
 
 
 @pytest.mark.parametrize(("lora", "limited"), [({}, True), ({"use_dora": True}, False), ({"lora_dropout": 0.1}, False),
@@ -287,13 +367,11 @@ def test_reference_log_probabilities_are_computed_once_a_row_and_shared_among_wo
     for name in ("_learn", "_sharing"):
         setattr(made, name, types.MethodType(getattr(accelerator.Accelerated, name), made))
     monkeypatch.setattr(accelerate.utils, "gather_object", lambda mine: [{b"from another worker": 1.0}, *mine])
-    asked = []
-    monkeypatch.setattr(packed, "logps", lambda model, rows, adapted, logps=packed.logps: (
-        asked.append(len(rows) - adapted), logps(model, rows, adapted))[1])
-    given = accelerator.Rows(rows[:2], rows[2:], [accelerator.key_of(row) for row in rows], None)
+    asked = without_adapter(monkeypatch)
+    given = accelerator.Rows.of(batch_of(rows[:2], rows[2:]))
     with torch.no_grad():
-        first, second = (accelerator.Accelerated._without_gradient(made, model, given) for _ in range(2))
-    assert asked == [4, 0] and all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
+        first, second = (accelerator.Accelerated._without_gradient(made, model, given, None) for _ in range(2))
+    assert asked == [sum(len(ids) for ids, _ in rows), 0] and all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
     assert made._values[made._places[b"from another worker"]] == 1.0 and len(made._values) == 5
     made.state.epoch = 1.6
     assert not made._sharing()  # an epoch later every row is known
@@ -407,9 +485,7 @@ def test_a_later_run_takes_the_reference_from_disk_and_has_the_same_losses_to_th
         outcome(first, batch)  # every row is known now
     losses = [outcome(first, batch)[0] for batch in batches]
     first.save_reference()
-    second, asked = trainer(folder, monkeypatch, True), []
-    monkeypatch.setattr(packed, "logps", lambda model, rows, adapted=None, logps=packed.logps: (
-        asked.append(len(rows) - (len(rows) if adapted is None else adapted)), logps(model, rows, adapted))[1])
+    second, asked = trainer(folder, monkeypatch, True), without_adapter(monkeypatch)
     assert [outcome(second, batch)[0] for batch in batches] == losses
     assert asked and not any(asked)  # no row went through the reference model
 
