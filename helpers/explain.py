@@ -72,8 +72,9 @@ class Reader:
         self.at, self.count, self.waiting, self.stopped, self.last, self.bare = 0, 0, "", "", "", (-99, "")
         self.told = None  # of which worker the next traceback is, where a report says so
 
-    def take(self, line: str) -> None:
+    def take(self, line: str, teller: str | None = None) -> None:
         worker, text = loglines.split(line.rstrip("\r").rpartition("\r")[2])
+        worker = worker or teller
         self.at += 1
         trouble = self.open.get(worker)
         if not text.strip() and trouble:
@@ -151,8 +152,8 @@ def rank(trouble: Trouble) -> int:
 def explain(log: Path | str) -> Explanation:
     """What ended the training of this log, within seconds also for 100 MB."""
     log, reader = Path(log), Reader()
-    for line in loglines.that_matter(log):
-        reader.take(line[:4000])
+    for teller, line in loglines.that_matter(log):
+        reader.take(line[:4000], teller)
     troubles = reader.lasting()
     if not troubles and reader.finished > 0:
         return Explanation("nothing failed", "the training came to its end", failed=False)

@@ -367,6 +367,16 @@ def test_a_log_of_a_container_has_times_before_every_line(tmp_path):
     assert explain(path).line == "ValueError: no" and explain(path).where == "/venv/x.py:3, in f"
 
 
+@pytest.mark.parametrize("begin", ["2026-11-26T17:00:00.1Z stderr F ", "trainer-1  | ", "[1,0]<stderr>:", "1: ", "node-1: ", "[2026-11-26 17:00:00] "])
+@pytest.mark.parametrize("name", ["torchrun_assertion", "tokenizer_missing", "raylet_killed"])
+def test_what_a_scheduler_puts_before_every_line_is_passed_over(tmp_path, name, begin):
+    cause, line, where = FAILURES[name]
+    text = (FIXTURES / "failures" / f"{name}.log").read_text()
+    (tmp_path / "train.log").write_text("".join(begin + line for line in text.splitlines(keepends=True)))
+    said = explain(tmp_path / "train.log")
+    assert said.name == cause and line in said.line and where in said.where
+
+
 def test_a_process_that_was_terminated_is_told_with_its_last_words(tmp_path):
     said = explain(log_of(tmp_path, "terminate called after throwing an instance of 'c10::Error'", "  what():  CUDA error: out of memory"))
     assert said.name == "a GPU ran out of memory" and "what():" in said.around[0]
