@@ -18,11 +18,11 @@ class Scorer:
 
     `config`: the run's resolved configuration; `checkpoint`: an adapter's folder or, for full and freeze tuning, a
     whole model's. Float32 on a CPU, bfloat16 on a GPU. `tuned=False` asks the reference: the base model with the
-    adapters that the training started from merged into it, as LLaMA-Factory does.
+    adapters that the training started from merged into it, as LLaMA-Factory does. `weights=False`: they are loaded when first asked.
     """
 
-    def __init__(self, config: dict, checkpoint: Path):
-        self.config, self.checkpoint = config, Path(checkpoint)
+    def __init__(self, config: dict, checkpoint: Path, weights: bool = True):
+        self.config, self.checkpoint, self.model, self.reference = config, Path(checkpoint), None, None
         self.is_adapter = (self.checkpoint / "adapter_config.json").is_file()
         self.available = 0  # rows in the dataset that `rows` read last
         if not self.is_adapter and not (self.checkpoint / "config.json").is_file():
@@ -35,11 +35,16 @@ class Scorer:
 
             self.device = "cuda" if torch.cuda.is_available() else "cpu"
             self.dtype = torch.bfloat16 if self.device == "cuda" else torch.float32
-            base = str(config["model_name_or_path"])
-            self.tokenizer = AutoTokenizer.from_pretrained(base)
+            self.tokenizer = AutoTokenizer.from_pretrained(str(config["model_name_or_path"]))
             self.encoder = Encoder(config, self.tokenizer)
-            self.reference = self.load(base)
-            for adapter in earlier_adapters(config):
+        if weights:
+            self.load_both()
+
+    def load_both(self) -> None:
+        """The reference and the tuned model into memory."""
+        self.reference = self.load(str(self.config["model_name_or_path"]))
+        with quietly():
+            for adapter in earlier_adapters(self.config):
                 self.reference = self.adapted(self.reference, adapter).merge_and_unload()
             self.model = self.adapted(self.reference, self.checkpoint) if self.is_adapter else self.load(self.checkpoint)
 
@@ -78,6 +83,8 @@ class Scorer:
     def take(self, checkpoint: Path) -> None:
         """Another checkpoint of the same run in the place of this one; the reference stays."""
         self.checkpoint = Path(checkpoint)
+        if self.model is None:
+            return
         if not self.is_adapter:
             self.model = self.load(checkpoint)
             return
@@ -100,6 +107,8 @@ class Scorer:
         """The tuned model, or the one before training, for the length of a `with` block; gradients are off."""
         import torch
 
+        if self.model is None:
+            self.load_both()
         with torch.inference_mode(), contextlib.ExitStack() as stack:
             if self.is_adapter and not tuned:
                 stack.enter_context(self.model.disable_adapter())
@@ -214,6 +223,7 @@ def score_checkpoints(run, found: list, at_most: int = 8, rows_at_most: int = SA
     """
     import pandas
 
+    from . import scores
     from .export import fetched
 
     steps = {item.step: item for item in found if item.complete and item.step is not None}
@@ -228,10 +238,10 @@ def score_checkpoints(run, found: list, at_most: int = 8, rows_at_most: int = SA
         if scorer:
             scorer.take(folder)
         else:
-            scorer = Scorer(config, folder)
+            scorer = Scorer(config, folder, weights=False)
             rows = scorer.rows(name, rows_at_most)
-            reference = scorer.logps(rows, tuned=False)
-        columns.append(rewards(rows, scorer.logps(rows), reference, config)["reward"])
+            reference = scores.logps(run, scorer, rows, tuned=False)
+        columns.append(rewards(rows, scores.logps(run, scorer, rows), reference, config)["reward"])
         paths.append(path)
     figures = against_best(columns, [row.label for row in rows], [row.prompt for row in rows])
     table = pandas.DataFrame([{"step": step, **line, "path": path}

@@ -122,14 +122,14 @@ def evaluate(run: RunFolder, checkpoint: Chosen = "best", as_json: AsJson = Fals
     Example: kto evaluate storage/first-run --checkpoint latest
     """
     from helpers import evaluate as heldout
-    from helpers import export
+    from helpers import export, scores
 
     chosen, step, why = export.choose(run, checkpoint)
     say(f"checkpoint of step {step}: {why}")
     config = run.config()
-    scorer = heldout.Scorer(config, chosen)
+    scorer = heldout.Scorer(config, chosen, weights=False)
     rows = scorer.rows(heldout.heldout(run))
-    reference, policy = scorer.logps(rows, tuned=False), scorer.logps(rows)
+    reference, policy = scores.logps(run, scorer, rows, tuned=False), scores.logps(run, scorer, rows)
     measured = {"before": heldout.accuracy(heldout.rewards(rows, reference, reference, config)),
                 "after": heldout.accuracy(heldout.rewards(rows, policy, reference, config))}
     if as_json:
