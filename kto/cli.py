@@ -10,10 +10,8 @@ from typing import Annotated
 
 import typer
 
-from helpers.errors import KitError
-
 from . import cli_data, cli_runs, job
-from .terminal import AsJson, Commands, Profile, RunFolder, Storage, Usage, Values, say, show, two_columns
+from .terminal import AsJson, Commands, Profile, RunFolder, Storage, Usage, Values, as_usage, say, show, two_columns
 
 app = typer.Typer(
     cls=Commands, no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None,
@@ -155,11 +153,8 @@ def show_config(
     plain = config.resolve(target)
     text = files.dump_yaml(config.resolve(target, **overrides))
     if overrides.keys() - plain.keys():  # not a template's: LLaMA-Factory is asked, which takes a while
-        with tempfile.TemporaryDirectory(prefix="kto-") as scratch:
-            try:
-                config.check(files.write(Path(scratch) / "config.yaml", text))
-            except KitError as error:
-                raise Usage(error.found, error.expected, "correct -p") from None
+        with tempfile.TemporaryDirectory(prefix="kto-") as scratch, as_usage("correct -p"):
+            config.check(files.write(Path(scratch) / "config.yaml", text))
     typer.echo(text, nl=False)
 
 

@@ -1,6 +1,5 @@
 """`kto data …`: feedback checked, prepared for training, and replies written for people to rate."""
 
-import contextlib
 import json
 import tempfile
 from pathlib import Path
@@ -8,9 +7,7 @@ from typing import Annotated
 
 import typer
 
-from helpers.errors import KitError
-
-from .terminal import AsJson, Profile, RunFolder, Storage, Usage, say, two_columns
+from .terminal import AsJson, Profile, RunFolder, Storage, as_usage, say, two_columns
 
 app = typer.Typer(no_args_is_help=True, help="Feedback: what is wrong with it, and a registered dataset made of it.")
 
@@ -22,15 +19,6 @@ Scale = Annotated[str, typer.Option(help="How votes are read: binary, sign, star
 AcceptFrom = Annotated[float, typer.Option(help="From which rating on a reply is accepted, on any scale.")]
 Stars = Annotated[int, typer.Option(help="Where ratings are 1 to 5: from how many on a row is accepted.")]
 Strict = Annotated[bool, typer.Option(help="Stop at refused rows, contradictions and personal data, instead of counting them.")]
-
-
-@contextlib.contextmanager
-def as_usage():
-    """Feedback that cannot be read is wrong usage: exit status 2."""
-    try:
-        yield
-    except KitError as error:
-        raise Usage(error.found, error.expected, error.remedy) from None
 
 
 @app.command()

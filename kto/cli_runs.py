@@ -7,10 +7,9 @@ from typing import Annotated
 
 import typer
 
-from helpers.errors import KitError
 from helpers.runs import Run, of_folder
 
-from .terminal import AsJson, RunFolder, Storage, Usage, a_run, records, say, show, table
+from .terminal import AsJson, RunFolder, Storage, Usage, a_run, as_usage, records, say, show, table
 
 app = typer.Typer(rich_markup_mode=None)
 
@@ -31,13 +30,11 @@ def metrics(
     """
     from . import compare
 
-    try:
+    with as_usage():
         table = compare.metrics_of(log, logging_steps or None)
-        show(records(table), as_json)
-        for note in (f"rewards and logps are means over the rows of {table.attrs['rows of']}", *table.attrs["notes"]):
-            typer.echo(f"note: {note}", err=True)
-    except KitError as error:
-        raise Usage(error.found, error.expected, error.remedy) from None
+    show(records(table), as_json)
+    for note in (f"rewards and logps are means over the rows of {table.attrs['rows of']}", *table.attrs["notes"]):
+        say(f"note: {note}")
 
 
 @app.command()

@@ -16,7 +16,7 @@ from helpers.errors import KitError, closest
 from helpers.runs import Run
 
 from . import compare, parameters, report
-from .terminal import Usage
+from .terminal import Usage, as_usage
 
 PAUSE = 10.0
 """Seconds before a failed training run is resumed by itself, doubled each time: a lost node may be replaced meanwhile."""
@@ -26,10 +26,8 @@ ENDING = 30.0
 
 def run(profile: str, storage: str, name: str | None, values: dict, resume: str, retries: int, say, log: bool) -> Run:
     """Everything that `kto run` does. A training run that fails is resumed from its last checkpoint, `retries` times at most."""
-    try:
+    with as_usage():
         begin, target = "01", runs.locate(profile, storage, runs.default_name(profile) if name is None else name)
-    except KitError as error:
-        raise Usage(error.found, error.expected, error.remedy) from None
     if resume == "auto" and (name is None or not target.record_file.exists()):
         names = [row["run"] for row in compare.listing(target.storage)]
         unknown = f"there is no run {name!r} to resume{closest(name or '', names)}"

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated
 
@@ -25,6 +26,15 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, with everythin
 
 class Usage(KitError):
     """The command was called wrongly: exit status 2."""
+
+
+@contextmanager
+def as_usage(remedy: str = ""):
+    """A KitError in here becomes Usage: what was given is what is wrong."""
+    try:
+        yield
+    except KitError as error:
+        raise Usage(error.found, error.expected, remedy or error.remedy) from None
 
 
 def a_run(folder: str) -> Run:
