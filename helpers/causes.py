@@ -27,7 +27,7 @@ CAUSES = [
           f"make it writable again, or another `storage`; then {GO_ON}"),
     Cause("shared memory is full",
           r"/dev/shm|No space left on device at \S*multiprocessing|unable to (?:open|write to|mmap).*torch_"
-          r"|shm.*No space left|Bus error|code[ =:]+-7\b|insufficient shared memory",
+          r"|shm.*No space left|[Bb]us error|code[ =:]+-7\b|insufficient shared memory",
           "data loader workers and NCCL hand over batches in /dev/shm; a container gives it 64 MB",
           "start the container with a larger one (--shm-size, an emptyDir of medium Memory), or "
           "dataloader_num_workers: 0"),
@@ -95,11 +95,11 @@ CAUSES = [
           "copy tokenizer.json, tokenizer_config.json and special_tokens_map.json beside the weights"),
     Cause("the model was not found",
           r"is not a local folder and is not a valid model identifier|RepositoryNotFoundError|404 Client Error"
-          r"|Error no file named|does not appear to have a file named|Incorrect path_or_model_id|Unrecognized model",
+          r"|HFValidationError|Error no file named|does not appear to have a file named|Incorrect path_or_model_id|Unrecognized model",
           "a slip in model_name_or_path, or a folder without config.json and weights",
           "correct model_name_or_path, or give a folder that every node sees"),
     Cause("the model is of an unknown kind",
-          r"does not recognize this architecture|Unrecognized configuration class|Unknown model type",
+          r"does not recognize this architecture|Unrecognized configuration class|Unknown model type|Tokenizer class \S+ does not exist",
           "this version of transformers does not know the model",
           "another model, or the newer stack: see the requirements files"),
     Cause("a weights file is damaged",
@@ -182,7 +182,7 @@ CAUSES = [
           "the machine went away or froze: spot capacity taken back, its memory, its network",
           f"when there are nodes enough again, {GO_ON}"),
     Cause("a process crashed",
-          r"Segmentation fault|SIGSEGV|SIGABRT|SIGILL|SIGFPE|Aborted|Fatal Python error|code[ =:]+-(?:11|6|4|8)\b",
+          r"[Ss]egmentation fault|SIGSEGV|SIGABRT|SIGILL|SIGFPE|Aborted|zsh: abort|Fatal Python error|code[ =:]+-(?:11|6|4|8)\b",
           "a fault in compiled code: packages built for another machine or for each other's other version",
           "compare the packages with the lock (notebook 1); the lines above name the last Python frames"),
     Cause("a worker ended without a word", r"failed \(exitcode: [1-9]|return code = [1-9]",
@@ -190,13 +190,13 @@ CAUSES = [
           "torchrun's log folder (--log-dir, --tee 3) has each worker's own output"),
     Cause("a worker was lost",
           r"ActorDiedError|ActorUnavailableError|WorkerCrashedError|actor (?:is dead|died)|worker died|SIGKILL"
-          r"|raylet.*(?:died|terminated)|RayActorError|Killed|code[ =:]+-9|exit code 137"
+          r"|raylet.*(?:died|terminated)|RayActorError|[Kk]illed|code[ =:]+-9|exit code 137"
           r"|killed by signal|abruptly", "ended from outside: with its node, for memory, or by hand",
           f"see whether the node is there, and its memory; then {GO_ON}"),
     Cause("the workers lost each other",
           r"NCCL (?:error|timeout|WARN)|nccl\w*Error|Watchdog caught collective operation timeout|watchdog got stuck"
           r"|gloo.*(?:Timed out|Connection (?:closed|reset)|timeout)|Connection (?:closed|reset) by peer"
-          r"|Timed out waiting|DistNetworkError|Application timeout|Socket Timeout",
+          r"|Timed out waiting|DistNetworkError|Rendezvous\w+Error|Application timeout|Socket Timeout",
           "a worker died or hung, or the nodes' network blocks the workers' ports",
           "look for the first worker's own error above; ddp_timeout bounds the wait; NCCL_DEBUG=INFO says more"),
 ]

@@ -16,12 +16,13 @@ from .tracebacks import FRAME, OF_A_GROUP, TOLD_OF, WRAPPERS, Trouble
 
 DEATH = re.compile(  # how others report a process that could print nothing more
     r"A worker died or was killed|actor (?:is dead|died)|ActorDiedError|ActorUnavailableError|WorkerCrashedError"
-    r"|^Fatal Python error|(?:^|: +\d+ )(?:Killed|Segmentation fault|Bus error|Aborted)\b"
+    r"|^Fatal Python error|(?:^|: +\d+ )(?:Killed|Segmentation fault|Bus error|Aborted)\b|^zsh: (?:killed|segm|abort|bus)"
     r"|SIG(?:SEGV|BUS|ABRT|KILL|FPE|ILL) received|is killed by signal|(?:exitcode\s*:|return code =) -(?!15\b)\d+"
     r"|[Oo]ut of memory: Killed|oom[-_]kill|OOMKilled|memory pressure"
     r"|running low on memory|exit code 137|marked dead|[Rr]aylet.*(?:died|terminated)|node has died|NodeDiedError"
     r"|memory allocation of \d+ bytes failed|terminate called after|what\(\): |DUE TO TIME LIMIT"
-    r"|Watchdog caught collective operation timeout|watchdog got stuck|low on resource|terminated abruptly|abruptly died")
+    r"|Watchdog caught collective operation timeout|watchdog got stuck|low on resource|terminated abruptly|abruptly died"
+    r"|Failed to connect to GCS")
 SPOKEN = re.compile(  # errors that programs print without a traceback
     r"command not found|: No module named |can't open file|^\S+: error: |^ *ERROR: |^Error: |^[\w./-]+: .*: "
     r"(?:Permission denied|No such file or directory|No space left on device|Read-only file system|Killed)$")

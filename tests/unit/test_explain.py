@@ -118,7 +118,11 @@ PUBLIC = {  # in the words of public reports: no GPU, no second node and no kern
         "ImportError: /venv/flash_attn_2_cuda.cpython-311-x86_64-linux-gnu.so: undefined symbol: _ZN3c105ErrorC2E",
         "ImportError: /lib/x86_64-linux-gnu/libc.so.6: version `GLIBC_2.32' not found (required by /venv/x.so)",
     ],
+    "a process crashed": ["zsh: segmentation fault  python train.py"],
+    "no Ray cluster was found": ["[2026-11-26 17:35:11,076 E 6259 6696] gcs_rpc_client.h:179: Failed to connect to GCS at address 10.0.0.1:6379"],
+    "the model is of an unknown kind": ["ValueError: Tokenizer class Qwen9Tokenizer does not exist or is not currently imported."],
     "the model was not found": [
+        "huggingface_hub.errors.HFValidationError: Repo id must be in the form 'repo_name' or 'namespace/repo_name': '/data/llama'.",
         "huggingface_hub.errors.RepositoryNotFoundError: 401 Client Error. (Request ID: Root=1-67) Repository Not Found for url",
         "OSError: smol is not a local folder and is not a valid model identifier listed on 'https://huggingface.co/models'",
     ],
@@ -128,6 +132,7 @@ PUBLIC = {  # in the words of public reports: no GPU, no second node and no kern
         "OpType=ALLREDUCE, Timeout(ms)=600000) ran for 600031 milliseconds before timing out.",
         "[rank7]:[E626 05:14:36.3 ProcessGroupNCCL.cpp:1743] [PG ID 0 PG GUID 0(default_pg) Rank 7] ProcessGroupNCCL's watchdog got stuck for 480 "
         "seconds without making progress in monitoring enqueued collectives.",
+        "torch.distributed.elastic.rendezvous.api.RendezvousConnectionError: The connection to the C10d store has failed.",
         "torch.distributed.DistBackendError: NCCL error in: ProcessGroupNCCL.cpp:3356, remote process exited",
     ],
     "a node was lost": [
@@ -135,6 +140,7 @@ PUBLIC = {  # in the words of public reports: no GPU, no second node and no kern
         "(raylet) Raylet is terminated. Termination is unexpected. Possible reasons include: (1) SIGKILL by the user or system OOM",
     ],
     "a worker was lost": [
+        "zsh: killed     python train.py",
         "ray.exceptions.ActorUnavailableError: The actor bd4f8357 is unavailable: The actor is temporarily unavailable: RpcError",
         "ray.exceptions.ActorDiedError: The actor died unexpectedly before finishing this task.",
         "RuntimeError: DataLoader worker (pid 123) is killed by signal: Killed.",
