@@ -64,6 +64,7 @@ FAILURES = {  # log -> (the explanation's name, words of its decisive line, word
     "spawned_worker": ("ZeroDivisionError", "ZeroDivisionError: reward scale is 0", "spawn.py:3, in work, worker rank1"),
     "too_many_files": ("too many files are open", "Too many open files", ""),
     "torchrun_assertion": ("AssertionError", "AssertionError: rows of different lengths: [3, 4]", "second.py:5, in collate, worker rank1"),
+    "torchrun_collator": ("KeyError", "KeyError: 'feedback'", "second.py:6, in call, worker rank1"),
     "torchrun_crash": ("a process crashed", "exitcode: -11", "worker rank1"),
     "torchrun_exception": ("IndexError", "list index out of range in the reader's own callback", "hurt.py:8, in on_step_begin, worker rank1"),
     "torchrun_exit": ("a worker ended without a word", "exitcode: 3", "worker rank1"),
@@ -73,6 +74,7 @@ FAILURES = {  # log -> (the explanation's name, words of its decisive line, word
     "unknown_template": ("the template is unknown", "Template lama3 does not exist.", "template.py:"),
     "versions_disagree": ("TypeError", "takes 3 positional arguments but 4 were given", "trainer.py:2509"),
     "worker_packages": ("the workers' packages were not installed", "that satisfies the requirement no-such-package==1.0", ""),
+    "wandb_missing": ("wandb is not ready", "WandbCallback requires wandb to be installed", "integration_utils.py:788"),
     "wrong_template": ("a token id lies outside the embedding", "IndexError: index out of range in self", "functional.py:"),
 }
 PUBLIC = {  # in the words of public reports: no GPU, no second node and no kernel's log where these were written
@@ -109,7 +111,7 @@ PUBLIC = {  # in the words of public reports: no GPU, no second node and no kern
         "urllib3.exceptions.ReadTimeoutError: HTTPSConnectionPool(host='huggingface.co', port=443): Read timed out. (read timeout=10)",
         "requests.exceptions.ProxyError: (MaxRetryError(\"HTTPSConnectionPool(host='huggingface.co', port=443): Max retries exceeded with url\"))",
     ],
-    "wandb asks for a key": ["wandb.errors.errors.UsageError: api_key not configured (no-tty). call wandb.login(key=[your_api_key])"],
+    "wandb is not ready": ["wandb.errors.errors.UsageError: api_key not configured (no-tty). call wandb.login(key=[your_api_key])"],
     "the model brings code of its own": [
         "ValueError: Loading org/model requires you to execute the configuration file in that repo; set the option `trust_remote_code=True`",
     ],
