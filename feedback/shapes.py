@@ -47,6 +47,8 @@ def recognise(columns: Columns, given: dict[str, str]) -> tuple[str, dict[str, s
     dialogue = parts.get("messages")
     if {"reply", "label"} <= set(parts) and columns.unanswered[dialogue] * 2 > min(columns.filled[dialogue], 100):
         parts["prompt"] = parts.pop("messages")  # a dialogue up to the question
+    if {"messages", "prompt", "reply"} <= set(parts) and "messages" not in given and dialogue not in columns.unanswered:
+        del parts["messages"]  # by its name alone: it holds no turns
     extras = {part for part in ("system", "tools", "media", "against") if part in parts}
     if {"chosen", "rejected"} <= set(parts) and not {"reply", "label"} & set(given):
         name = "chosen/rejected pairs"

@@ -28,6 +28,8 @@ TRANSCRIPTS = [
     re.compile(r"^[ \t]*<(system|human|user|assistant|bot)>\s*", re.M | re.I),
     SPEAKER,
 ]
+PAIRED = (TRANSCRIPTS[1], TRANSCRIPTS[3])
+"""headings and tags, which stand in other texts too: a dialogue has both speakers"""
 END = re.compile(r"(?:\s*(?:<\|(?:im_end|eot_id|eot|end|endoftext|end_of_text|END_OF_TURN_TOKEN)\|>|<｜end▁of▁sentence｜>"
                  r"|<end_of_turn>|</s>|<eos>"
              r"|</(?i:system|human|user|assistant|bot)>))+\s*$")
@@ -73,6 +75,8 @@ def turns_in(text: str, side: str) -> list[dict] | None:
         before, *rest = marker.split(START.sub("", text))
         names, said = [role.lower() for role in rest[::2]], [END.sub("", words).strip() for words in rest[1::2]]
         roles = [ASKS.get(name) if marker is ASKED else ROLES.get(name) for name in names]
+        if marker in PAIRED and not {"user", "assistant"} <= set(roles):
+            continue
         if turns := _told_apart(marker in TEMPLATES, before.strip(), roles, said, side, whole):
             return turns
     bare = END.sub("", text)

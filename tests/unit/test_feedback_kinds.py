@@ -143,6 +143,12 @@ def test_a_dialogue_up_to_the_question_takes_the_reply_beside_it(tmp_path):
         assert not checked.unused
 
 
+def test_a_column_that_is_called_chat_and_holds_no_turns_is_listed_as_unused(tmp_path):
+    rows = [{"prompt": f"{i}?", "response": f"{i}.", "rating": i % 2, "chat": "web", "contents": "x"} for i in range(4)]
+    checked = checked_rows(tmp_path, rows)
+    assert checked.ledger.rows_out == 4 and checked.unused == {"chat": 4, "contents": 4}
+
+
 def test_votes_beside_the_turns_judge_each_of_them(tmp_path):
     turns = [("user", "a", None), ("assistant", "b", "up"), ("user", "c", None), ("assistant", "d", "down"), ("user", "e", None)]
     rows = [{"messages": [{"role": role, "content": text} | ({"rating": vote} if vote else {}) for role, text, vote in turns]},
@@ -206,7 +212,7 @@ def test_what_cannot_be_told_apart_is_refused_by_name(tmp_path, prompt, reply, k
 @pytest.mark.parametrize("text", [
     "Set it so:\nUser: admin\nPassword: x", "Q: What is it?\nA: A bulb.\nQ: Where?\nA: In soil.", "x <| f |> y", "Note: the time is 10:30.",
     "## Input\nThe list.\n\n## Output\nIts sum.", "Translate: hello\nFrench:", '{"name": "a", "value": 1}', "[1, 2, 3]", '"quoted"',
-    "Use <video controls> in HTML.", "<p>User: me</p>", "The system: a whole."])
+    "Use <video controls> in HTML.", "<user><name>Bob</name></user>\nParse this.", "## AI\nA field of computing.", "## User\nWho logs in.", "<p>User: me</p>", "The system: a whole."])
 def test_texts_that_only_look_alike_stay_as_they_are(text):
     assert turns_in(text, "assistant") is None and turns_in(text, "user") is None
 
