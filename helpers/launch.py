@@ -4,6 +4,7 @@ Its output goes straight into the run's train.log, and this side reads along. On
 pass through here, to be masked.
 """
 
+import hashlib
 import os
 import signal
 import subprocess
@@ -48,8 +49,8 @@ def next_config(run: Run) -> Path:
 
 
 def config_of(run: Run) -> dict:
-    """The configuration that the next launch takes, as it lies in the run's folder."""
-    return files.read_yaml(next_config(run))
+    """The configuration that the next launch takes, its paths where the run lies now."""
+    return run.relocated(files.read_yaml(next_config(run)))
 
 
 def environment(run: Run, launcher: str = "helpers.trainer") -> dict[str, str]:
@@ -87,6 +88,7 @@ def start(run: Run, launcher: str = "helpers.trainer", retries: int = 2) -> "Tra
     if placed.status == "FAIL":
         raise KitError(placed.found, "room for every worker; Ray would wait for ever", placed.remedy)
     settings = environment(run, launcher) | tracking.training_environment(run)
+    settle(run)
     if resuming:  # kept under a name of its own: what was launched stays on record
         number = next(n for n in range(1, 10_000) if not (run.folder / f"resumed-{n}.yaml").exists())
         try:
@@ -114,6 +116,17 @@ def start(run: Run, launcher: str = "helpers.trainer", retries: int = 2) -> "Tra
     run.note(training={"status": "running", "started": now(), "command": spelled(run, config_file, launcher, retries),
                        "environment": settings, "earlier": launches})
     return Training(run, process, begins, copier)
+
+
+def settle(run: Run) -> None:
+    """Write what is launched anew where the run was moved since: the files of a launch name the places that there are."""
+    config = config_of(run)
+    if config == files.read_yaml(next_config(run)):
+        return
+    text = files.dump_yaml(config)
+    if not run.resume_file.exists():  # run.json first: it is read by what config.yaml said of the former place
+        run.note(config_sha256=hashlib.sha256(text.encode()).hexdigest())
+    files.write(next_config(run), text)
 
 
 def copy_masked(pipe, log_file: Path) -> None:

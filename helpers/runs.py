@@ -48,8 +48,11 @@ class Run:
         return self.log_file.exists()
 
     def record(self) -> dict:
-        """What run.json holds now."""
-        return files.read_json(self.record_file) if self.record_file.exists() else {}
+        """What run.json holds now, its paths where the run lies now."""
+        held = files.read_json(self.record_file) if self.record_file.exists() else {}
+        with suppress(KitError):  # a config.yaml that cannot be read is its reader's finding
+            held = self.relocated(held)
+        return held
 
     def note(self, **facts) -> dict:
         """Merge `facts` into run.json (atomically) and return the whole record."""
@@ -80,10 +83,15 @@ class Run:
                 return {key: moved(inner) for key, inner in value.items()} | renamed
             if isinstance(value, list):
                 return [moved(inner) for inner in value]
-            for there, here in places if isinstance(value, str) else ():
-                if value == there or value.startswith(f"{there}/"):
-                    return here + value[len(there):]
-            return value
+            return ",".join(map(place, value.split(","))) if isinstance(value, str) else value  # adapters are a list in one text
+
+        def place(path: str) -> str:
+            if path == str(self.storage) or path.startswith(f"{self.storage}/"):  # written since
+                return path
+            for there, here in places:
+                if path == there or path.startswith(f"{there}/"):
+                    return here + path[len(there):]
+            return path
 
         return moved(content)
 
