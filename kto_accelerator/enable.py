@@ -9,8 +9,12 @@ LOSSES = ("kto", "apo_zero_unpaired")
 """The key `loss` of a config, which LLaMA-Factory does not know: KTO's, or the one of the same form around 0 instead of KL."""
 VERSIONS = ("0.9.3",)
 """LLaMA-Factory versions whose KTO trainer was compared with this one."""
-MODELS = ("llama", "mistral", "qwen2", "qwen3")
-"""Model types (config.json) whose attention is known to accept packed rows; each is tested."""
+MODELS = ("llama", "mistral", "qwen2", "qwen3", "phi", "phi3", "olmo", "olmo2", "starcoder2", "glm", "glm4")
+"""Model types (config.json) whose attention is known to accept packed rows and whose logits are the output layer's; each is tested.
+
+Not gemma and the mixtures of experts: in transformers 4.52 their models do not pass on where packed rows begin, and rows would be mixed.
+Not granite and cohere: they scale the logits.
+"""
 
 
 def supports(config: dict, shape: dict | None = None) -> tuple[bool, str]:

@@ -65,7 +65,7 @@ class LeanLayer:
                                      [part for layer in layers for part in layer.weights])
 
 
-NORMS = ("LigerRMSNorm", "LlamaRMSNorm", "MistralRMSNorm", "Qwen2RMSNorm", "Qwen3RMSNorm")
+NORMS = ("LigerRMSNorm", "LlamaRMSNorm", "MistralRMSNorm", "Qwen2RMSNorm", "Qwen3RMSNorm", "Phi3RMSNorm")
 """Classes of norms that are x / rms(x) * weight."""
 
 
