@@ -12,7 +12,7 @@ VERSIONS = ("0.9.3",)
 MODELS = ("llama", "mistral", "qwen2", "qwen3", "phi", "phi3", "olmo", "olmo2", "starcoder2", "glm", "glm4")
 """Model types (config.json) whose attention is known to accept packed rows and whose logits are the output layer's; each is tested.
 
-Not gemma and the mixtures of experts: in transformers 4.52 their models do not pass on where packed rows begin, and rows would be mixed.
+Not gemma and mixtures of experts: in transformers 4.52 their models do not pass on where packed rows begin; rows would be mixed.
 Not granite and cohere: they scale the logits.
 """
 
