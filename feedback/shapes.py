@@ -49,6 +49,8 @@ def recognise(columns: Columns, given: dict[str, str]) -> tuple[str, dict[str, s
         parts["prompt"] = parts.pop("messages")  # a dialogue up to the question
     if {"messages", "prompt", "reply"} <= set(parts) and "messages" not in given and dialogue not in columns.unanswered:
         del parts["messages"]  # by its name alone: it holds no turns
+    if "[]." in parts.get("label", "") and parts["label"].partition("[]")[0] != parts.get("messages"):
+        del parts["label"]  # beside turns that are not the dialogue
     extras = {part for part in ("system", "tools", "media", "against") if part in parts}
     if {"chosen", "rejected"} <= set(parts) and not {"reply", "label"} & set(given):
         name = "chosen/rejected pairs"

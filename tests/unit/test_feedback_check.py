@@ -30,7 +30,7 @@ json_values = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(),
     lambda inner: st.lists(inner, max_size=4) | st.dictionaries(
         st.sampled_from([name for names in PARTS.values() for name in names]
-                        + ["role", "content", "from", "value", "tool_calls", "function", "name", "type", "text"])
+                        + ["role", "content", "from", "value", "tool_calls", "function", "name", "type", "text", "rating", "parts", "sender"])
         | st.text(max_size=5), inner, max_size=6),
     max_leaves=25,
 )

@@ -158,6 +158,12 @@ def test_votes_beside_the_turns_judge_each_of_them(tmp_path):
     assert checked.ledger.unvoted == 1 and not checked.unused
 
 
+def test_votes_beside_turns_that_are_not_the_dialogue_are_asked_about(tmp_path):
+    turns = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b", "rating": "up"}]
+    with pytest.raises(KitError, match="which column is the label"):
+        checked_rows(tmp_path, [{"prompt": turns, "response": f"{i}.", "tools": turns} for i in range(4)])
+
+
 def test_rows_of_another_shape_are_refused_by_name_and_not_counted_as_unvoted(tmp_path):
     turns = [[{"role": "user", "content": f"{i}?"}, {"role": "assistant", "content": f"{i}."}] for i in range(6)]
     rows = [{"messages": each, "label": bool(i % 2)} for i, each in enumerate(turns)]
