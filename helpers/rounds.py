@@ -86,7 +86,7 @@ def held_again(run: Run, start_from: str) -> list[Path]:
 
 def earlier_heldout(run: Run) -> dict[str, Path]:
     """What earlier rounds held out, as `held_again` noted it: a run's name -> file of rows, wherever the storage lies now."""
-    return {name: Path(path) for name, path in run.relocated(run.record().get("earlier_heldout", {})).items()}
+    return {name: Path(path) for name, path in run.record().get("earlier_heldout", {}).items()}
 
 
 def measure(run: Run, rows_at_most: int = 1000) -> list[dict]:

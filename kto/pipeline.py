@@ -230,7 +230,7 @@ def summary(run: Run) -> dict:
     """What a finished run has to show: figures, places, times; plain data."""
     from helpers import rounds
 
-    record = run.relocated(run.record())
+    record = run.record()
     evaluation = record.get("evaluation", {})
     return {
         "run": run.name,
