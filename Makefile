@@ -26,7 +26,7 @@ test-stacks: ## two-worker training, killed worker, resume, checkpoints, curves 
 	  test -n "$$python" || { echo 'error: no python3.12 found; fix: install it, or: PYTHON_312=/path make test-stacks' >&2; exit 1; }; \
 	  for stack in $(STACKS); do \
 	    $(MAKE) --no-print-directory install PYTHON=$$python VENV=.venv-$$stack LOCK=locks/$$stack.lock; \
-	    .venv-$$stack/bin/python -m pytest tests/stacks; \
+	    .venv-$$stack/bin/python -m pytest tests/stacks tests/unit/test_resume_exactly.py; \
 	  done
 
 test-cluster: install ## several Ray nodes, jobs, kills and their resumes, planted secrets (10 minutes; wants root for nodes of their own)

@@ -10,6 +10,8 @@ PREFIX = re.compile(rf"(?:{STAMP} *)?(?:\(\w+ pid=(\d{{1,18}})(?:, ip=([\w.:-]+)
                     rf"|(?={STAMP})\S+T\S+ ")
 BEFORE_ALL = [re.compile(begin) for begin in (  # what schedulers put before every line: kubelet, docker compose, mpirun, srun, pdsh
     rf"\[?{STAMP[:-1]}\]? (?:std(?:out|err) [FP] )?", r"([\w.-]+) +\| ", r"\[\d+,(\d+)\]<std\w+>: ?", r"([\w.-]+): ")]
+BYSTANDER = "(PlacementGroupCleaner pid="
+"""A helper of Ray Train V2 in Ray 2.60: it prints a traceback when the training has ended, well or not."""
 CHUNK, MOST, TAIL = 1 << 20, 4 << 20, 2 << 20
 """Bytes: of a log beyond MOST only its last TAIL is read, and the chunks in which a sign of trouble or of a start stands."""
 SIGNS = (b"Traceback (most", b"Fatal Python", b" died", b"SIG", b"illed", b"oom", b"what():", b"Watchdog caught", b"exitcode",
@@ -52,5 +54,7 @@ def that_matter(log: Path) -> Iterator[tuple[str | None, str]]:
                     continue
                 kept += len(chunk)
             for line in chunk.decode("utf-8", "replace").split("\n"):
+                if BYSTANDER in line:
+                    continue
                 found = begin and begin.match(line)
                 yield (found[1] if begin.groups else None, line[found.end():]) if found else (None, line)

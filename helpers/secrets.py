@@ -17,8 +17,9 @@ IN_ADDRESS = re.compile(r"://[^/@\s:]*:([^/@\s]+)@")
 SHORTEST = 8
 """A shorter value is not masked: hiding every `test` or `1` would ruin every text, and is no secret."""
 TRAVELLING = ("HF_TOKEN", "AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SECURITY_TOKEN", "AWS_SESSION_TOKEN",
-              "WANDB_API_KEY")
-"""What a training's workers need, besides what a job was sent (KTO_SECRETS); MLflow is spoken to by this side alone."""
+              "WANDB_API_KEY", "AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3", "AWS_REGION", "AWS_DEFAULT_REGION")
+"""What a training's workers need, besides what a job was sent (KTO_SECRETS), and where keys for a bucket are good; MLflow is spoken
+to by this side alone."""
 ISSUED = {
     "a Hugging Face token": r"\bhf_[A-Za-z0-9]{20,}",
     "an AWS key": r"\b(?:AKIA|ASIA)[A-Z0-9]{16}\b",

@@ -17,7 +17,8 @@ import threading
 import time
 from pathlib import Path
 
-from . import cluster, files, secrets
+from . import checkpoints, cluster, files, profiles, secrets
+from .errors import KitError
 from .resume_exactly import install as install_exact_resume
 
 RAY_KEYS = ("ray_run_name", "ray_storage_path", "ray_storage_filesystem", "ray_num_workers", "resources_per_worker",
@@ -63,20 +64,20 @@ def end_with_stdin() -> None:
 def trainer_for(config: dict, retries: int = 2, accelerated: str = "false"):
     """The TorchTrainer of a LLaMA-Factory config, in a Ray that is connected as `ray_init_kwargs` says."""
     connect(config.get("ray_init_kwargs") or {})
-    from ray import cloudpickle, train
+    from ray import train
     from ray.train.torch import TorchTrainer
 
-    from . import resume_exactly
-
-    cloudpickle.register_pickle_by_value(resume_exactly)  # workers need nothing of this project
     version_2 = ".v2." in TorchTrainer.__module__
     fresh = not list(Path(config.get("output_dir") or ".").glob("checkpoint-*"))
     each = config.get("resources_per_worker") or {"GPU": 1}
     each = json.loads(each) if isinstance(each, str) else each
     say(config, version_2)
+    bucket, storage = config.get("ray_storage_filesystem"), os.path.abspath(config.get("ray_storage_path", "./saves"))
+    loop = {"args": config, "fresh": fresh, "accelerated": accelerated,  # Train V1 keeps it in params.json
+            "reference": "" if bucket else f"{storage}/reference"}
     return TorchTrainer(
         train_loop,
-        train_loop_config={"args": config, "fresh": fresh, "accelerated": accelerated},  # Train V1 keeps it in params.json
+        train_loop_config=loop,
         scaling_config=train.ScalingConfig(num_workers=config.get("ray_num_workers", 1), use_gpu=bool(each.get("GPU")),
                                            resources_per_worker=each, placement_strategy=config.get("placement_strategy", "PACK")),
         run_config=train.RunConfig(**storage_of(config, version_2), failure_config=train.FailureConfig(max_failures=retries)),
@@ -93,8 +94,12 @@ def connect(kwargs: dict) -> None:
     from ray.tune.execution import class_cache
 
     class_cache.ENV_VARS_TO_PROPAGATE -= set(secrets.TRAVELLING)  # Ray Tune would write them into env_vars, which Ray logs
-    hook = cluster.worker_setup(secrets.carried(), address != "local")
-    ray.init(**{**kwargs, "runtime_env": {**(kwargs.get("runtime_env") or {}), "worker_process_setup_hook": hook}})
+    environment = dict(kwargs.get("runtime_env") or {})
+    environment["worker_process_setup_hook"] = cluster.worker_setup(secrets.carried(), address != "local")
+    if address != "local":  # what the workers import of this project, on nodes that came a minute ago too
+        ours = [str(profiles.ROOT / package) for package in ("helpers", "kto_accelerator")]
+        environment["py_modules"] = [*environment.get("py_modules", []), *ours]
+    ray.init(**{**kwargs, "runtime_env": environment})
 
 
 def storage_of(config: dict, version_2: bool) -> dict:
@@ -105,10 +110,7 @@ def storage_of(config: dict, version_2: bool) -> dict:
     path, name = config.get("ray_storage_path", "./saves"), config.get("ray_run_name")
     where = {}
     if filesystem := config.get("ray_storage_filesystem"):
-        import pyarrow.fs
-
-        classes = {"s3": pyarrow.fs.S3FileSystem, "gs": pyarrow.fs.GcsFileSystem, "gcs": pyarrow.fs.GcsFileSystem}
-        where["storage_filesystem"] = classes[filesystem]()
+        where["storage_filesystem"] = files.bucket_filesystem(filesystem)
     else:
         path = str(Path(path).absolute())
     if version_2:
@@ -135,11 +137,9 @@ def train_loop(config: dict) -> None:
     args = {key: value for key, value in config["args"].items() if key not in RAY_KEYS}
     if config["fresh"] and "overwrite_output_dir" in TrainingArguments.__dataclass_fields__:
         args["overwrite_output_dir"] = True  # else a restart would take up a checkpoint that this launch left half written
-    checkpoint = train.get_checkpoint()
-    if checkpoint:
-        args["resume_from_checkpoint"] = f"{fetched(checkpoint)}/checkpoint"
-    elif "://" in str(args.get("resume_from_checkpoint") or ""):
-        args["resume_from_checkpoint"] = fetched(train.Checkpoint(args["resume_from_checkpoint"]))
+    launch = launch_folder()
+    if start := newest(launch) or str(args.get("resume_from_checkpoint") or ""):
+        args["resume_from_checkpoint"] = fetched(start, launch) if "://" in start else start
     if args.get("resume_from_checkpoint"):
         install_exact_resume()
         if train.get_context().get_world_rank() == 0:
@@ -149,6 +149,7 @@ def train_loop(config: dict) -> None:
         from kto_accelerator import everyone
 
         everyone.install()
+    os.environ.setdefault("KTO_REFERENCE_DIR", config["reference"])  # the accelerator's; shared by every run on this storage
     if not (asked != "false" and accelerate(args, asked, loss)) and loss != "kto":
         raise RuntimeError(f"LLaMA-Factory's own trainer has no loss {loss!r}\n  expected: kto\n  fix:      --accelerated=true")
     if not callable(getattr(tuner, "_training_function", None)):
@@ -174,17 +175,36 @@ def accelerate(args: dict, asked: str, loss: str) -> bool:
     return taken
 
 
-def fetched(checkpoint) -> str:
-    """The folder of a ray.train.Checkpoint: itself where it is on disk, else a copy, made once on each node."""
-    if os.path.isdir(checkpoint.path):
-        return checkpoint.path
+def launch_folder() -> str:
+    """Where Ray keeps this launch's checkpoints: a path, or an address in a bucket."""
+    from ray import train
+
+    storage = train.get_context().get_storage()
+    folder = storage.trial_fs_path if getattr(storage, "trial_dir_name", "") else storage.experiment_fs_path  # Train V1, V2
+    kind = storage.storage_filesystem.type_name
+    return folder if kind == "local" else f"{kind}://{folder}"
+
+
+def newest(launch: str) -> str:
+    """The newest complete checkpoint of this launch, empty before there is one: Ray may not know of the last before a kill."""
+    try:
+        saved = [item for item in checkpoints.find(launch) if item.complete]
+    except KitError:  # the folder is made with the first checkpoint
+        return ""
+    return str(saved[-1].path) if saved else ""
+
+
+def fetched(address: str, launch: str) -> str:
+    """The folder of a checkpoint at an address such as s3://…: a copy, made once on each node in each launch."""
     from filelock import FileLock
 
-    place = hashlib.sha256(f"{checkpoint.filesystem.type_name} {checkpoint.path}".encode()).hexdigest()[:16]
-    folder = Path(tempfile.gettempdir(), f"kto-checkpoint-{os.getuid()}-{place}")
+    bucket, _, path = files.open_folder(address)
+    name = hashlib.sha256(f"{launch} {address}".encode()).hexdigest()[:16]
+    folder = Path(tempfile.gettempdir(), f"kto-checkpoint-{os.getuid()}-{name}")
     with FileLock(f"{folder}.lock"):
         if not folder.exists():
-            os.rename(checkpoint.to_directory(f"{folder}.partial"), folder)
+            bucket.get(f"{path}/", f"{folder}.partial/", recursive=True)
+            os.rename(f"{folder}.partial", folder)
     return str(folder)
 
 

@@ -253,7 +253,8 @@ def test_a_real_log_with_damage_anywhere_is_still_read(log, damage):
     for place, junk in damage:
         at = int(place * len(log))
         log = log[:at] + junk + log[at + len(junk) :]
-    assert sum(event.kind == "metrics" for event in events(log)) >= log.count(b"{'loss'") - 2 * len(damage)
+    windows = log.count(b"{'loss'") - log.count(b"metrics={'loss'")  # Train V2's reports repeat them
+    assert sum(event.kind == "metrics" for event in events(log)) >= windows - 2 * len(damage)
 
 
 @settings(max_examples=200, deadline=None)

@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 from pathlib import Path
 
 import numpy as np
@@ -355,6 +356,17 @@ def test_ray_train_v2_is_read_like_v1():
     reports = (FIXTURES / "ray-train-v2.log").read_text().replace(
         "{'loss'", "Reporting training result 1: TrainingReport(metrics={'loss': 0.5, 'epoch': 0.1})\n(RayTrainWorker pid=18051) {'loss'")
     assert len(metrics.table(events(reports))) == 4
+
+
+@pytest.mark.parametrize(("version", "reports"), [("v1", 0), ("v2", 6)])
+def test_the_launchers_curves_are_one_record_a_window_however_many_workers_report_it(version, reports):
+    """helpers.trainer with two workers, 60 steps and 3 saves: Ray 2.48 on Train V1, Ray 2.60 on Train V2 (each worker prints each report)."""
+    log = FIXTURES / f"launcher-{version}-two-workers.log"
+    text, table = log.read_text(), metrics.table(log)
+    assert len(set(re.findall(r"RayTrainWorker pid=(\d+)", text))) == 2 and text.count("Reporting training result") == reports
+    assert table["step"].tolist() == list(range(2, 61, 2)) and table.attrs["runs"] == 1
+    differences = metrics.reconcile(table, FIXTURES / f"launcher-{version}-trainer-state-60.json")
+    assert differences.empty and differences.attrs["compared"] >= 300
 
 
 def test_a_log_of_trl_has_means_over_all_workers():

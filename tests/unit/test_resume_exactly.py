@@ -1,5 +1,7 @@
 """Going on within an epoch: transformers' own trainer, with and without the corrections; no Ray."""
 
+import inspect
+
 import pytest
 
 from helpers import resume_exactly
@@ -52,10 +54,15 @@ def test_a_resume_at_any_step_of_any_epoch_ends_with_the_same_weights(tmp_path, 
 
 @pytest.mark.slow
 def test_without_the_corrections_it_is_exact_at_an_epochs_end_only(tmp_path, uncorrected):
+    """transformers 4.52 loses the last update too; 4.57 takes it, on rows in the wrong order."""
+    from transformers import Trainer
+
+    loop = inspect.getsource(Trainer._inner_training_loop)
+    loses = not any(words in loop for words in resume_exactly.FIXED)
     whole, _ = train(tmp_path / "whole")
     assert train(tmp_path / "at-the-end", tmp_path / "whole" / "checkpoint-3")[0].equal(whole)
     weights, ended = train(tmp_path / "within", tmp_path / "whole" / "checkpoint-4")
-    assert ended < STEPS and not weights.equal(whole)
+    assert (ended < STEPS) == loses and not weights.equal(whole)
 
 
 def test_another_training_loop_is_refused(uncorrected, monkeypatch):
