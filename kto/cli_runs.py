@@ -107,7 +107,8 @@ def checkpoints(
     if found.empty:
         say(f"there is no checkpoint in {where}: none was saved yet (save_steps), or they lie elsewhere")
     if len(found) or as_json:
-        show(records(found), as_json)
+        first = ["step", "complete"]  # a narrow terminal loses the last columns
+        show(records(found[first + [name for name in found.columns if name not in first]]), as_json)
     if found.empty or not found["complete"].any():
         raise typer.Exit(1)
 
