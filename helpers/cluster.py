@@ -66,7 +66,7 @@ def refuse_unsupported(rows: list[dict]) -> list[Finding]:
         raise KitError("; ".join(grave), "a supported stack: README, *What it runs on*", install)
     if here.get("llamafactory", "").startswith("0.9.5"):
         found.append(Finding("WARN", "LLaMA-Factory 0.9.5 trains, and its runs are watched, found and exported; held-out evaluation "
-                             "was not tried with it, and `accelerated: auto` leaves the accelerator off", "LLaMA-Factory 0.9.3 for both"))
+                             "was not tried with it, and `accelerated: auto` leaves the accelerator off", "take 0.9.3 for both"))
     other = [f"{row['package']} {row['installed']} (required: {row['required']})" for row in rows
              if not row["ok"] and row["installed"] != "missing" and row["package"] not in SUPPORTED]
     return found + ([Finding("WARN", f"other versions than those tried together: {', '.join(other)}", install)] if other else [])
