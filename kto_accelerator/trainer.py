@@ -149,7 +149,8 @@ class Accelerated(EveryWorker):
         memory = packed.Memory() if self._share else None
         policy = packed.logps(model, given.policy, memory=memory)
         with torch.no_grad():
-            policy_kl, reference, reference_kl = self._without_gradient(model, given, memory)
+            bare = self.accelerator.unwrap_model(model)  # DDP's forward waits for workers that may have nothing to compute
+            policy_kl, reference, reference_kl = self._without_gradient(bare, given, memory)
             if self.loss == "apo_zero_unpaired":  # KTO's loss with a reference point of 0: no mismatched rows
                 policy_kl = reference_kl = reference.new_zeros(1)
         del memory

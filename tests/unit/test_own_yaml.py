@@ -3,9 +3,10 @@
 import json
 
 import pytest
+import tiny
 import yaml
 
-from helpers import config, files, own_yaml
+from helpers import config, files, launch, metrics, own_yaml
 from helpers.errors import KitError
 from helpers.profiles import ROOT
 
@@ -73,7 +74,7 @@ def prepared(run):
 def own(tmp_path, text: str, **more) -> str:
     path = tmp_path / "own" / "kto.yaml"
     path.parent.mkdir(exist_ok=True)
-    path.write_text(text + yaml.safe_dump(more) if more else text)
+    path.write_text(yaml.safe_dump(yaml.safe_load(text) | more) if more else text)
     return str(path)
 
 
@@ -144,3 +145,18 @@ def test_another_stage_is_refused_and_another_evaluation_set_is_the_runs(prepare
 def test_our_own_templates_are_no_readers(prepared):
     assert not any(map(own_yaml.is_own, config.available()))
     assert config.template_in_run(prepared)[1] == []
+
+
+@pytest.mark.slow
+def test_llamafactorys_own_example_trains_for_real_with_the_loss_without_kl_at_a_batch_of_1(run, tmp_path):
+    base, name = tiny.model(run.models / "base"), tiny.dataset(run.datasets, tiny.REPLIES * 4)
+    run.note(model={"name": "m", "path": str(base), "template": "smollm2"}, dataset={"name": name, "rows": 20}, accelerated="auto")
+    given = own(tmp_path, KTO, loss="apo_zero_unpaired", preprocessing_num_workers=1, gradient_accumulation_steps=2, max_steps=3,
+                logging_steps=1, lora_rank=4)
+    resolved = config.resolve(run, given)
+    assert resolved["per_device_train_batch_size"] == 1
+    files.write(run.config_file, files.dump_yaml(resolved))
+    launch.start(run).wait()
+    table = metrics.joined(run.log_file)
+    assert "[kto] trainer kto_accelerator" in run.log_file.read_text() and table.attrs["rows of"] == "all workers"
+    assert table["step"].tolist() == [1, 2, 3] and (table["kl"] == 0).all() and table["loss"].between(0.3, 0.7).all()
