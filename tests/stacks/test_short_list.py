@@ -81,7 +81,8 @@ def note_ports(process, folder: Path) -> None:
     seen = set(json.loads(noted.read_text())) if noted.exists() else set()
     for one in process.children(recursive=True):
         try:
-            if "TrainWorker" in " ".join(one.cmdline()):
+            title = " ".join(one.cmdline())
+            if "TrainWorker" in title or "_set_torch_distributed_env_vars" in title:  # Ray 2.57 names a worker by what it runs
                 continue
             there = {place.laddr.ip for place in one.net_connections() if place.status == psutil.CONN_LISTEN}
             seen |= {f"{one.cmdline()[0].split('/')[-1]} on {ip}" for ip in there - LOOPBACK}
