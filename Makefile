@@ -10,7 +10,7 @@ STAMP := $(VENV)/.installed-$(shell cat $(LOCK) pyproject.toml | cksum | cut -d'
 help:        ## this list
 	@grep -E '^[a-z-]+: .*##' Makefile | sed 's/:.*##/ -/'
 
-demo: install ## train a real model on two CPU workers: six executed notebooks, plots, checkpoints, a merged model (6 minutes)
+demo: install ## train a real model on two CPU workers: six executed notebooks, plots, checkpoints, a merged model (4 minutes)
 	@$(PY) -m kto run --profile local
 
 test: install ## unit tests, then the six notebooks for real (nbval)
