@@ -36,8 +36,13 @@ def split(checked, heldout: float = 0.2, seed: int = 42, again: np.ndarray = ())
     """
     if not 0 <= heldout < 1:
         raise KitError(f"heldout is {heldout}", "a share of the prompts, from 0 to below 1", "correct `heldout`")
+    known = np.isin(checked.prompts, again)
+    if known.any() and len(np.unique(checked.labels[~known])) < 2:
+        raise KitError(f"{known.sum():,} of {len(known):,} rows have prompts that an earlier round held out, and stay held out: "
+                       "the rest has not both labels", "rows of both labels to train on",
+                       "add rows with other prompts (kto data sample takes replies to those that were trained on)")
     if not heldout:
-        return np.isin(checked.prompts, again)
+        return known
     prompts, first, of_row = np.unique(checked.prompts, return_index=True, return_inverse=True)
     patterns = np.zeros(len(prompts), dtype=np.uint8)  # 1: only accepted, 2: only rejected, 3: both
     np.bitwise_or.at(patterns, of_row, np.where(checked.labels, 1, 2).astype(np.uint8))

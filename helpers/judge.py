@@ -7,6 +7,7 @@ can be judged on a machine without one: the questions that the parser puts to th
 import dataclasses
 import json
 import os
+import re
 import sys
 import typing
 from pathlib import Path
@@ -73,7 +74,9 @@ def ill_typed(key: str, value, hint) -> dict | None:
     expected = getattr(hint, "__name__", None) or str(hint).replace("typing.", "")
     scalars = (float, int, bool)
     if isinstance(value, str) and hint in (*scalars, *(typing.Optional[kind] for kind in scalars)):  # noqa: UP045
-        return {"key": key, "found": f"{key}: {value!r} is text", "expected": expected}
+        number = re.fullmatch(r"([+-]?\d+)(\.\d*)?([eE][+-]?\d+)?", value)
+        says = f" (in quotes; write {number[1]}{number[2] or '.0'}{number[3]})" if number and number[3] else ""
+        return {"key": key, "found": f"{key}: {value!r} is text{says}", "expected": expected}
     try:
         TypeAdapter(hint, config=ConfigDict(arbitrary_types_allowed=True)).validate_python(value)
     except ValidationError as error:

@@ -87,10 +87,12 @@ def sample(
     run: RunFolder,
     output: Annotated[Path, typer.Option(help="What to write: .json for Label Studio, .jsonl for Argilla, .csv for a spreadsheet.")],
     checkpoint: Annotated[str, typer.Option(help="best, latest, a step's number, or a checkpoint's folder.")] = "best",
-    count: Annotated[int, typer.Option(help="How many held-out prompts.")] = 50,
+    count: Annotated[int, typer.Option(help="How many prompts.")] = 50,
     max_new_tokens: Annotated[int, typer.Option(help="Tokens a reply.")] = 256,
 ) -> None:
-    """Replies of the trained model to held-out prompts, for people to rate; `kto data prepare` reads the ratings.
+    """Replies of the trained model, for people to rate; `kto data prepare` reads the ratings.
+
+    To prompts that were trained on: what was held out stays held out in a second round, to be measured again.
 
     Example: kto data sample storage/first-run --output to_rate.csv
     """
@@ -102,7 +104,7 @@ def sample(
     chosen, step, why = export.choose(run, checkpoint)
     say(f"checkpoint of step {step}: {why}")
     scorer = evaluate.Scorer(run.config(), chosen)
-    rows = choose(scorer.rows(evaluate.heldout(run)), count)
+    rows = choose(scorer.rows(scorer.config["dataset"]), count)
     replies = []
     for place in range(0, len(rows), 8):
         replies += scorer.replies(rows[place : place + 8], max_new_tokens=max_new_tokens)

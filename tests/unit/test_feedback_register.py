@@ -62,6 +62,13 @@ def test_nothing_can_be_held_out_and_a_share_of_one_is_refused(shipped):
         register.split(shipped, 1)
 
 
+@pytest.mark.parametrize("share", [0, 0.2])
+def test_where_an_earlier_round_holds_out_all_prompts_nothing_is_left_to_train_on_and_that_is_said(shipped, share):
+    with pytest.raises(KitError, match="352 of 352 rows have prompts that an earlier round held out") as error:
+        register.split(shipped, share, again=shipped.prompts)
+    assert "kto data sample" in str(error.value)
+
+
 def test_pairs_are_shuffled_so_that_neighbours_share_no_prompt():
     prompts = np.repeat(np.arange(5000, dtype=np.uint64), 2)
     order = register.shuffled(prompts)
