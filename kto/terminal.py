@@ -8,10 +8,14 @@ from typing import Annotated
 
 import typer
 
+from helpers import profiles
 from helpers.errors import KitError
 from helpers.runs import Run, of_folder
 
-Profile = Annotated[str, typer.Option(help="Where it runs: local, anyscale, ray, or the path of a profile's YAML.")]
+Profile = Annotated[
+    str,
+    typer.Option(help="Where it runs: local, anyscale, ray, or the path of a profile's YAML.", callback=lambda name: a_profile(name)),
+]
 Storage = Annotated[
     str,
     typer.Option(help="Where runs are kept. Default: $KTO_STORAGE, else the profile's own.",
@@ -35,6 +39,13 @@ def as_usage(remedy: str = ""):
         yield
     except KitError as error:
         raise Usage(error.found, error.expected, remedy or error.remedy) from None
+
+
+def a_profile(name: str) -> str:
+    """`name`, if it is a profile's; Usage where it is none."""
+    with as_usage():
+        profiles.load(name)
+    return name
 
 
 def a_run(folder: str) -> Run:

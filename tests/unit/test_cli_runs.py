@@ -135,3 +135,9 @@ def test_a_hub_id_without_a_network_is_one_message(tmp_path):
     settings = os.environ | {"HF_ENDPOINT": "http://127.0.0.1:9", "HF_HOME": str(tmp_path)}
     done = subprocess.run(asked, capture_output=True, text=True, env=settings, cwd=ROOT)
     assert done.returncode == 2 and done.stderr.startswith("error: the hub gave no dataset") and len(done.stderr.splitlines()) == 3
+
+
+@pytest.mark.parametrize("command", [["runs"], ["doctor"], ["config", "show"], ["run"]])
+def test_a_wrong_profile_is_wrong_usage_whatever_the_command(command):
+    done = subprocess.run([sys.executable, "-m", "kto", *command, "--profile", "locl"], capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode == 2 and "did you mean 'local'" in done.stderr and done.stdout == ""
