@@ -63,7 +63,7 @@ def refuse_unsupported(rows: list[dict]) -> list[Finding]:
             else:
                 found.append(Finding("WARN", what, "watch curves and checkpoints"))
     if grave:
-        raise KitError("; ".join(grave), "a supported stack: README, *What it runs on*", install)
+        raise KitError("; ".join(grave), "a supported stack: README, *Where it runs*", install)
     if here.get("llamafactory", "").startswith("0.9.5"):
         found.append(Finding("WARN", "LLaMA-Factory 0.9.5 trains, and its runs are watched, found and exported; held-out evaluation "
                              "was not tried with it, and `accelerated: auto` leaves the accelerator off", "take 0.9.3 for both"))

@@ -1,6 +1,5 @@
 """From a template in train-configs/ and a reader's overrides to the one resolved config.yaml that is launched."""
 
-import hashlib
 import json
 import os
 import subprocess
@@ -142,7 +141,7 @@ def write(run: Run, config: dict) -> Path:
         os.replace(beside, run.config_file)
     finally:
         beside.unlink(missing_ok=True)
-    run.note(config_sha256=hashlib.sha256(run.config_file.read_bytes()).hexdigest())
+    run.note(config_sha256=files.sha256(run.config_file))
     return run.config_file
 
 
