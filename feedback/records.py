@@ -164,18 +164,24 @@ def _openai_calls(calls) -> str:
 
 def _in_the_calls_order(turns: list) -> list:
     """The results of parallel calls as the calls stand: OpenAI's API takes them in any order, and only the names of both tell."""
-    asked = [call for turn in turns if isinstance(turn, dict) for call in turn.get("tool_calls") or []]
-    calls = [call.get("id") for call in asked if isinstance(call, dict)]
-    if len(calls) < 2 or None in calls or len(set(calls)) < len(calls):
+    lists = [turn["tool_calls"] for turn in turns if isinstance(turn, dict) and isinstance(turn.get("tool_calls"), list)]
+    calls = [call.get("id") for asked in lists for call in asked if isinstance(call, dict)]
+    if len(calls) < 2 or not all(isinstance(call, str) for call in calls) or len(set(calls)) < len(calls):
         return turns
     place, ordered = {call: number for number, call in enumerate(calls)}, []
     for turn in turns:
         at = len(ordered)
-        if isinstance(turn, dict) and (mine := place.get(turn.get("tool_call_id"))) is not None:
-            while at and place.get(ordered[at - 1].get("tool_call_id") if isinstance(ordered[at - 1], dict) else None, -1) > mine:
+        if (mine := place.get(_answers(turn))) is not None:
+            while at and place.get(_answers(ordered[at - 1]), -1) > mine:
                 at -= 1
         ordered.insert(at, turn)
     return ordered
+
+
+def _answers(turn) -> str | None:
+    """The id of the call that a turn is the result of."""
+    call = turn.get("tool_call_id") if isinstance(turn, dict) else None
+    return call if isinstance(call, str) else None
 
 
 def _join_results(messages: list[dict]) -> list[dict]:

@@ -60,6 +60,16 @@ def test_any_json_value_becomes_records_or_reasons_never_a_traceback(value, shap
             assert set(repairs) <= set(problems.NOTED)
 
 
+@pytest.mark.parametrize("value", [
+    {"messages": [{"tool_calls": 1}], "label": False},
+    {"messages": [{"tool_calls": [{"id": ["a"]}, {"id": ["b"]}]}, {"role": "tool", "tool_call_id": ["a"]}], "label": True},
+    {"messages": [{"tool_calls": [{"id": "a"}, {"id": "b"}]}, {"role": "tool", "tool_call_id": {}}, {"role": "tool", "tool_call_id": "a"}],
+     "label": True}])
+def test_calls_and_ids_of_the_wrong_kind_are_refused(value):
+    [outcome] = rows(value, Shape("", {"messages": "messages", "label": "label"}, WORDS))
+    assert isinstance(outcome, Refused)
+
+
 @given(values=st.lists(json_values | nearly, min_size=1, max_size=12))
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_no_row_of_any_file_is_lost(tmp_path, values):
