@@ -1,5 +1,7 @@
 """This machine and the Ray cluster that a profile names: packages, disk, nodes, whether the workers fit, who can read the data."""
 
+import json
+import logging
 import os
 import re
 import shutil
@@ -8,6 +10,8 @@ import sys
 from contextlib import contextmanager
 from importlib import metadata
 from pathlib import Path
+
+from packaging.version import Version
 
 from . import files
 from .errors import Finding, KitError
@@ -19,56 +23,56 @@ LOOPBACK = ("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
 """Set before ray is imported: Ray 2.57 and later turn 127.0.0.1 into the machine's reachable address without it."""
 SUPPORTED = {"llamafactory": ("0.9.3", "0.9.5"), "transformers": ("4.52", "4.57"), "ray": ("2.48", "2.60"), "python": ("3.11", "3.12")}
 """The oldest and the newest release that was tried."""
+PINS = ("accelerator_type:", "anyscale/accelerator_shape:")
+"""How resources are called that name a kind of GPU or node."""
 
 
-def packages(requirements: Path = ROOT / "requirements.txt") -> list[dict]:
+def packages() -> list[dict]:
     """Each direct dependency: what is required, what is installed, whether that is well. Rows of plain data.
 
     Well is a version of requirements.txt or of one of locks/, or a supported one. A local part (2.13.0+cpu) does not matter.
     """
     places = [place for place in sys.path if "thirdparty_files" not in place]  # ray, once imported, adds its own psutil there
     line = re.compile(r"^([\w.-]+)(?:\[[\w,]+\])?==([^\s#;]+)", re.M)  # name==version
-    pins = [dict(line.findall(path.read_text())) for path in (requirements, *sorted((ROOT / "locks").glob("*.lock")))]
+    locks = (ROOT / "requirements.txt", *sorted((ROOT / "locks").glob("*.lock")))
+    pins = [dict(line.findall(path.read_text())) for path in locks]
     rows = []
     for name, required in pins[0].items():
         found = next(iter(metadata.Distribution.discover(name=name, path=places)), None)
         installed = found.version if found else "missing"
-        well = installed.split("+")[0] in {lock.get(name) for lock in pins} or (name in SUPPORTED and compared(name, installed) == 0)
-        oldest, newest = SUPPORTED.get(name, (required, required))
-        rows.append({"package": name, "required": required if oldest == newest else f"{oldest} to {newest}",
-                     "installed": installed, "ok": well})
+        well = installed.split("+")[0] in {pinned.get(name) for pinned in pins}
+        if name in SUPPORTED:
+            required, well = " to ".join(SUPPORTED[name]), bool(found) and not outside(name, installed)
+        rows.append({"package": name, "required": required, "installed": installed, "ok": well})
     return rows
 
 
-def compared(name: str, version: str) -> int:
-    """-1, 0 or 1: `version` is before, within or after the supported range."""
-    oldest, newest = SUPPORTED[name]
-    numbers = [int(part) for part in re.findall(r"\d+", version.split("+")[0])[:3]]
-    low, high = ([int(part) for part in bound.split(".")] for bound in (oldest, newest))
-    return -1 if numbers[: len(low)] < low else int(numbers[: len(high)] > high)
+def outside(name: str, version: str) -> str:
+    """`older` or `newer` than the supported range; empty within it, and for a package that has none."""
+    oldest, newest = (Version(bound).release for bound in SUPPORTED.get(name, (version, version)))
+    release = Version(version).release
+    return "older" if release < oldest else "newer" if release[: len(newest)] > newest else ""
 
 
 def refuse_unsupported(rows: list[dict]) -> list[Finding]:
     """What nobody has tried with this stack (WARN), by name, with what to do; empty: all is well. KitError for what it cannot do."""
-    here = {row["package"]: row["installed"] for row in rows} | {"python": "{}.{}".format(*sys.version_info)}
     install = "run `make install`, or one of locks/ (on a cluster image: make install-cluster)"
-    missing = [name for name, version in here.items() if version == "missing"]
-    grave, found = [f"not installed: {', '.join(missing)}"] if missing else [], []
-    for name, (oldest, newest) in SUPPORTED.items():
-        version = here.get(name, "missing")
-        if version != "missing" and (side := compared(name, version)):
-            what = f"{name} {version} is {'older' if side < 0 else 'newer'} than what was tried ({oldest} to {newest})"
-            if side < 0 or name != "ray":
-                grave.append(what)
-            else:
-                found.append(Finding("WARN", what, "watch curves and checkpoints"))
-    if grave:
-        raise KitError("; ".join(grave), "a supported stack: README, *Where it runs*", install)
-    if here.get("llamafactory", "").startswith("0.9.5"):
+    refused, newer, other = [], [], []
+    for row in [*rows, {"package": "python", "installed": "{}.{}".format(*sys.version_info), "ok": True}]:
+        name, version = row["package"], row["installed"]
+        if version == "missing":
+            refused.append(f"{name} is not installed")
+        elif side := outside(name, version):
+            what = f"{name} {version} is {side} than what was tried ({' to '.join(SUPPORTED[name])})"
+            (newer if name == "ray" and side == "newer" else refused).append(what)
+        elif not row["ok"]:
+            other.append(f"{name} {version} (required: {row['required']})")
+    if refused:
+        raise KitError("; ".join(refused), "a supported stack: README, *Where it runs*", install)
+    found = [Finding("WARN", what, "watch curves and checkpoints") for what in newer]
+    if any(row["package"] == "llamafactory" and row["installed"].startswith("0.9.5") for row in rows):
         found.append(Finding("WARN", "LLaMA-Factory 0.9.5 trains, and its runs are watched, found and exported; held-out evaluation "
                              "was not tried with it, and `accelerated: auto` leaves the accelerator off", "take 0.9.3 for both"))
-    other = [f"{row['package']} {row['installed']} (required: {row['required']})" for row in rows
-             if not row["ok"] and row["installed"] != "missing" and row["package"] not in SUPPORTED]
     return found + ([Finding("WARN", f"other versions than those tried together: {', '.join(other)}", install)] if other else [])
 
 
@@ -89,45 +93,32 @@ def ray_cluster(profile: Profile, num_cpus: int = 3, **kwargs):
 
     Quiet: the workers' output is not forwarded. KitError where no cluster answers, within seconds. `kwargs`: for ray.init.
     """
-    import logging
-
-    logging.getLogger("ray.widgets.util").setLevel(logging.ERROR)  # it misses ipywidgets in a notebook
-    if profile.ray_address == "local":
+    address = profile.ray_address
+    if address == "local":
         os.environ.setdefault(*LOOPBACK)
-    with silence():
-        import ray
-
+        kwargs = {"num_cpus": num_cpus, "include_dashboard": False, "_node_ip_address": "127.0.0.1"} | kwargs
+    elif address == "auto":
+        last = Path("/tmp/ray/ray_current_cluster")
+        address = os.environ.get("RAY_ADDRESS") or (last.read_text().strip() if last.is_file() else address)
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # Ray forks, which tokenizers would warn of
-    alone = {"num_cpus": num_cpus, "include_dashboard": False, "_node_ip_address": "127.0.0.1"}
-    own = alone if profile.ray_address == "local" else {}
-    refuse_silent(profile.ray_address)
+    logging.getLogger("ray.widgets.util").setLevel(logging.ERROR)  # it misses ipywidgets in a notebook
     try:
+        host, _, port = address.removeprefix("ray://").rpartition(":")
+        if host:  # asked first, because Ray itself would try for 35 seconds and more
+            socket.create_connection((host, int(port)), 3).close()
         with silence():
-            ray.init(address=profile.ray_address, log_to_driver=False, logging_level=logging.ERROR, **own, **kwargs)
-    except (ConnectionError, ValueError) as error:
-        raise silent(repr(profile.ray_address), error) from None
+            import ray
+
+            ray.init(address=profile.ray_address, log_to_driver=False, logging_level=logging.ERROR, **kwargs)
+    except (OSError, ValueError) as error:
+        if address == "local":
+            raise
+        raise KitError(f"no Ray cluster answers at {address}: {error}", "a running cluster",
+                       "start one (ray start --head), correct RAY_ADDRESS, or use the profile local") from None
     try:
         yield ray
     finally:
         ray.shutdown()
-
-
-def silent(address: str, error) -> KitError:
-    return KitError(f"no Ray cluster answers at {address}: {error}", "a running cluster",
-                    "start one (ray start --head), correct RAY_ADDRESS, or use the profile local")
-
-
-def refuse_silent(address: str) -> None:
-    """KitError where nothing listens at the cluster's address: Ray itself would try for 35 seconds and more."""
-    if address == "auto":
-        last = Path("/tmp/ray/ray_current_cluster")
-        address = os.environ.get("RAY_ADDRESS") or (last.read_text().strip() if last.is_file() else "")
-    host, _, port = address.removeprefix("ray://").rpartition(":")
-    if host and port.isdigit():
-        try:
-            socket.create_connection((host, int(port)), 3).close()
-        except OSError as error:
-            raise silent(address, error) from None
 
 
 def resources(profile: Profile) -> dict:
@@ -140,14 +131,12 @@ def resources(profile: Profile) -> dict:
 
 
 def worker_setup(tokens: dict[str, str], on_cluster: bool):
-    """The first thing that a worker process does (Ray's worker_process_setup_hook): `tokens` into its environment.
-
-    On a cluster it also names gloo the interface by which Ray reaches the node: gloo would take the one that the machine's own
-    name leads to, which on many (Debian's /etc/hosts) is the loopback, where no other node answers.
-    """
+    """The first thing that a worker process does (Ray's worker_process_setup_hook): `tokens` into its environment."""
 
     def prepare_worker():
         os.environ.update(tokens)
+        # On a cluster gloo is told by which interface Ray reaches the node: it would take the one that the machine's own name
+        # leads to, which on many (Debian's /etc/hosts) is the loopback, where no other node answers.
         if on_cluster and "GLOO_SOCKET_IFNAME" not in os.environ:
             import psutil
             import ray
@@ -170,17 +159,11 @@ def read_everywhere(profile: Profile, datasets: Path, names: list[str]):
     with ray_cluster(profile, num_cpus=1) as ray:
         from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-        probe = ray.remote(num_cpus=0, max_retries=1)(seen)
-        alive = [node["NodeID"] for node in ray.nodes() if node["Alive"]]
-        pinned_to = [NodeAffinitySchedulingStrategy(node, soft=False) for node in alive]
-        answers = ray.get([probe.options(scheduling_strategy=node).remote(datasets, names) for node in pinned_to])
-    table = pd.DataFrame([{"node": place, "dataset": name, "rows": answer[name][0], "same": answer[name] == mine}
-                          for place, answer in enumerate(answers, 1) for name, mine in seen(datasets, names).items()])
-    return refuse_differing(table, datasets)
-
-
-def refuse_differing(table, datasets: Path):
-    """The table, if every node saw the same; KitError that shows it where one did not."""
+        probe, mine = ray.remote(num_cpus=0, max_retries=1)(seen), seen(datasets, names)
+        pins = [NodeAffinitySchedulingStrategy(node["NodeID"], soft=False) for node in ray.nodes() if node["Alive"]]
+        answers = ray.get([probe.options(scheduling_strategy=pin).remote(datasets, names) for pin in pins])
+    table = pd.DataFrame([{"node": place, "dataset": name, "rows": answer[name][0], "same": answer[name] == mine[name]}
+                          for place, answer in enumerate(answers, 1) for name in names])
     if not table["same"].all():
         raise KitError(f"not every node reads the data in {datasets}:\n{table.to_string(index=False)}",
                        "a storage that all nodes share", "set `storage` to a shared folder")
@@ -193,8 +176,73 @@ def seen(datasets: Path, names: list[str]) -> dict[str, tuple[int, str]]:
     for name in names:
         try:
             path = files.data_file(datasets, name)
-            with path.open("rb") as file:
-                found[name] = sum(1 for _ in file), files.sha256(path)
-        except (OSError, KeyError, KitError) as error:
+            found[name] = path.read_bytes().count(b"\n"), files.sha256(path)
+        except (OSError, KitError) as error:
             found[name] = 0, f"{type(error).__name__}: {error}"
     return found
+
+
+def nodes(ray) -> list[dict]:
+    """Resources of each live node: everything, whether or not it is in use."""
+    return [dict(node["Resources"]) for node in ray.nodes() if node["Alive"]]
+
+
+def machine(config: dict) -> dict:
+    """The resources of the Ray that a training starts on this machine."""
+    own, gpus = config.get("ray_init_kwargs") or {}, len(list(Path("/proc/driver/nvidia/gpus").glob("*")))
+    return (own.get("resources") or {}) | {"CPU": own.get("num_cpus", os.cpu_count()), "GPU": own.get("num_gpus", gpus)}
+
+
+def to_come() -> dict | None:
+    """None: a fixed cluster. Else the most of each resource that it may ever have; {} where an autoscaler does not say."""
+    from ray._private import state
+    from ray.experimental.internal_kv import _internal_kv_get
+
+    if most := state.state.get_max_resources_from_cluster_config():
+        return most  # the newer autoscaler says it
+    # The older one publishes a status. A fixed cluster has one too: there a node's type is called node_<id>.
+    report = json.loads(_internal_kv_get("__autoscaling_status") or b"{}").get("autoscaler_report") or {}
+    kinds = {*(report.get("node_type_mapping") or {}).values(), *(report.get("active_nodes") or {})}
+    return {} if any(not kind.startswith("node_") for kind in kinds) else None
+
+
+def capacity(profile: Profile, config: dict) -> tuple[list[dict], dict | None]:
+    """The nodes' resources and what more may come (`to_come`), of the cluster on which `config` would be launched."""
+    if (config.get("ray_init_kwargs") or {}).get("address", profile.ray_address) == "local":
+        # Nothing is started for a Ray of its own: it will have what `machine` says, and the kind of GPU is taken to be as pinned.
+        kinds = [name for name in config.get("resources_per_worker") or {} if name.startswith("accelerator_type:")]
+        return [dict.fromkeys(kinds, 1) | machine(config)], None
+    with ray_cluster(profile) as ray:
+        return nodes(ray), to_come()
+
+
+def placed(config: dict, there: list[dict], more: dict | None) -> Finding:
+    """Whether the workers that `config` asks for fit on nodes with the resources `there`; `more`: see `to_come`."""
+    workers, each = config.get("ray_num_workers", 1), config.get("resources_per_worker") or {"GPU": 1}
+    need = {name: amount for name, amount in each.items() if amount}
+    total = {name: sum(node.get(name, 0) for node in there) for name in {**need, "CPU": 0}}
+    # Each worker takes all that it needs from one node; Ray Train's own process takes one CPU besides.
+    fit = sum(min([int(node.get(name, 0) / need[name] + 1e-9) for name in need], default=workers) for node in there)
+    says = f"{workers} workers of {', '.join(f'{amount:g} {name}' for name, amount in need.items())}"
+    trainer = ""
+    if fit >= workers:
+        if total["CPU"] >= workers * need.get("CPU", 0) + 1:
+            return Finding("OK", f"{says} fit (nodes: {len(there)})")
+        trainer, fit = " beside Ray Train's trainer, which takes one CPU", workers - 1
+    here = ", ".join(f"{name} {total[name]:g}" for name in need)
+    found = f"{says} are asked for{trainer}, {fit} fit (nodes: {len(there)}; {here})"
+    limit = total if more is None else more
+    lacking = [name for name in need if limit and limit.get(name, 0) < workers * need[name]]
+    if more is None:
+        found += f"; lacking: {', '.join(lacking or ['CPU'])}; the cluster is fixed, no more will come"
+    elif lacking:
+        found += f"; the autoscaler may never have more than {', '.join(f'{name} {more.get(name, 0):g}' for name in lacking)}"
+    else:
+        return Finding("WARN", f"{found}; the cluster scales, {'far enough for this' if more else 'how far it does not say'}",
+                       "launch: the nodes come when they are asked for, in minutes")
+    if any(name.startswith(PINS) for name in lacking):
+        kinds = sorted({name for node in [*there, more or {}] for name in node if name.startswith(PINS)})
+        remedy = f"take the pin out of resources_per_worker, or name one of: {', '.join(kinds) or 'none is there'}"
+    else:
+        remedy = f"lower ray_num_workers, or add nodes{' with GPUs' if 'GPU' in lacking else ''}"
+    return Finding("FAIL", found, remedy)

@@ -17,7 +17,7 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from . import capacity, cluster, files, secrets, tracking
+from . import cluster, files, secrets, tracking
 from .errors import KitError
 from .explain import explain
 from .logs import Event, Parser
@@ -84,7 +84,7 @@ def start(run: Run, launcher: str = "helpers.trainer", retries: int = 2) -> "Tra
     if is_alive(run):
         raise KitError(f"the run {run.name!r} is being trained at this moment", "one launch of a run at a time",
                        "wait for its end, or choose another run_name")
-    placed = capacity.placed(config_of(run), *capacity.there_and_to_come(run.profile, config_of(run)))
+    placed = cluster.placed(config_of(run), *cluster.capacity(run.profile, config_of(run)))
     if placed.status == "FAIL":
         raise KitError(placed.found, "room for every worker; Ray would wait for ever", placed.remedy)
     settings = environment(run, launcher) | tracking.training_environment(run)

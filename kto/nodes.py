@@ -16,7 +16,7 @@ import uuid
 from importlib import metadata
 from pathlib import Path
 
-from helpers import capacity, cluster, files, profiles, secrets
+from helpers import cluster, files, profiles, secrets
 from helpers.errors import Finding, KitError
 
 from . import memory
@@ -33,13 +33,13 @@ def everywhere(question: dict) -> list[Finding]:
     extra = {"runtime_env": {"worker_process_setup_hook": worker_setup(carried, False)}} if carried else {}
     own = config.get("ray_init_kwargs") or {}
     with cluster.ray_cluster(profile, num_cpus=own.get("num_cpus") or 3, **extra) as ray:
-        there, more = capacity.nodes(ray), None
+        there, more = cluster.nodes(ray), None
         if profile.ray_address == "local":  # what the training's own Ray will count, not this one's
-            there = [there[0] | capacity.machine(config)]
+            there = [there[0] | cluster.machine(config)]
         else:
-            more = capacity.to_come()
+            more = cluster.to_come()
         answers, silent = ask(ray, Path(question["storage"]), question["data"], question["model"])
-    found = [capacity.placed(config, there, more)]
+    found = [cluster.placed(config, there, more)]
     found += [Finding("FAIL", f"the node {name} did not answer within {PATIENCE:g} s",
                       "look at it, or take it out of the cluster") for name in silent]
     found += compare(answers, question["data"])

@@ -12,7 +12,7 @@ import pytest
 import yaml
 from nodes import BIN, free_port
 
-from helpers import capacity
+from helpers import cluster
 from helpers.cluster import ray_cluster
 from helpers.profiles import load
 from kto import doctor
@@ -86,7 +86,7 @@ def test_where_nodes_will_come_workers_that_do_not_fit_are_a_warning_and_not_a_f
     asks = profile(tmp_path, scaling, ray_num_workers=4, resources_per_worker={"GPU": 1})
     with ray_cluster(load(asks)):
         until = time.monotonic() + 20  # the autoscaler's first report
-        while capacity.to_come() is None and time.monotonic() < until:
+        while cluster.to_come() is None and time.monotonic() < until:
             time.sleep(0.5)
     placed = next(finding for finding in doctor.examine(asks) if finding.found.startswith("4 workers of 1 GPU"))
     assert placed.status == "WARN" and "the cluster scales" in placed.found and "fixed" not in placed.found

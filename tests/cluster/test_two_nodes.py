@@ -92,6 +92,6 @@ def test_storage_that_is_not_shared_is_noticed_and_explained(nodes, tmp_path, mo
     try:
         with pytest.raises(KitError, match="not every node reads the data") as error:
             cluster.read_everywhere(mine, tmp_path / "datasets", [name])
-        assert "a storage that all nodes share" in str(error.value)
+        assert "a storage that all nodes share" in str(error.value) and re.search(rf"\d +{name} +0 +False", str(error.value))
     finally:
         nodes.lose(alone)

@@ -104,15 +104,6 @@ def test_labels_differ_in_the_figures_without_colour():
     assert accepted["hatch"] != rejected["hatch"] and accepted["linestyle"] != rejected["linestyle"]
 
 
-def test_a_node_that_reads_other_data_is_an_error_that_names_it(tmp_path):
-    import pandas as pd
-
-    table = pd.DataFrame([{"node": 1, "dataset": "d", "rows": 3, "same": True},
-                          {"node": 2, "dataset": "d", "rows": 0, "same": False}])
-    with pytest.raises(KitError, match=r"2\s+d\s+0\s+False"):
-        cluster.refuse_differing(table, tmp_path)
-
-
 def test_what_a_node_sees_is_rows_and_hash_or_the_reason(tmp_path):
     (name,) = register.write(tmp_path, "data", [("", [b"{}\n", b"{}\n"])])
     seen = cluster.seen(tmp_path, [name, "other"])
