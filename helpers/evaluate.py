@@ -5,24 +5,26 @@ With LoRA the reference is the same weights with the adapter switched off: one m
 
 import contextlib
 import os
+from functools import cached_property
 from pathlib import Path
 
+from . import scores
 from .encoding import SAMPLE, Encoder, Row
 from .errors import KitError
-from .intervals import accuracy, against_best, rewards  # noqa: F401, all of them are asked for here
 from .quiet import quietly
+from .scores import accuracy, rewards  # noqa: F401, asked for here by the notebooks
 
 
 class Scorer:
-    """A run's reference model and what was trained on it, loaded once: log-probabilities, logits and replies of both.
+    """Log-probabilities, logits and replies of a run's reference model and of what was trained on it, each loaded when first asked.
 
     `config`: the run's resolved configuration; `checkpoint`: an adapter's folder or, for full and freeze tuning, a
     whole model's. Float32 on a CPU, bfloat16 on a GPU. `tuned=False` asks the reference: the base model with the
-    adapters that the training started from merged into it, as LLaMA-Factory does. `weights=False`: they are loaded when first asked.
+    adapters that the training started from (`earlier`) merged into it, as LLaMA-Factory does.
     """
 
-    def __init__(self, config: dict, checkpoint: Path, weights: bool = True):
-        self.config, self.checkpoint, self.model, self.reference = config, Path(checkpoint), None, None
+    def __init__(self, config: dict, checkpoint: Path):
+        self.config, self.checkpoint, self.earlier = config, Path(checkpoint), earlier_adapters(config)
         self.is_adapter = (self.checkpoint / "adapter_config.json").is_file()
         self.available = 0  # rows in the dataset that `rows` read last
         if not self.is_adapter and not (self.checkpoint / "config.json").is_file():
@@ -37,16 +39,19 @@ class Scorer:
             self.dtype = torch.bfloat16 if self.device == "cuda" else torch.float32
             self.tokenizer = AutoTokenizer.from_pretrained(str(config["model_name_or_path"]))
             self.encoder = Encoder(config, self.tokenizer)
-        if weights:
-            self.load_both()
 
-    def load_both(self) -> None:
-        """The reference and the tuned model into memory."""
-        self.reference = self.load(str(self.config["model_name_or_path"]))
-        with quietly():
-            for adapter in earlier_adapters(self.config):
-                self.reference = self.adapted(self.reference, adapter).merge_and_unload()
-            self.model = self.adapted(self.reference, self.checkpoint) if self.is_adapter else self.load(self.checkpoint)
+    @cached_property
+    def reference(self):
+        """The model before training."""
+        model = self.load(self.config["model_name_or_path"])
+        for adapter in self.earlier:
+            model = self.adapted(model, adapter).merge_and_unload()
+        return model
+
+    @cached_property
+    def model(self):
+        """The tuned model; with LoRA it holds the reference's own weights."""
+        return self.adapted(self.reference, self.checkpoint) if self.is_adapter else self.load(self.checkpoint)
 
     def load(self, model: str | Path, **options):
         """A causal language model on this scorer's device and in its dtype. KitError if there is none in `model`."""
@@ -71,35 +76,31 @@ class Scorer:
         from peft import PeftModel
 
         try:
-            return PeftModel.from_pretrained(model, str(adapter)).eval()
-        except RuntimeError as error:
-            raise KitError(f"the adapter does not fit the base model: {str(error).strip().splitlines()[-1].strip()}",
-                           f"the base that it was trained on; the config names {self.config['model_name_or_path']}",
-                           "correct model_name_or_path, or choose a checkpoint of this run") from error
-        except (OSError, ValueError) as error:
-            raise KitError(f"cannot load the adapter {adapter}: {str(error).splitlines()[0]}",
-                           "an adapter's folder or a hub id", "correct adapter_name_or_path") from error
+            with quietly():
+                return PeftModel.from_pretrained(model, str(adapter)).eval()
+        except (RuntimeError, OSError, ValueError) as error:
+            raise KitError(f"the adapter {adapter} does not fit the base model: {str(error).strip().splitlines()[-1].strip()}",
+                           f"one that was trained on {self.config['model_name_or_path']}",
+                           "correct model_name_or_path or adapter_name_or_path, or choose a checkpoint of this run") from error
 
     def take(self, checkpoint: Path) -> None:
         """Another checkpoint of the same run in the place of this one; the reference stays."""
         self.checkpoint = Path(checkpoint)
-        if self.model is None:
-            return
-        if not self.is_adapter:
-            self.model = self.load(checkpoint)
-            return
-        from peft import load_peft_weights, set_peft_model_state_dict
+        if self.is_adapter and "model" in vars(self):  # it is loaded
+            from peft import load_peft_weights, set_peft_model_state_dict
 
-        set_peft_model_state_dict(self.model, load_peft_weights(str(checkpoint), device=self.device))
+            set_peft_model_state_dict(self.model, load_peft_weights(str(checkpoint), device=self.device))
+        else:
+            vars(self).pop("model", None)
 
     @contextlib.contextmanager
     def room_for(self, gigabytes: float):
         """Room on the GPU for another model: where there is too little, this one waits in the machine's memory."""
-        away = self.device == "cuda" and not gpu_has_room(gigabytes)
-        for model in (self.model, self.reference) if away else ():
+        models = (self.model, self.reference) if self.device == "cuda" and not gpu_has_room(gigabytes) else ()
+        for model in models:
             model.to("cpu")
         yield
-        for model in (self.model, self.reference) if away else ():
+        for model in models:
             model.to(self.device)
 
     @contextlib.contextmanager
@@ -107,12 +108,10 @@ class Scorer:
         """The tuned model, or the one before training, for the length of a `with` block; gradients are off."""
         import torch
 
-        if self.model is None:
-            self.load_both()
-        with torch.inference_mode(), contextlib.ExitStack() as stack:
-            if self.is_adapter and not tuned:
-                stack.enter_context(self.model.disable_adapter())
-            yield self.model if tuned or self.is_adapter else self.reference
+        model = self.model if tuned or self.is_adapter else self.reference  # loaded out of inference mode: see `take`
+        off = model.disable_adapter() if self.is_adapter and not tuned else contextlib.nullcontext()
+        with torch.inference_mode(), off:
+            yield model
 
     def rows(self, dataset_name: str, at_most: int = SAMPLE) -> list[Row]:
         """The registered dataset's rows, encoded as in training; a large one is sampled by prompt (`Encoder.rows`)."""
@@ -125,32 +124,29 @@ class Scorer:
 
         Rows of like length go through the model together; the answer is in the order of `rows`.
         """
+        import torch
+
         answer = [0.0] * len(rows)
         with self.as_model(tuned) as own:
             for batch in batches(rows, 512 if self.device == "cpu" else 8192):
-                for index, value in zip(batch, self._logps(model or own, [rows[i] for i in batch]), strict=True):
-                    answer[index] = value
+                some = [rows[index] for index in batch]
+                for index, row, logits in zip(batch, some, self._logits(model or own, some), strict=True):
+                    reply = torch.tensor(row.reply_ids, device=self.device)
+                    answer[index] = float(torch.log_softmax(logits, -1).gather(1, reply[:, None]).sum())
         return answer
-
-    def _logps(self, model, rows: list[Row]) -> list[float]:
-        import torch
-
-        inputs = self._padded([row.prompt_ids + row.reply_ids for row in rows])
-        longest = max(len(row.reply_ids) for row in rows)
-        logits = model(**inputs, logits_to_keep=longest + 1, use_cache=False).logits[:, :-1]  # place i predicts i + 1
-        targets = inputs["input_ids"][:, -longest:]
-        answer = []
-        for line, wanted, row in zip(logits, targets, rows, strict=True):  # one row in float32 at a time: it is large
-            reply = slice(longest - len(row.reply_ids), None)
-            answer.append(torch.log_softmax(line[reply].float(), -1).gather(1, wanted[reply, None]).sum())
-        return [float(value) for value in answer]
 
     def logits(self, row: Row, tuned: bool = True, model=None):
         """Logits that predict the reply, float32 [reply tokens, vocabulary]; of another `model` if one is given."""
-        inputs = self._padded([row.prompt_ids + row.reply_ids])
         with self.as_model(tuned) as own:
-            out = (model or own)(**inputs, logits_to_keep=len(row.reply_ids) + 1, use_cache=False)
-        return out.logits[0, :-1].float().cpu()
+            return next(self._logits(model or own, [row])).cpu()
+
+    def _logits(self, model, rows: list[Row]):
+        """Of one batch, row by row, the logits that predict the reply; only one row's are in float32, for they are large."""
+        inputs = self._padded([row.prompt_ids + row.reply_ids for row in rows])
+        longest = max(len(row.reply_ids) for row in rows)
+        logits = model(**inputs, logits_to_keep=longest + 1, use_cache=False).logits[:, :-1]  # place i predicts i + 1
+        for line, row in zip(logits, rows, strict=True):
+            yield line[longest - len(row.reply_ids):].float()
 
     def replies(self, rows: list[Row], tuned: bool = True, max_new_tokens: int = 32) -> list[str]:
         """Greedy replies to the rows' prompts, in one batch; nothing is drawn at random."""
@@ -214,37 +210,32 @@ def batches(rows: list[Row], tokens: int) -> list[list[int]]:
     return cut
 
 
-def score_checkpoints(run, found: list, at_most: int = 8, rows_at_most: int = SAMPLE):
+def score_checkpoints(run, found: list, at_most: int = 8):
     """Held-out figures of a run's complete checkpoints, by step: a DataFrame, one line a checkpoint.
 
     Columns: step, auc, auc_low, auc_high, margin, margin_low, margin_high (95 %, bootstrap over prompts), worse_low,
-    worse_high (the same for the largest area minus this one, paired), path. Of more than `at_most` checkpoints so many
-    are taken, evenly spread, the last among them. `attrs["sample"]` says how many of the held-out rows were scored.
+    worse_high (the same for the largest area minus this one, paired). Of more than `at_most` checkpoints so many are
+    taken, evenly spread, the last among them. `attrs["sample"]` says how many of the held-out rows were scored.
     """
-    import pandas
+    import numpy
 
-    from . import scores
     from .export import fetched
 
-    steps = {item.step: item for item in found if item.complete and item.step is not None}
-    last, count = max(len(steps) - 1, 0), min(at_most, len(steps))
-    chosen = [sorted(steps)[last - round(i * last / max(count - 1, 1))] for i in range(count)][::-1]
-    if not chosen:
+    steps = {item.step: item.path for item in found if item.complete and item.step is not None}
+    if not steps:
         raise KitError("there is no complete checkpoint to score", "at least one", "train until the next save: 04_train")
-    config, name, scorer, columns, paths = run.config(), heldout(run), None, [], []
-    for step in chosen:
-        path = steps[step].path
+    places = numpy.ceil(numpy.linspace(len(steps) - 1, 0, min(at_most, len(steps))))
+    chosen = [sorted(steps)[int(place)] for place in reversed(places)]
+    config, name, scorer, columns = run.config(), heldout(run), None, []
+    for path in (steps[step] for step in chosen):
         folder = path if isinstance(path, Path) else fetched(run, path)
-        if scorer:
-            scorer.take(folder)
-        else:
-            scorer = Scorer(config, folder, weights=False)
-            rows = scorer.rows(name, rows_at_most)
+        if not scorer:
+            scorer = Scorer(config, folder)
+            rows = scorer.rows(name)
             reference = scores.logps(run, scorer, rows, tuned=False)
+        scorer.take(folder)
         columns.append(rewards(rows, scores.logps(run, scorer, rows), reference, config)["reward"])
-        paths.append(path)
-    figures = against_best(columns, [row.label for row in rows], [row.prompt for row in rows])
-    table = pandas.DataFrame([{"step": step, **line, "path": path}
-                              for step, line, path in zip(chosen, figures, paths, strict=True)])
+    table = scores.against_best(columns, [row.label for row in rows], [row.prompt for row in rows])
+    table.insert(0, "step", chosen)
     table.attrs["sample"] = f"{len(rows)} of {scorer.available} held-out rows"
     return table

@@ -5,9 +5,9 @@ from pathlib import Path
 from . import export, files, merging, runs
 from .errors import KitError, closest
 from .evaluate import Scorer, earlier_adapters
-from .intervals import bootstrap, interval, rewards
 from .profiles import ROOT
 from .runs import Run
+from .scores import bootstrap, interval, rewards
 
 
 def find(storage: Path, start_from: str) -> Run | Path | str:

@@ -125,7 +125,7 @@ def evaluate(run: RunFolder, checkpoint: Chosen = "best", as_json: AsJson = Fals
     chosen, step, why = export.choose(run, checkpoint)
     say(f"checkpoint of step {step}: {why}")
     config = run.config()
-    scorer = heldout.Scorer(config, chosen, weights=False)
+    scorer = heldout.Scorer(config, chosen)
     rows = scorer.rows(heldout.heldout(run))
     reference, policy = scores.logps(run, scorer, rows, tuned=False), scores.logps(run, scorer, rows)
     measured = {"before": heldout.accuracy(heldout.rewards(rows, reference, reference, config)),

@@ -590,8 +590,8 @@ def test_the_area_is_the_one_of_the_held_out_figures():
 
     rewards, labels = [0.3, 0.1, 0.3, -0.2, 0.5, 0.1], [True, False, False, True, True, True]
     sides = [[reward for reward, label in zip(rewards, labels, strict=True) if label == wanted] for wanted in (True, False)]
-    table = pandas.DataFrame({"reward": rewards, "label": labels})
-    assert everyone.area(*sides) == pytest.approx(evaluate.accuracy(table, resamples=2)["auc"])
+    table = pandas.DataFrame({"reward": rewards, "label": labels, "prompt": range(6)})
+    assert everyone.area(*sides) == pytest.approx(evaluate.accuracy(table)["auc"])
     assert everyone.area([1.0, 1.0], [1.0]) == 0.5
 
 

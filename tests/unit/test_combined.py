@@ -11,7 +11,7 @@ import tiny
 import yaml
 from sklearn.metrics import roc_auc_score
 
-from helpers import encoding, evaluate, export, files, intervals, proof
+from helpers import encoding, evaluate, export, files, proof, scores
 from helpers.config import write
 from helpers.errors import KitError
 
@@ -57,7 +57,7 @@ def test_checkpoints_are_scored_evenly_spread_each_as_if_loaded_alone(started, t
     table = evaluate.score_checkpoints(run, made, at_most=3)
     assert list(table["step"]) == [1, 4, 6]
     assert list(table.columns) == ["step", "auc", "auc_low", "auc_high", "margin", "margin_low", "margin_high",
-                                   "worse_low", "worse_high", "path"]
+                                   "worse_low", "worse_high"]
     scorer = evaluate.Scorer(config, made[-1].path)
     rows = scorer.rows(run.record()["dataset"]["name"])
     last = evaluate.accuracy(evaluate.rewards(rows, scorer.logps(rows), scorer.logps(rows, tuned=False), config))
@@ -69,16 +69,16 @@ def test_checkpoints_are_scored_evenly_spread_each_as_if_loaded_alone(started, t
 
 def test_the_area_is_scikit_learns_with_ties_too():
     draw = numpy.random.default_rng(0)
-    table = pandas.DataFrame({"reward": draw.integers(0, 9, 300), "label": draw.random(300) < 0.4})
-    assert intervals.accuracy(table)["auc"] == pytest.approx(roc_auc_score(table["label"], table["reward"]))
+    table = pandas.DataFrame({"reward": draw.integers(0, 9, 300), "label": draw.random(300) < 0.4, "prompt": range(300)})
+    assert scores.accuracy(table)["auc"] == pytest.approx(roc_auc_score(table["label"], table["reward"]))
 
 
 def test_two_hundred_thousand_rows_take_seconds():
     draw = numpy.random.default_rng(0)
     label = draw.random(200_000) < 0.5
-    table = pandas.DataFrame({"reward": draw.normal(size=200_000) + label, "label": label})
+    table = pandas.DataFrame({"reward": draw.normal(size=200_000) + label, "label": label, "prompt": range(200_000)})
     started = time.process_time()
-    figures = intervals.accuracy(table)
+    figures = scores.accuracy(table)
     print(f"{time.process_time() - started:.1f} s")
     assert time.process_time() - started < 10
     assert 0.755 < figures["auc_interval"][0] < figures["auc_interval"][1] < 0.765

@@ -33,7 +33,7 @@ def rows(scorer, place):
 
 
 def table(rewards, labels):
-    return pandas.DataFrame({"reward": rewards, "label": labels})
+    return pandas.DataFrame({"reward": rewards, "label": labels, "prompt": range(len(rewards))})
 
 
 def test_log_probabilities_are_those_of_llamafactorys_trainer(scorer, rows):
@@ -201,7 +201,7 @@ def test_an_adapter_of_another_base_is_refused(place, tmp_path):
     LlamaForCausalLM(LlamaConfig(vocab_size=300, hidden_size=64, intermediate_size=64, num_hidden_layers=2,
                                  num_attention_heads=4, num_key_value_heads=2)).save_pretrained(wide)
     with pytest.raises(KitError, match="does not fit the base model"):
-        evaluate.Scorer({**place["config"], "model_name_or_path": str(wide)}, place["adapter"])
+        evaluate.Scorer({**place["config"], "model_name_or_path": str(wide)}, place["adapter"]).model  # noqa: B018, it is loaded when asked
 
 
 def test_a_folder_without_weights_is_refused(place, tmp_path):
