@@ -94,13 +94,12 @@ class Scorer:
             vars(self).pop("model", None)
 
     @contextlib.contextmanager
-    def room_for(self, gigabytes: float):
-        """Room on the GPU for another model: where there is too little, this one waits in the machine's memory."""
-        models = (self.model, self.reference) if self.device == "cuda" and not gpu_has_room(gigabytes) else ()
-        for model in models:
+    def set_aside(self):
+        """For the length of a `with` block these models wait in the machine's memory and leave the GPU to another one."""
+        for model in (self.model, self.reference):
             model.to("cpu")
         yield
-        for model in models:
+        for model in (self.model, self.reference):
             model.to(self.device)
 
     @contextlib.contextmanager
@@ -177,16 +176,6 @@ def earlier_adapters(config: dict) -> list[str]:
     named = config.get("adapter_name_or_path") or []
     paths = [path.strip() for path in (named.split(",") if isinstance(named, str) else named)]
     return paths if config.get("create_new_adapter") else paths[:-1]
-
-
-def gpu_has_room(gigabytes: float) -> bool:
-    """Whether there is a GPU with room for a model of that size, and an eighth and a gigabyte more to compute in."""
-    import torch
-
-    if not torch.cuda.is_available():
-        return False
-    torch.cuda.empty_cache()  # what torch keeps of this process's earlier work is free for others
-    return torch.cuda.mem_get_info()[0] / 1e9 > 1.125 * gigabytes + 1
 
 
 def heldout(run) -> str:

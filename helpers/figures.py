@@ -3,22 +3,26 @@
 from collections.abc import Mapping
 from datetime import datetime
 
-from .errors import KitError
 from .plots import BLUE, FAINT, GREEN, VERMILLION, picture
 
-STYLE = {
-    "accepted": {"color": BLUE, "linestyle": "-", "hatch": ""},
-    "rejected": {"color": VERMILLION, "linestyle": "--", "hatch": "//"},
-}
-"""Labels differ by colour and by pattern."""
+STYLE = {"accepted": (BLUE, "-", ""), "rejected": (VERMILLION, "--", "//")}
+"""label -> (colour, line style, hatching): labels differ by colour and by pattern"""
+
+
+def _figure(title: str, unit: str):
+    """(Figure, its axes) of one panel, title and y axis named."""
+    figure = picture((6, 3))
+    axes = figure.add_subplot(title=title, ylabel=unit)
+    axes.spines[["top", "right"]].set_visible(False)
+    return figure, axes
 
 
 def labels(counts):
     """Bars of accepted and rejected rows for each part, from the DataFrame of `data_stats.counts`. -> Figure"""
     figure, axes = _figure("Labels", "rows")
-    for place, (name, style) in enumerate(STYLE.items()):
-        bars = axes.bar([i + (place - 0.5) * 0.4 for i in range(len(counts))], counts[name], 0.38, label=name,
-                        color=style["color"], hatch=style["hatch"], edgecolor="white")
+    for place, (name, (colour, _, hatch)) in zip((-0.2, 0.2), STYLE.items(), strict=True):
+        bars = axes.bar([i + place for i in range(len(counts))], counts[name], 0.38, label=name, color=colour, hatch=hatch,
+                        edgecolor="white")
         axes.bar_label(bars, fmt="{:,.0f}")
     axes.set_xticks(range(len(counts)), counts.index)
     axes.margins(y=0.12)
@@ -29,8 +33,7 @@ def labels(counts):
 def turns(counts: Mapping[int, int]):
     """Bars of how many rows (values) have how many turns (keys; a question and its reply are one). -> Figure"""
     figure, axes = _figure("Turns", "rows")
-    shown = sorted(counts)
-    bars = axes.bar([str(turn) for turn in shown], [counts[turn] for turn in shown], color="#009E73", edgecolor="white")
+    bars = axes.bar([str(turn) for turn in sorted(counts)], [counts[turn] for turn in sorted(counts)], color=GREEN, edgecolor="white")
     axes.bar_label(bars, fmt="{:,.0f}")
     axes.margins(y=0.12)
     axes.set_xlabel("turns of question and reply")
@@ -43,12 +46,11 @@ def token_lengths(lengths_by_label: Mapping[str, list[int]], cutoff: int):
 
     figure, axes = _figure("Token lengths", "rows")
     longest = max([cutoff, *(max(values, default=0) for values in lengths_by_label.values())])
-    bins = np.linspace(0, longest * 1.02, 41)
     for name, values in lengths_by_label.items():
         over = sum(value > cutoff for value in values) / max(len(values), 1)
-        style = STYLE.get(name, {"color": "#555555", "linestyle": ":"})
-        axes.hist(values, bins, histtype="step", linewidth=2, label=f"{name}: {over:.0%} over the cutoff",
-                  color=style["color"], linestyle=style["linestyle"])
+        colour, line, _ = STYLE[name]
+        axes.hist(values, np.linspace(0, longest * 1.02, 41), histtype="step", linewidth=2, color=colour, linestyle=line,
+                  label=f"{name}: {over:.0%} over the cutoff")
     axes.axvline(cutoff, color="black", linewidth=1, linestyle="-.", label=f"cutoff_len {cutoff:,}")
     axes.set_xlabel("tokens a row, prompt and reply")
     axes.legend(frameon=False)
@@ -60,28 +62,18 @@ def reply_lengths(lengths_by_label: Mapping[str, list[int]], auc: float):
     import numpy as np
 
     figure, axes = _figure(f"Does length give the label away? AUC {auc:.2f}", "share of the label's replies")
-    bins = np.linspace(0, np.percentile(np.concatenate([np.asarray(values) for values in lengths_by_label.values()]), 99), 25)
+    bins = np.linspace(0, np.percentile(np.concatenate([*lengths_by_label.values()]), 99), 25)
     for name, values in lengths_by_label.items():
-        style = STYLE[name]
+        (colour, line, _), median = STYLE[name], np.median(values)
         axes.hist(np.minimum(values, bins[-1]), bins, weights=np.full(len(values), 1 / len(values)), histtype="step", linewidth=2,
-                  label=f"{name}: median {int(np.median(values)):,}", color=style["color"], linestyle=style["linestyle"])
-        axes.axvline(np.median(values), color=style["color"], linewidth=1, linestyle=":")
+                  label=f"{name}: median {int(median):,}", color=colour, linestyle=line)
+        axes.axvline(median, color=colour, linewidth=1, linestyle=":")
     axes.set_xlabel("characters a reply")
     axes.legend(frameon=False)
     return figure
 
 
-def _figure(title: str, unit: str):
-    """(Figure, its axes) of one panel, title and y axis named."""
-    figure = picture((6, 3))
-    axes = figure.add_subplot()
-    axes.set_title(title)
-    axes.set_ylabel(unit)
-    axes.spines[["top", "right"]].set_visible(False)
-    return figure, axes
-
-
-def rewards(table, beta: float = 0.1):
+def rewards(table, beta: float):
     """A Figure: histograms of the implied rewards of accepted and of rejected rows, over the same bins; lines: means.
 
     `table`: of `evaluate.rewards`; the x axis is in beta × nats a reply, the y axis counts rows.
@@ -92,10 +84,9 @@ def rewards(table, beta: float = 0.1):
     axes, means = figure.subplots(), table.groupby("label")["reward"].mean()
     bins = numpy.histogram_bin_edges(table["reward"], bins=24)
     for label, name in ((True, "accepted"), (False, "rejected")):
-        colour, line, hatch = STYLE[name].values()
-        values = table.loc[table["label"] == label, "reward"]
-        name = f"{name}: {len(values)} rows, mean {means[label]:+.2f}"
-        axes.hist(values, bins=bins, alpha=0.55, color=colour, hatch=hatch, edgecolor="white", label=name)
+        (colour, line, hatch), values = STYLE[name], table.loc[table["label"] == label, "reward"]
+        axes.hist(values, bins=bins, alpha=0.55, color=colour, hatch=hatch, edgecolor="white",
+                  label=f"{name}: {len(values)} rows, mean {means[label]:+.2f}")
         axes.axvline(means[label], color=colour, linestyle=line, label="_mean")
     axes.set(xlabel=f"implied reward (β × nats a reply, β = {beta:g})", ylabel="held-out rows")
     axes.set_title(f"Held-out implied rewards: accepted {means[True]:+.2f}, rejected {means[False]:+.2f} on average",
@@ -104,20 +95,18 @@ def rewards(table, beta: float = 0.1):
     return figure
 
 
-def held_out(scores, chosen: int | None = None):
+def held_out(scores, chosen: int):
     """Held-out area under the curve and margin by step, with their 95 % intervals; the chosen step as a star. -> Figure
 
     `scores`: of `evaluate.score_checkpoints`.
     """
-    figure = picture((10, 3.6))
-    for axes, (name, title) in zip(figure.subplots(1, 2), (("auc", "Held-out accuracy (area under the curve)"),
-                                                           ("margin", "Held-out margin (β × nats a reply)")), strict=True):
+    figure, star = picture((10, 3.6)), scores[scores["step"] == chosen]
+    titles = {"auc": "Held-out accuracy (area under the curve)", "margin": "Held-out margin (β × nats a reply)"}
+    for axes, (name, title) in zip(figure.subplots(1, 2), titles.items(), strict=True):
         ends = [scores[name] - scores[f"{name}_low"], scores[f"{name}_high"] - scores[name]]
-        axes.errorbar(scores["step"], scores[name], [end.clip(lower=0).to_list() for end in ends], color=BLUE, marker="o",
+        axes.errorbar(scores["step"], scores[name], [end.clip(lower=0) for end in ends], color=BLUE, marker="o",
                       capsize=3, label="with its 95 % interval")
-        if chosen is not None:
-            star = scores[scores["step"] == chosen]
-            axes.plot(star["step"], star[name], "*", color=VERMILLION, markersize=15, zorder=5, label=f"chosen: step {chosen}")
+        axes.plot(star["step"], star[name], "*", color=VERMILLION, markersize=15, zorder=5, label=f"chosen: step {chosen}")
         axes.set_title(title, fontsize=11)
         axes.set_xlabel("optimiser step")
         axes.xaxis.get_major_locator().set_params(integer=True, min_n_ticks=1)
@@ -126,21 +115,20 @@ def held_out(scores, chosen: int | None = None):
     return figure
 
 
-def timeline(checkpoints, total_steps: int, seconds_a_step: float, restart_seconds: float = 0.0, chosen=None,
-             title: str = ""):
+def timeline(checkpoints, total_steps: int, seconds_a_step: float, restart_seconds: float, chosen, title: str):
     """A Figure of two panels over the optimiser steps: which saves there are, and the minutes a failure would cost.
 
     `checkpoints`: things with `.step`, `.complete`, `.trial` (helpers.checkpoints); `total_steps`: steps of the whole
-    training; `seconds_a_step`: how long a step takes; `restart_seconds`: starting up again; `chosen`: the one that is
-    taken, drawn as a star. The cost of a failure at step s is restart + (s - last complete save before it) x time a
-    step; the saw's height is what `save_steps` decides. KitError if there is nothing to draw.
+    training; `restart_seconds`: starting up again; `chosen`: the one that is taken, drawn as a star. The cost of a
+    failure at step s is restart + (s - last complete save before it) x time a step; the saw's height is what
+    `save_steps` decides.
     """
     placed = [item for item in checkpoints if item.step is not None]
-    if not placed or total_steps <= 0:
-        raise KitError("no checkpoint has a step: nothing to draw", "a training that saved", "run 04_train first")
     figure = picture((10, 4))
+    figure.suptitle(title)
     above, below = figure.subplots(2, 1, sharex=True, height_ratios=(1, 2))
-    _saves(above, placed, total_steps, chosen)
+    _saves(above, placed, chosen)
+    above.set_xlim(0, total_steps * 1.02)
     steps, minutes = cost(placed, total_steps, seconds_a_step, restart_seconds)
     below.plot(steps, minutes, color=BLUE, label="lost by a failure")
     below.fill_between(steps, minutes, restart_seconds / 60, color=BLUE, alpha=0.15, linewidth=0)
@@ -150,22 +138,20 @@ def timeline(checkpoints, total_steps: int, seconds_a_step: float, restart_secon
     below.set(title=f"What a failure costs: {max(minutes):.1f} minutes at worst", xlabel="optimiser step",
               ylabel="minutes", ylim=(0, None))
     below.xaxis.get_major_locator().set_params(integer=True, min_n_ticks=1)
-    if title:
-        figure.suptitle(title)
     return figure
 
 
-def cost(checkpoints, total_steps: int, seconds_a_step: float, restart_seconds: float = 0.0):
+def cost(checkpoints, total_steps: int, seconds_a_step: float, restart_seconds: float):
     """Steps and the minutes that a failure just there would cost: two lists, with both sides of every save.
 
     A training that has never saved starts over from step 0. Only complete checkpoints count.
     """
-    saved = sorted({item.step for item in checkpoints if item.complete and item.step <= total_steps})
-    corners = [(0, 0)]
+    saved, last, corners = sorted({item.step for item in checkpoints if item.complete}), 0, [(0, 0)]
     for step in saved:
-        corners += [(step, step - corners[-1][0]), (step, 0)]
-    if not saved or saved[-1] < total_steps:
-        corners.append((total_steps, total_steps - corners[-1][0]))
+        corners += [(step, step - last), (step, 0)]
+        last = step
+    if last < total_steps:
+        corners.append((total_steps, total_steps - last))
     return [step for step, _ in corners], [(restart_seconds + lost * seconds_a_step) / 60 for _, lost in corners]
 
 
@@ -187,18 +173,17 @@ def timing(checkpoints, started: str) -> tuple[float, float]:
     return pace, max(0.0, took - steps * pace)
 
 
-def _saves(axes, placed, total_steps: int, chosen) -> None:
+def _saves(axes, placed, chosen) -> None:
     """One line a trial, the oldest on top: a dot for a complete save, a cross for one that is not, a star for the chosen one."""
     trials = list(dict.fromkeys(item.trial for item in sorted(placed, key=lambda item: item.time)))
     names = ["_".join(trial.rpartition("/")[2].split("_")[:2]) or "." for trial in trials]  # without date and time
-    axes.set(title="Saves", yticks=range(len(trials)), yticklabels=names,
-             xlim=(0, total_steps * 1.02), ylim=(len(trials) - 0.4, -0.6))
+    axes.set(title="Saves", yticks=range(len(trials)), yticklabels=names, ylim=(len(trials) - 0.4, -0.6))
     for row, trial in enumerate(trials):
         own = [item.step for item in placed if item.trial == trial]
         axes.plot([min(own), max(own)], [row, row], color=FAINT, linewidth=1, label="_line")
-    complete, torn = ([item for item in placed if item.complete is whole] for whole in (True, False))
-    groups = (("complete", complete, "o", GREEN, 6), ("not complete", torn, "X", VERMILLION, 6),
-              ("chosen", [chosen] if chosen is not None else [], "*", BLUE, 16))
+    groups = (("complete", [item for item in placed if item.complete], "o", GREEN, 6),
+              ("not complete", [item for item in placed if not item.complete], "X", VERMILLION, 6),
+              ("chosen", [chosen], "*", BLUE, 16))
     for label, items, marker, colour, size in groups:
         if items:
             rows = [trials.index(item.trial) for item in items]

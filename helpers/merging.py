@@ -9,7 +9,7 @@ from pathlib import Path
 
 from . import files
 from .errors import KitError
-from .evaluate import earlier_adapters, gpu_has_room
+from .evaluate import earlier_adapters
 from .export import quantised_base
 from .runs import Run
 
@@ -100,8 +100,7 @@ def merge_config(config: dict, checkpoint: Path, target: Path) -> dict:
     return what | {
         "template": config.get("template"), "finetuning_type": config.get("finetuning_type", "lora"),
         "infer_dtype": dtype, "trust_remote_code": False, "export_dir": str(target), "export_size": 5,
-        # auto spreads over the CPU what does not fit, and LLaMA-Factory 0.9.3 cannot convert such a model
-        "export_device": "auto" if gpu_has_room(model_gigabytes(base)) else "cpu", "export_legacy_format": False,
+        "export_device": "cpu", "export_legacy_format": False,
     } | {key: config[key] for key in ("resize_vocab", "add_tokens", "add_special_tokens", "default_system") if key in config}
 
 

@@ -10,7 +10,6 @@ from pathlib import Path
 from .encoding import Row
 from .errors import KitError
 from .evaluate import Scorer
-from .merging import model_gigabytes
 from .quiet import quietly
 
 TOLERANCE = {"float32": (5e-3, 1e-6), "float16": (0.6, 2e-4), "bfloat16": (3.0, 8e-3)}
@@ -39,9 +38,9 @@ def prove(scorer: Scorer, other: Path, rows: list[Row]):
     for row in rows:
         ours.append(scorer.logits(row))
         contrast.add(ours[-1], scorer.logits(row, tuned=False))
-    base = str(scorer.config["model_name_or_path"])
-    with scorer.room_for(model_gigabytes(str(other) if exported == "merged" else base)):
-        model = scorer.load(other) if exported == "merged" else scorer.adapted(scorer.load(base), other)
+    with scorer.set_aside():
+        model = scorer.load(other) if exported == "merged" else \
+            scorer.adapted(scorer.load(scorer.config["model_name_or_path"]), other)
         for row, tuned in zip(rows, ours, strict=True):
             same.add(scorer.logits(row, model=model), tuned)
         del model

@@ -15,7 +15,6 @@ from . import files
 from .encoding import Row
 from .errors import KitError
 from .evaluate import Scorer, accuracy, rewards
-from .merging import model_gigabytes
 from .quiet import quietly, silence
 from .runs import Run
 
@@ -142,7 +141,7 @@ def compare(scorer: Scorer, models: dict[str, Path], rows: list[Row]):
     for name, folder in models.items():
         weights = [*folder.glob("*.safetensors"), *folder.glob("*.gguf")]
         options = {"gguf_file": weights[0].name} if weights[0].suffix == ".gguf" else {}
-        with scorer.room_for(model_gigabytes(str(scorer.config["model_name_or_path"]))):
+        with scorer.set_aside():
             policy = scorer.logps(rows, model=scorer.load(folder, **options))
         table = rewards(rows, policy, reference, scorer.config)
         good, figures = table[table["label"]], accuracy(table)

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from . import export, files, merging, runs
+from . import export, files, runs
 from .errors import KitError, closest
 from .evaluate import Scorer, earlier_adapters
 from .profiles import ROOT
@@ -104,7 +104,7 @@ def measure(run: Run, rows_at_most: int = 1000) -> list[dict]:
     config = run.config()
     scorer = Scorer(config, export.choose(run)[0])
     rows = {name: scorer.encoder.rows(path.parent, path.stem, rows_at_most)[0] for name, path in sets.items()}
-    with scorer.room_for(merging.model_gigabytes(str(config["model_name_or_path"]))):
+    with scorer.set_aside():
         base = scorer.load(config["model_name_or_path"])
         bare = {name: scorer.logps(some, model=base) for name, some in rows.items()}
         del base

@@ -144,18 +144,13 @@ def test_a_reply_is_the_same_alone_and_in_a_batch(scorer, rows):
     assert together != scorer.replies(rows, tuned=False, max_new_tokens=6)
 
 
-@pytest.mark.parametrize(("free", "moves"), [(60e9, []), (15e9, ["cpu", "cuda"])])
-def test_a_second_model_finds_room_on_a_gpu_that_holds_only_one(monkeypatch, free, moves):
-    import torch
-
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda: (free, 80e9))
+def test_another_model_finds_room_on_a_gpu_that_holds_only_one():
     went = []
     model, reference = (types.SimpleNamespace(to=lambda where, name=name: went.append((name, where))) for name in "mr")
     held = types.SimpleNamespace(device="cuda", model=model, reference=reference)
-    with evaluate.Scorer.room_for(held, 16.1):
-        assert went == [(name, where) for where in moves[:1] for name in "mr"]
-    assert went == [(name, where) for where in moves for name in "mr"]
+    with evaluate.Scorer.set_aside(held):
+        assert went == [("m", "cpu"), ("r", "cpu")]
+    assert went[2:] == [("m", "cuda"), ("r", "cuda")]
 
 
 def test_area_and_margin_of_known_rewards():

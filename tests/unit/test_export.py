@@ -158,17 +158,6 @@ def test_the_merge_keeps_the_bases_dtype_and_runs_no_code_from_the_hub(made):
     assert asked["adapter_name_or_path"] == str(checkpoint)
 
 
-@pytest.mark.parametrize(("free", "device"), [(40e9, "auto"), (10e9, "cpu")])
-def test_a_model_that_the_gpu_has_no_room_for_is_merged_on_the_cpu(made, monkeypatch, free, device):
-    import torch
-
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda: (free, 80e9))
-    monkeypatch.setattr(merging, "model_gigabytes", lambda base: 16.1)
-    run, _, checkpoint = made
-    assert merging.merge_config(run.config(), checkpoint, run.export / "merged")["export_device"] == device
-
-
 def test_a_full_tuning_is_exported_without_an_adapter(made, tmp_path):
     run, _, _ = made
     whole = tiny.model(tmp_path / "whole", seed=3)

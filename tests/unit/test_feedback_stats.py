@@ -100,8 +100,8 @@ def test_the_figure_of_reply_lengths_says_what_length_tells_of_the_label():
 
 
 def test_labels_differ_in_the_figures_without_colour():
-    accepted, rejected = figures.STYLE["accepted"], figures.STYLE["rejected"]
-    assert accepted["hatch"] != rejected["hatch"] and accepted["linestyle"] != rejected["linestyle"]
+    (_, line, hatch), (_, other_line, other_hatch) = figures.STYLE["accepted"], figures.STYLE["rejected"]
+    assert line != other_line and hatch != other_hatch
 
 
 def test_what_a_node_sees_is_rows_and_hash_or_the_reason(tmp_path):

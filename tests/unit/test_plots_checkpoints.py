@@ -3,10 +3,7 @@
 from datetime import UTC, datetime, timedelta
 from types import SimpleNamespace
 
-import pytest
-
 from helpers import figures
-from helpers.errors import KitError
 
 START = datetime(2026, 11, 23, 1, 0, tzinfo=UTC)
 
@@ -23,7 +20,7 @@ def test_a_failure_costs_the_steps_since_the_last_complete_save():
 
 
 def test_without_any_save_a_failure_costs_everything():
-    assert figures.cost([], 30, 60.0) == ([0, 30], [0.0, 30.0])
+    assert figures.cost([], 30, 60.0, 0.0) == ([0, 30], [0.0, 30.0])
 
 
 def test_pace_and_start_up_follow_from_the_times_of_the_saves():
@@ -48,8 +45,3 @@ def test_the_timeline_says_its_worst_case_and_draws_a_row_a_trial():
     assert below.get_title() == "What a failure costs: 3.0 minutes at worst"
     assert {text.get_text() for text in above.get_legend().get_texts()} == {"complete", "not complete", "chosen"}
     assert figure.get_suptitle() == "first-run"
-
-
-def test_nothing_to_draw_is_an_error():
-    with pytest.raises(KitError, match="nothing to draw"):
-        figures.timeline([], 30, 1.0)
