@@ -130,7 +130,7 @@ def write(run: Run, config: dict) -> Path:
     for finding in export.unservable(config):
         if finding.status == "FAIL":
             raise KitError(finding.found, "a model that can be evaluated and exported as it was trained", finding.remedy)
-    secrets.refuse(config, "the config")
+    secrets.refuse(config, "the config holds")
     if config.get("loss", "kto") != "kto" and not accelerated(config, run.record().get("accelerated", False))[0]:
         raise KitError(f"loss: {config['loss']} is not in LLaMA-Factory's own trainer", "kto, or the project's faster trainer",
                        "set accelerated = \"auto\" (LoRA and QLoRA), or take `loss` away")
@@ -141,7 +141,6 @@ def write(run: Run, config: dict) -> Path:
         os.replace(beside, run.config_file)
     finally:
         beside.unlink(missing_ok=True)
-    run.note(config_sha256=files.sha256(run.config_file))
     return run.config_file
 
 

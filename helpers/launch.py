@@ -1,10 +1,8 @@
 """A run's training as a child process (helpers.trainer): started, followed, stopped, explained, and recorded in run.json.
 
-Its output goes straight into the run's train.log, and this side reads along. Only where this environment holds secrets does the output
-pass through here, to be masked.
+Its output goes straight into the run's train.log. Only where this environment holds secrets does it pass through here, to be masked.
 """
 
-import hashlib
 import os
 import signal
 import subprocess
@@ -24,23 +22,18 @@ from .logs import Event, Parser
 from .profiles import ROOT
 from .runs import Run, now, refuse_if_trained
 
-LAUNCHERS = ("helpers.trainer", "llamafactory-cli")
-
 
 def command(run: Run, config_file: Path | None = None, launcher: str = "helpers.trainer", retries: int = 2) -> list[str]:
     """The command that trains. `llamafactory-cli`: LLaMA-Factory's own and nothing else."""
     config_file = str(config_file or next_config(run))
     if launcher == "llamafactory-cli":
-        if (loss := files.read_yaml(Path(config_file)).get("loss", "kto")) != "kto":
-            raise KitError(f"llamafactory-cli knows no loss {loss}", "loss: kto", "take the launcher helpers.trainer")
-        beside = Path(sys.executable).with_name("llamafactory-cli")
-        words = [str(beside)] if beside.exists() else [sys.executable, "-m", "llamafactory.cli"]  # packages elsewhere: PYTHONPATH
+        script = Path(sys.executable).with_name(launcher)
+        words = [str(script)] if script.exists() else [sys.executable, "-m", "llamafactory.cli"]  # packages elsewhere: PYTHONPATH
         return [*words, "train", config_file]
-    if launcher not in LAUNCHERS:
-        raise KitError(f"there is no launcher {launcher!r}", f"one of {', '.join(LAUNCHERS)}", "correct `launcher`")
-    asked = str(run.record().get("accelerated", False)).lower()
-    options = [] if asked == "false" else [f"--accelerated={asked}"]
-    return [sys.executable, "-m", "helpers.trainer", config_file, f"--retries={retries}", *options]
+    if launcher != "helpers.trainer":
+        raise KitError(f"there is no launcher {launcher!r}", "helpers.trainer or llamafactory-cli", "correct `launcher`")
+    accelerated = str(run.record().get("accelerated", False)).lower()
+    return [sys.executable, "-m", launcher, config_file, f"--retries={retries}", f"--accelerated={accelerated}"]
 
 
 def next_config(run: Run) -> Path:
@@ -68,9 +61,9 @@ def environment(run: Run, launcher: str = "helpers.trainer") -> dict[str, str]:
 
 def spelled(run: Run, config_file: Path | None = None, launcher: str = "helpers.trainer", retries: int = 2) -> str:
     """The command line with its environment, as one would type it in the project's folder, secrets left out."""
-    words = command(run, config_file, launcher, retries)
-    words = [Path(words[0]).name, *(run.show(word) for word in words[1:])]
-    return " ".join([f"{key}={value}" for key, value in environment(run, launcher).items()] + words)
+    program, *words = command(run, config_file, launcher, retries)
+    settings = [f"{key}={value}" for key, value in environment(run, launcher).items()]
+    return " ".join([*settings, Path(program).name, *map(run.show, words)])
 
 
 def start(run: Run, launcher: str = "helpers.trainer", retries: int = 2) -> "Training":
@@ -78,37 +71,33 @@ def start(run: Run, launcher: str = "helpers.trainer", retries: int = 2) -> "Tra
 
     KitError if this run was launched before and is not to be resumed, is being trained at this moment, or could never start.
     """
-    resuming, config_file = run.resume_file.exists(), run.config_file
+    resuming, config_file, config = run.resume_file.exists(), run.config_file, config_of(run)
     if not resuming:
         refuse_if_trained(run)
     if is_alive(run):
         raise KitError(f"the run {run.name!r} is being trained at this moment", "one launch of a run at a time",
                        "wait for its end, or choose another run_name")
-    placed = cluster.placed(config_of(run), *cluster.capacity(run.profile, config_of(run)))
+    placed = cluster.placed(config, *cluster.capacity(run.profile, config))
     if placed.status == "FAIL":
         raise KitError(placed.found, "room for every worker; Ray would wait for ever", placed.remedy)
     settings = environment(run, launcher) | tracking.training_environment(run)
     settle(run)
     if resuming:  # kept under a name of its own: what was launched stays on record
         number = next(n for n in range(1, 10_000) if not (run.folder / f"resumed-{n}.yaml").exists())
-        try:
-            config_file = run.resume_file.rename(run.folder / f"resumed-{number}.yaml")
-        except FileNotFoundError:  # of two launches at once, one gets it
-            raise KitError(f"the run {run.name!r} was just resumed by another launch", "one launch at a time",
-                           "wait for its end") from None
+        config_file = run.resume_file.rename(run.folder / f"resumed-{number}.yaml")
     words = command(run, config_file, launcher, retries)
     try:
         log = open(run.log_file, "ab" if resuming else "xb")  # noqa: SIM115
     except FileExistsError:  # of two launches at once, one gets it
         return refuse_if_trained(run)
     with log:
-        begins, hidden = log.tell(), bool(secrets.values())
+        begins, hides = log.tell(), bool(secrets.spellings())
         process = subprocess.Popen(
-            [*words, *(["--end-with-stdin"] if "helpers.trainer" in words else [])],
-            stdin=subprocess.PIPE, stdout=subprocess.PIPE if hidden else log, stderr=subprocess.STDOUT, cwd=run.folder,
+            [*words, *(["--end-with-stdin"] if launcher == "helpers.trainer" else [])],
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE if hides else log, stderr=subprocess.STDOUT, cwd=run.folder,
             start_new_session=True,  # an interrupted cell is answered by `stop`, in order
             env={**os.environ, **settings, "PYTHONPATH": os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))})
-    copier = threading.Thread(target=copy_masked, args=(process.stdout, run.log_file), daemon=True) if hidden else None
+    copier = threading.Thread(target=copy_masked, args=(process.stdout, run.log_file), daemon=True) if hides else None
     if copier:
         copier.start()
     earlier = run.record().get("training")
@@ -120,24 +109,18 @@ def start(run: Run, launcher: str = "helpers.trainer", retries: int = 2) -> "Tra
 
 def settle(run: Run) -> None:
     """Write what is launched anew where the run was moved since: the files of a launch name the places that there are."""
-    config = config_of(run)
-    if config == files.read_yaml(next_config(run)):
-        return
-    text = files.dump_yaml(config)
-    if not run.resume_file.exists():  # run.json first: it is read by what config.yaml said of the former place
-        run.note(config_sha256=hashlib.sha256(text.encode()).hexdigest())
-    files.write(next_config(run), text)
+    file, config = next_config(run), config_of(run)
+    if config != files.read_yaml(file):
+        run.note()  # run.json first: its paths are told by what config.yaml says of the former place
+        files.write(file, files.dump_yaml(config))
 
 
 def copy_masked(pipe, log_file: Path) -> None:
     """What the training prints, into its log, without the secrets of this environment. What a full disk does not take is lost."""
-    masker = secrets.Masker()
     with open(log_file, "ab", buffering=0) as log:
-        while chunk := os.read(pipe.fileno(), 1 << 16):
+        for text in secrets.masked(iter(lambda: os.read(pipe.fileno(), 1 << 16), b"")):
             with suppress(OSError):
-                log.write(masker.feed(chunk))
-        with suppress(OSError):
-            log.write(masker.rest)
+                log.write(text)
 
 
 def is_alive(run: Run) -> bool:
@@ -155,29 +138,27 @@ class Training:
 
     def __init__(self, run: Run, process: subprocess.Popen, begins: int = 0, copier: threading.Thread | None = None):
         self.run, self.process, self.begins, self.copier = run, process, begins, copier
-        self.parser = Parser()
         self.stopped = False
 
-    def events(self, every: float = 0.3) -> Iterator[list[Event]]:
-        """The log's events as they come: a list (perhaps empty) every `every` seconds, until the training ended.
+    def events(self) -> Iterator[list[Event]]:
+        """The log's events as they come: a list (perhaps empty) every 0.3 seconds, until the training ended.
 
         An interrupted cell (KeyboardInterrupt) stops the training, then goes on its way.
         """
+        parser, ended = Parser(), False
         try:
             with open(self.run.log_file, "rb") as log:
                 log.seek(self.begins)
-                while True:
+                while not ended:
                     ended = self.process.poll() is not None
                     if ended and self.copier:
                         self.copier.join(5)
                     events = []
                     while chunk := log.read(1 << 20):
-                        events += self.parser.feed(chunk)
+                        events += parser.feed(chunk)
                     yield events
-                    if ended:
-                        break
-                    time.sleep(every)
-            yield self.parser.close()
+                    time.sleep(0 if ended else 0.3)
+            yield parser.close()
             self.note_end()
         except BaseException:
             self.stop()
@@ -202,28 +183,19 @@ class Training:
         """End driver, workers and the Ray instance they started, within 15 s; notes it in run.json."""
         if self.process.poll() is None:
             self.stopped = True
-            self.process.stdin.close()
-            if "--end-with-stdin" not in self.process.args:
-                self.process.terminate()
+            self.process.terminate()
             with suppress(subprocess.TimeoutExpired):
                 self.process.wait(10)
-            self.kill_group()
-            self.process.wait()
         self.note_end()
 
-    def kill_group(self) -> None:
-        """SIGKILL to what is left of the training's processes here; after a lost driver Ray's agents would stay a minute."""
+    def note_end(self) -> None:
+        """The end in run.json. What is left of the training's processes is killed: Ray's agents outlive a lost driver by a minute."""
         with suppress(ProcessLookupError, PermissionError):
             os.killpg(self.process.pid, signal.SIGKILL)
-
-    def note_end(self) -> None:
-        self.kill_group()
-        code = self.process.poll()
-        status = "stopped" if self.stopped else "finished" if code == 0 else "failed"
+        code = self.process.wait()
         training = self.run.record().get("training", {})
-        try:
-            if training.get("status") == "running":
+        if training.get("status") == "running":
+            status = "stopped" if self.stopped else "failed" if code else "finished"
+            # A disk that is full or read-only takes no note; where it ended the training, `check` explains it.
+            with suppress(KitError) if code else nullcontext():
                 self.run.note(training={**training, "status": status, "exit_status": code, "ended": now()})
-        except KitError:  # a full or read-only disk: the same that ended the training, which `check` explains
-            if status == "finished":
-                raise

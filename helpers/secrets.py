@@ -9,6 +9,7 @@ a worker starts. (Ray writes a runtime environment's `env_vars` to every node's 
 import json
 import os
 import re
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from urllib.parse import quote
 
@@ -18,8 +19,7 @@ SHORTEST = 8
 """A shorter value is not masked: hiding every `test` or `1` would ruin every text, and is no secret."""
 TRAVELLING = ("HF_TOKEN", "AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SECURITY_TOKEN", "AWS_SESSION_TOKEN",
               "WANDB_API_KEY", "AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3", "AWS_REGION", "AWS_DEFAULT_REGION")
-"""What a training's workers need, besides what a job was sent (KTO_SECRETS), and where keys for a bucket are good; MLflow is spoken
-to by this side alone."""
+"""What a training's workers need besides what a job was sent (KTO_SECRETS). MLflow is spoken to by this side alone."""
 ISSUED = {
     "a Hugging Face token": r"\bhf_[A-Za-z0-9]{20,}",
     "an AWS key": r"\b(?:AKIA|ASIA)[A-Z0-9]{16}\b",
@@ -43,24 +43,19 @@ def load() -> list[str]:
     return unread
 
 
-def values() -> dict[str, str]:
-    """value -> name of every secret in the environment, the longest first."""
+def spellings() -> dict[str, str]:
+    """Every secret of the environment as it may stand in a text: as it is, inside JSON, inside an address -> `***NAME***`."""
     found = {}
     for name, value in os.environ.items():
         if NAME.search(name):
             found[value] = name
         elif "://" in value:
             found |= {password: name for password in IN_ADDRESS.findall(value)}
-    return {value: found[value] for value in sorted(found, key=len, reverse=True) if len(value) >= SHORTEST}
-
-
-def spellings() -> dict[str, str]:
-    """Every secret as it may stand in a text: as it is, inside JSON, inside an address -> what stands there instead."""
-    return {
-        form: f"***{name}***"
-        for value, name in values().items()
-        for form in (value, json.dumps(value)[1:-1], quote(value, safe=""))
-    }
+    forms = {}
+    for value in sorted(found, key=len, reverse=True):  # the longest first, as it may hold a shorter one
+        if len(value) >= SHORTEST:
+            forms |= dict.fromkeys((value, json.dumps(value)[1:-1], quote(value, safe="")), f"***{found[value]}***")
+    return forms
 
 
 def mask(text: str) -> str:
@@ -70,21 +65,17 @@ def mask(text: str) -> str:
     return text
 
 
-class Masker:
-    """`feed` chunks of a byte stream, get them masked; a secret cut in two by a chunk's end is held back until it is whole."""
-
-    def __init__(self):
-        self.forms = [(form.encode(), shown.encode()) for form, shown in spellings().items()]
-        self.rest = b""
-
-    def feed(self, chunk: bytes) -> bytes:
-        """What can be passed on now."""
-        data = self.rest + chunk
-        for form, shown in self.forms:
-            data = data.replace(form, shown)
-        held = max((n for form, _ in self.forms for n in range(1, len(form)) if data.endswith(form[:n])), default=0)
-        self.rest = data[len(data) - held :]
-        return data[: len(data) - held]
+def masked(chunks: Iterable[bytes]) -> Iterator[bytes]:
+    """The chunks of a byte stream, masked as they come; a secret cut in two by a chunk's end is held back until it is whole."""
+    forms, held = [(form.encode(), shown.encode()) for form, shown in spellings().items()], b""
+    for chunk in chunks:
+        text = held + chunk
+        for form, shown in forms:
+            text = text.replace(form, shown)
+        begun = max((n for form, _ in forms for n in range(1, len(form)) if text.endswith(form[:n])), default=0)
+        yield text[: len(text) - begun]
+        held = text[len(text) - begun :]
+    yield held
 
 
 def literal(config) -> list[str]:
@@ -93,25 +84,20 @@ def literal(config) -> list[str]:
     for key, value in config.items() if isinstance(config, dict) else enumerate(config):
         if isinstance(value, dict | list):
             found += [f"{key}.{inner}" for inner in literal(value)]
-        elif isinstance(value, str) and (
-            LITERAL.search(value)
-            or mask(value) != value
-            or (NAME.search(str(key).upper()) and str(key).isupper() and value and not value.startswith(("<", "${")))
-        ):
-            found.append(str(key))
+        elif isinstance(value, str):
+            named = str(key).isupper() and NAME.search(str(key)) and value and not value.startswith(("<", "${"))
+            if named or LITERAL.search(value) or mask(value) != value:
+                found.append(str(key))
     return found
 
 
-def refuse(config: dict, where: str) -> None:
-    """KitError where a secret is written in `config`: it would come to lie in files."""
+def refuse(config: dict, says: str) -> None:
+    """KitError (`says`: "the config holds") where a secret is written in `config`: it would come to lie in files."""
     from .errors import KitError
 
     if found := literal(config):
-        raise KitError(
-            f"{where} hold{'s' * where.endswith('g')} a secret: {', '.join(found)}",
-            "secrets in the environment alone",
-            f"leave it out, and set {found[0].rpartition('.')[2]} in the environment, or its file in NAME_FILE",
-        )
+        raise KitError(f"{says} a secret: {', '.join(found)}", "secrets in the environment alone",
+                       f"leave it out, and set {found[0].rpartition('.')[2]} in the environment, or its file in NAME_FILE")
 
 
 def carried() -> dict[str, str]:

@@ -59,5 +59,5 @@ def typed(assignments: list[str]) -> dict:
             raise Usage(f"{name}={text}: {text!r} is not a value of type {kind}", f"a {kind}", "correct -p") from None
         if name in PATHS and text and Path(text).exists():  # the notebooks run in a folder of their own
             values[name] = str(Path(text).resolve())
-    secrets.refuse(values, "the parameters")
+    secrets.refuse(values, "the parameters hold")
     return values
