@@ -8,7 +8,6 @@ import json
 import math
 import re
 import zipfile
-from collections import defaultdict
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -60,12 +59,11 @@ def find(where) -> list[Checkpoint]:
     if hasattr(where, "config_file"):
         config = where.config() if where.config_file.exists() else {}
         trials = f"{str(config.get('ray_storage_path') or '.').rstrip('/')}/{config.get('ray_run_name')}"
-        found, bucket = _below(where.folder), config.get("ray_storage_filesystem")
-        if bucket:
+        found = _below(where.folder)
+        if bucket := config.get("ray_storage_filesystem"):
             found += _below(f"{bucket}://{trials.strip('/')}")
-        for folder in (trials, config.get("output_dir")):
-            if not found and not bucket and folder and Path(folder).is_dir():
-                found = _below(folder)
+        elif not found and Path(trials).is_dir():
+            found = _below(trials)
     else:
         found = _below(where)
     return sorted(found, key=lambda item: (item.step is None, item.step or 0, not item.layout.startswith("Ray"),
@@ -74,68 +72,56 @@ def find(where) -> list[Checkpoint]:
 
 def _below(where) -> list[Checkpoint]:
     disk, prefix, root = files.open_folder(where)
-    folders: dict[str, dict[str, dict]] = defaultdict(dict)  # folder -> its files by name
-    listed = disk.find(root, withdirs=True, detail=True)
-    folders[root] = {}
-    for path, info in listed.items():
-        parts = PurePosixPath(path).relative_to(root).parts
-        if parts and not any(part in ELSEWHERE or part.startswith(".") for part in parts[:-1]):
-            if info["type"] == "directory":
-                folders[path] = folders[path]  # an empty folder counts too
-            else:
-                folders[str(PurePosixPath(path).parent)][parts[-1]] = info
-    # The run's config.yaml: at the root that was searched, or on disk up to four folders above it.
-    above = list(PurePosixPath(root).parents)[:4] if "file" in disk.protocol else []
-    near = next((f"{folder}/config.yaml" for folder in (root, *above) if disk.exists(f"{folder}/config.yaml")), None)
-    config = _mapping(disk, near, files.parse_yaml) if near else {}
+    listed = {path: info for path, info in disk.find(root, withdirs=True, detail=True).items() if path != root
+              and not any(part in ELSEWHERE or part[0] == "." for part in PurePosixPath(path).relative_to(root).parts[:-1])}
+    # The run's config.yaml: in the folder that was searched, or up to four above it.
+    configs = [f"{folder}/config.yaml" for folder in (root, *list(PurePosixPath(root).parents)[:4])]
+    near = next((path for path in configs if disk.exists(path)), None)
+    try:
+        config = files.parse_yaml(disk.cat_file(near)) if near else {}
+    except files.yaml.YAMLError:  # some other tool's
+        config = {}
 
     def read(outer: str) -> Checkpoint | None:
+        layout = _layout(outer, root, listed)
         try:
-            return _read(disk, prefix, root, outer, folders, config)
+            return _read(disk, prefix, root, outer, layout, listed, config) if layout else None
         except FileNotFoundError:  # rotated away by the training run meanwhile
             return None
 
-    outers = [folder for folder in list(folders) if _layout(folder, root, folders)]
+    folders = [root, *(path for path, info in listed.items() if info["type"] == "directory")]
     with ThreadPoolExecutor(16) as pool:  # a bucket answers in tens of milliseconds
-        return [item for item in pool.map(read, outers) if item]
+        return [item for item in pool.map(read, folders) if item]
 
 
-def _layout(folder: str, root: str, folders: dict) -> str:
+def _layout(folder: str, root: str, listed: dict) -> str:
     """Who wrote the checkpoint in `folder`; empty where it holds none (LLaMA-Factory's final weights in output_dir are none)."""
     path = PurePosixPath(folder)
     if path.name == "checkpoint" and path.parent.name.startswith("checkpoint_") and folder != root:
         return ""  # it belongs to Ray's folder around it
     written = next((layout for layout, pattern in NAMES.items() if re.fullmatch(pattern, path.name)), "")
-    return written or ("renamed" if {STATE, "optimizer.pt"} <= folders[folder].keys() else "")
+    return written or ("renamed" if {f"{folder}/{STATE}", f"{folder}/optimizer.pt"} <= listed.keys() else "")
 
 
-def _read(disk, prefix: str, root: str, outer: str, folders: dict, config: dict) -> Checkpoint:
-    layout = _layout(outer, root, folders)
-    folder = f"{outer}/checkpoint" if f"{outer}/checkpoint" in folders and layout != "output_dir" else outer
-    trial = str(PurePosixPath(outer).parent)
+def _read(disk, prefix: str, root: str, outer: str, layout: str, listed: dict, config: dict) -> Checkpoint:
+    folder, trial = outer, str(PurePosixPath(outer).parent)
+    if f"{outer}/checkpoint" in listed and layout != "output_dir":
+        folder = f"{outer}/checkpoint"
     # Its files, those of DeepSpeed's and FSDP's subfolders by their path below it.
-    inside = {path: names for path, names in folders.items() if path == folder or path.startswith(f"{folder}/")}
-    there = {f"{path}/{name}".removeprefix(f"{folder}/"): info for path, names in inside.items()
-             for name, info in names.items()}
+    there = {path.removeprefix(f"{folder}/"): info for path, info in listed.items()
+             if path.startswith(f"{folder}/") and info["type"] != "directory"}
     # What the trial was launched with, where Ray Train V1 wrote it down.
-    params = _mapping(disk, f"{trial}/params.json", json.loads) if "params.json" in folders.get(trial, {}) else {}
+    params = json.loads(disk.cat_file(f"{trial}/params.json")) if f"{trial}/params.json" in listed else {}
     launched = (params.get("train_loop_config") or {}).get("args") or {}
     # The workers whose random states are there; a single worker's is called `rng_state.pth`.
     workers = {int(match[1] or 0) for name in there if (match := re.fullmatch(r"rng_state(?:_(\d+))?\.pth", name))}
     weights = weights_fault(disk, folder, there)
     fault = weights or resume_fault(disk, folder, there, workers, (config or launched).get("ray_num_workers"))
-    # What the trainer wrote of itself: its step, its epoch, what it logged.
-    state, metrics = {}, {}
     try:
-        if STATE in there:
-            with disk.open(f"{folder}/{STATE}") as file:
-                state = json.load(file)
-            metrics = _metrics(state.get("log_history", []),
-                               (launched or config).get("gradient_accumulation_steps"))
-            state["global_step"]
-    except (ValueError, AttributeError, KeyError):
+        state = json.loads(disk.cat_file(f"{folder}/{STATE}")) if STATE in there else {}
+    except ValueError:
         state, fault = {}, fault or f"{STATE} is unreadable or cut off"
-    number = int(re.search(r"\d+", PurePosixPath(outer).name)[0]) if layout == "output_dir" else None
+    number = int(PurePosixPath(outer).name.removeprefix("checkpoint-")) if layout == "output_dir" else None
     times = [info["mtime"] or 0 for info in there.values()]  # seconds, in a bucket a datetime
     times = [time.timestamp() if isinstance(time, datetime) else time for time in times]
     return Checkpoint(
@@ -143,18 +129,8 @@ def _read(disk, prefix: str, root: str, outer: str, folders: dict, config: dict)
         time=datetime.fromtimestamp(max(times, default=0), UTC),
         bytes=sum(info["size"] for info in there.values()), usable=not weights, complete=not fault,
         why=fault or "complete", path=f"{prefix}{folder}" if prefix else Path(folder), layout=layout,
-        trial=trial.removeprefix(root).strip("/"), workers=max(workers, default=-1) + 1,
-        planned_steps=state.get("max_steps"), metrics=metrics)
-
-
-def _mapping(disk, path: str, parse) -> dict:
-    """The mapping in a file; empty where it holds none: a help here, not a condition."""
-    try:
-        with disk.open(path) as file:
-            loaded = parse(file.read().decode())
-    except (files.yaml.YAMLError, ValueError):
-        return {}
-    return loaded if isinstance(loaded, dict) else {}
+        trial=trial.removeprefix(root).strip("/"), workers=max(workers, default=-1) + 1, planned_steps=state.get("max_steps"),
+        metrics=_metrics(state.get("log_history", []), (launched or config).get("gradient_accumulation_steps")))
 
 
 def weights_fault(disk, folder: str, there: dict) -> str:
@@ -162,9 +138,8 @@ def weights_fault(disk, folder: str, there: dict) -> str:
     names = [name for name in WEIGHTS if name in there]
     if not names and INDEX in there:
         try:
-            with disk.open(f"{folder}/{INDEX}") as file:
-                names = sorted(set(json.load(file)["weight_map"].values()))
-        except (ValueError, KeyError, AttributeError):
+            names = sorted(set(json.loads(disk.cat_file(f"{folder}/{INDEX}"))["weight_map"].values()))
+        except ValueError:
             return f"{INDEX} is unreadable"
     if not names:
         pickled = next((name for name in ("adapter_model.bin", "pytorch_model.bin") if name in there), "")
@@ -176,13 +151,10 @@ def weights_fault(disk, folder: str, there: dict) -> str:
         try:
             with disk.open(f"{folder}/{name}") as file:
                 length = int.from_bytes(file.read(8), "little")
-                if 100_000_000 > length > size - 8:  # the library's own limit: above it the number is rubbish
-                    return f"{name} is cut off inside its header"
-                tensors = json.loads(file.read(min(length, size)))
-            expected = 8 + length + max(tensor["data_offsets"][1] for key, tensor in tensors.items()
-                                        if key != "__metadata__")
-        except (ValueError, TypeError, KeyError, AttributeError):
-            return f"{name} is unreadable: no safetensors header"
+                tensors = json.loads(file.read(min(length, 100_000_000)))  # the library's own limit: above it the number is rubbish
+            expected = 8 + length + max(tensor["data_offsets"][1] for key, tensor in tensors.items() if key != "__metadata__")
+        except ValueError:
+            return f"{name} is cut off or unreadable: no safetensors header"
         if size != expected:
             return f"{name} is {'cut off' if size < expected else 'too long'}: {size:,} of {expected:,} bytes"
     has_config = there.get("adapter_config.json", {}).get("size")

@@ -1,11 +1,10 @@
 """One of several checkpoints, chosen for a reason that is said in words; and all of them as a table or a tree."""
 
 import math
-import os
-import shutil
-from pathlib import Path
+from dataclasses import replace
+from pathlib import Path, PurePosixPath
 
-from . import checkpoints, files
+from . import files
 from .checkpoints import Checkpoint
 from .errors import KitError, closest
 
@@ -64,9 +63,7 @@ def latest(found: list[Checkpoint]) -> tuple[Checkpoint, str]:
     if not complete:
         raise _none_is(found, "complete")
     chosen = max(complete, key=lambda item: (item.step, *_rank(item)))
-    steps = {item.step for item in complete}
-    reason = f"step {chosen.step} is " + (f"the highest of the complete ones ({_numbers(steps)})" if len(steps) > 1
-                                          else "the only complete one")
+    reason = f"step {chosen.step} is the highest of the complete ones ({_numbers({item.step for item in complete})})"
     later = [item for item in found if not item.complete and (item.step is None or item.step > chosen.step)]
     return chosen, reason + (f"; passed over: {_listed(later)}" if later else "")
 
@@ -85,21 +82,17 @@ def best(found: list[Checkpoint], metric: str = "rewards/margins", higher_is_bet
     if metric == "held-out" and scores is not None and len(scores):
         step, why = by_held_out(scores)
         return max((item for item in usable if item.step == step), key=_rank), why
-    rated = [(value, item) for item in usable if math.isfinite(value := _value(item, metric))]
+    rated = [item for item in usable if math.isfinite(_value(item, metric))]
     if not rated:
         known = sorted({key for item in usable for key in item.metrics} - {"step", "epoch"})
         raise KitError(f"no checkpoint has the metric {metric!r}{closest(metric, known)}",
                        f"one of {', '.join(known)}", "correct `metric`")
-    sign = 1 if higher_is_better else -1
-    value, chosen = max(rated, key=lambda pair: (sign * pair[0], -pair[1].step, *_rank(pair[1])))
-    steps = {item.step for _, item in rated}
-    ties = {item.step for other, item in rated if other == value} - {chosen.step}
+    sign, word = (1, "highest") if higher_is_better else (-1, "lowest")
+    chosen = max(rated, key=lambda item: (sign * _value(item, metric), -item.step, *_rank(item)))
+    steps = {item.step for item in rated}
+    reason = f"{metric} {_value(chosen, metric):.4g} at step {chosen.step} is the {word} of the steps {_numbers(steps)}"
     lacking = {item.step for item in usable} - steps
-    word = f"the {'highest' if higher_is_better else 'lowest'} of the steps {_numbers(steps)}"
-    reason = f"{metric} {value:.4g} at step {chosen.step} is {word if len(steps) > 1 else 'the only such figure'}"
-    reason += f"; step {_numbers(ties)} has the same, the earlier is taken" if ties else ""
-    return chosen, reason + (f"; passed over, for the window before it has no such figure: {_numbers(lacking)}"
-                             if lacking else "")
+    return chosen, reason + (f"; passed over, for the window before it has no such figure: {_numbers(lacking)}" if lacking else "")
 
 
 def by_held_out(scores) -> tuple[int, str]:
@@ -113,49 +106,35 @@ def by_held_out(scores) -> tuple[int, str]:
     chosen = close.loc[close["step"].idxmin()]
     step, said = int(chosen["step"]), "held-out accuracy {auc:.3f} ({auc_low:.3f} to {auc_high:.3f})".format(**chosen)
     if step == int(top["step"]):
-        return step, f"{said} at step {step} is the highest of the steps {_numbers(map(int, scores['step']))}" if \
-            len(scores) > 1 else f"{said} at step {step}, the only one"
+        return step, f"{said} at step {step} is the highest of the steps {_numbers(map(int, scores['step']))}"
     return step, (f"{said} at step {step}: the earliest that is not clearly worse than the highest, {top['auc']:.3f} at step "
                   f"{int(top['step'])} (the difference is {chosen['worse_low']:.3f} to {chosen['worse_high']:.3f})")
 
 
 def by_step(found: list[Checkpoint], step: int) -> tuple[Checkpoint, str]:
     """The checkpoint of exactly this step, and why; of several a complete one, then Ray's copy. KitError names the steps there are."""
-    matching = [item for item in found if item.step == step]
-    usable = [item for item in matching if item.usable]
-    if not usable:
+    matching = [item for item in found if item.step == step and item.usable]
+    if not matching:
         steps = {item.step for item in found if item.usable and item.step is not None}
-        raise KitError(f"the checkpoint of step {step} cannot be used: {matching[0].why}" if matching else
-                       f"there is no checkpoint of step {step}",
-                       f"one of the steps {_numbers(steps) or '(none is usable)'}", "correct the step")
-    chosen = max(usable, key=_rank)
+        raise KitError(f"there is no usable checkpoint of step {step}", f"one of the steps {_numbers(steps)}", "correct the step")
+    chosen = max(matching, key=_rank)
     return chosen, f"step {step} was asked for; it is {'' if chosen.complete else 'usable, but: '}{chosen.why}"
 
 
-def fetch(checkpoint: Checkpoint, folder: Path) -> Checkpoint:
-    """The same checkpoint on a local path: itself, or from a bucket copied into `folder`, atomically.
+def fetch(checkpoint: Checkpoint, target: Path, to_resume: bool = True) -> Checkpoint:
+    """The same checkpoint on a local path: itself, or from a bucket copied into the folder `target`, atomically.
 
-    LLaMA-Factory resumes from, and exports, local folders only; on a cluster `folder` must be one that all nodes see.
-    KitError if the copy cannot be made or is not what was found in the bucket.
+    LLaMA-Factory resumes from, and exports, local folders only; on a cluster `target` must be one that all nodes see.
+    Without `to_resume` the optimiser and the random states stay in the bucket.
     """
     if isinstance(checkpoint.path, Path):
         return checkpoint
-    target = Path(folder) / f"checkpoint-{checkpoint.step}"
-    beside = target.with_name(f".{target.name}.partial")
-    try:
-        if not target.exists():
-            disk, _, source = files.open_folder(checkpoint.path)
-            shutil.rmtree(beside, ignore_errors=True)
-            disk.get(f"{source}/", f"{beside}/", recursive=True)
-            os.replace(beside, target)
-        copied, _ = by_step(checkpoints.find(target), checkpoint.step)
-    except OSError as error:
-        raise KitError(f"could not copy {checkpoint.path}: {error}", f"{checkpoint.bytes / 1e6:,.0f} MB of free space",
-                       "free some space, or correct the credentials") from error
-    if copied.bytes != checkpoint.bytes:
-        raise KitError(f"{target} is not {checkpoint.path}: {copied.bytes:,} bytes, not {checkpoint.bytes:,}",
-                       "the same files", f"remove it and try again: rm -r {target}")
-    return copied
+    disk, _, source = files.open_folder(checkpoint.path)
+    with files.new_folder(target) as folder:
+        for path in disk.find(source):
+            if to_resume or not path.endswith((".pt", ".pth", ".bin")):
+                disk.get(path, str(folder / PurePosixPath(path).relative_to(source)))
+    return replace(checkpoint, path=target)
 
 
 def below(path: Path | str, folder: Path | None) -> str:

@@ -9,6 +9,7 @@ from functools import cached_property
 from pathlib import Path
 
 from . import scores
+from .choose import fetch
 from .encoding import SAMPLE, Encoder, Row
 from .errors import KitError
 from .quiet import quietly
@@ -208,16 +209,14 @@ def score_checkpoints(run, found: list, at_most: int = 8):
     """
     import numpy
 
-    from .export import fetched
-
-    steps = {item.step: item.path for item in found if item.complete and item.step is not None}
+    steps = {item.step: item for item in found if item.complete and item.step is not None}
     if not steps:
         raise KitError("there is no complete checkpoint to score", "at least one", "train until the next save: 04_train")
     places = numpy.ceil(numpy.linspace(len(steps) - 1, 0, min(at_most, len(steps))))
     chosen = [sorted(steps)[int(place)] for place in reversed(places)]
     config, name, scorer, columns = run.config(), heldout(run), None, []
-    for path in (steps[step] for step in chosen):
-        folder = path if isinstance(path, Path) else fetched(run, path)
+    for step in chosen:
+        folder = fetch(steps[step], run.export / "checkpoint", to_resume=False).path
         if not scorer:
             scorer = Scorer(config, folder)
             rows = scorer.rows(name)

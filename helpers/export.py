@@ -44,21 +44,7 @@ def choose(run: Run, checkpoint: str = "best") -> tuple[Path, int | None, str]:
         why = noted.get("why", "chosen in 05_checkpoints")
         if checkpoint == "latest" or item is None:
             item, why = {"best": choosing.best, "latest": choosing.latest}[checkpoint](found)
-    return item.path if isinstance(item.path, Path) else fetched(run, item.path), item.step, why
-
-
-def fetched(run: Run, address: str) -> Path:
-    """A checkpoint out of a bucket, copied into export/checkpoint/; what only a resume needs is left there."""
-    from pyarrow import fs
-
-    scheme, _, folder = address.partition("://")
-    store, target = files.bucket_filesystem(scheme), run.export / "checkpoint"
-    with files.new_folder(target) as beside:
-        for info in store.get_file_info(fs.FileSelector(folder)):
-            if info.is_file and not info.base_name.endswith((".pt", ".pth", ".bin")):
-                fs.copy_files(info.path, str(beside / info.base_name), source_filesystem=store,
-                              destination_filesystem=fs.LocalFileSystem())
-    return target
+    return choosing.fetch(item, run.export / "checkpoint", to_resume=False).path, item.step, why
 
 
 def unservable(config: dict) -> list[Finding]:

@@ -4,10 +4,8 @@ Never removed: the only complete checkpoint of a run, one that the run's files n
 run started from, and while a training runs whatever is newer than its last complete save.
 """
 
-import os
+import contextlib
 import re
-import shutil
-from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
 from . import checkpoints, choose, files
@@ -15,98 +13,77 @@ from .errors import KitError
 from .evaluate import earlier_adapters
 from .runs import Run
 
-SAVED = re.compile(r"checkpoint-\d+|checkpoint_[\w.-]+")
-"""How LLaMA-Factory and Ray name a checkpoint's folder."""
-
 
 class Verdict(NamedTuple):
     """What is to become of one checkpoint, and why."""
 
-    checkpoint: object
+    checkpoint: checkpoints.Checkpoint
     keep: bool
     why: str
 
 
-def plan(run, last: int = 2, metric: str = "rewards/margins", higher_is_better: bool = True) -> list[Verdict]:
+def plan(run: Run, last: int = 2, metric: str = "rewards/margins", higher_is_better: bool = True) -> list[Verdict]:
     """A Verdict for every checkpoint of a Run: the `last` complete steps and the best by `metric` are kept, one copy each."""
     if last < 1:
         raise KitError(f"keep_last is {last}", "1 or more", "correct it; to remove a whole run, delete its folder")
-    found, used = checkpoints.find(run), named_in(run)
+    found, holders = checkpoints.find(run), holders_of(run)
     complete = sorted({item.step for item in found if item.complete})
     reasons = {step: "among the last complete ones" for step in complete[-last:]}
-    try:
-        top = choose.best(found, metric, higher_is_better)[0].step
-        reasons[top] = f"the best by {metric}" + (f", and {reasons[top]}" if top in reasons else "")
-    except KitError:  # none has the metric: the last ones stay
-        pass
-    copies = {step: choose.by_step(found, step)[0] for step in reasons}
+    with contextlib.suppress(KitError):  # none has the metric: the last ones stay
+        reasons[choose.best(found, metric, higher_is_better)[0].step] = f"the best by {metric}"
+    copies = {step: choose.by_step(found, step)[0].path for step in reasons}
     running = run.record().get("training", {}).get("status") == "running"
     verdicts = []
     for item in found:  # the first reason that holds decides
         keep, why = False, "neither among the last nor the best" if item.complete else f"not complete: {item.why}"
-        if str(item.path) in used:
-            keep, why = True, f"named in {used[str(item.path)]}"
+        if holder := named_in(holders, item, run):
+            keep, why = True, f"named in {holder}"
         elif not complete:
             keep, why = True, "no checkpoint is complete: nothing is given up"
         elif item.layout == "renamed":
             keep, why = True, "its folder was renamed by hand"
         elif running and (item.step is None or item.step >= complete[-1]):
             keep, why = True, "the training is running, and this may be its save"
-        elif item.step in copies and copies[item.step].path == item.path:
-            keep, why = True, reasons[item.step]
         elif item.step in copies:
-            why = f"step {item.step} is kept in {choose.below(copies[item.step].path, run.folder)}"
+            keep = copies[item.step] == item.path
+            why = reasons[item.step] if keep else f"step {item.step} is kept in {choose.below(copies[item.step], run.folder)}"
         verdicts.append(Verdict(item, keep, why))
     return verdicts
 
 
-def named_in(run) -> dict[str, str]:
-    """Path of each checkpoint that run.json, resume.yaml or another run's config.yaml names, and the file that does."""
-    named = {}
-    for file, read in ((run.record_file, files.read_json), (run.resume_file, files.read_yaml)):
-        waiting = [read(file)] if file.exists() else []
-        while waiting:  # every text in nested lists and mappings
-            content = waiting.pop()
-            if isinstance(content, dict | list):
-                waiting += content.values() if isinstance(content, dict) else content
-            elif isinstance(content, str):
-                named[str(run.folder / content)] = file.name  # an absolute path stays what it is
-                named.setdefault(content, file.name)
-    for file in run.storage.glob("*/config.yaml"):  # later rounds, which start from one of these
+def holders_of(run: Run) -> dict[str, str]:
+    """The files that may name a checkpoint of the run, and their content as text: its own, and configs of later rounds."""
+    held = {"run.json": run.record(), "resume.yaml": files.read_yaml(run.resume_file) if run.resume_file.exists() else ""}
+    for file in run.storage.glob("*/config.yaml"):
         later = Run(run.profile, run.storage, file.parent.name)
-        named |= {path: f"{later.name}'s config.yaml" for path in earlier_adapters(later.config())}
-    return named
+        held[f"{later.name}'s config.yaml"] = earlier_adapters(later.config())
+    return {name: repr(content) for name, content in held.items()}
 
 
-def shown(run, verdicts: list[Verdict]) -> str:
+def named_in(holders: dict[str, str], item: checkpoints.Checkpoint, run: Run) -> str:
+    """Which of `holders` names the checkpoint, by its path or by its place in the run's folder; empty if none does."""
+    names = "|".join(map(re.escape, (str(item.path), choose.below(item.path, run.folder))))
+    return next((holder for holder, text in holders.items() if re.search(rf"({names})(?![\w-])", text)), "")
+
+
+def shown(run: Run, verdicts: list[Verdict]) -> str:
     """The plan as text: a line a checkpoint, and what it would free."""
-    lines = [f"{'keep  ' if one.keep else 'remove'} {choose.below(one.checkpoint.path, run.folder)}: {one.why}"
-             for one in verdicts]
-    freed = sum(verdict.checkpoint.bytes for verdict in verdicts if not verdict.keep)
-    kept = sum(verdict.checkpoint.bytes for verdict in verdicts if verdict.keep)
+    lines = [f"{'keep  ' if keep else 'remove'} {choose.below(item.path, run.folder)}: {why}" for item, keep, why in verdicts]
+    freed = sum(item.bytes for item, keep, _ in verdicts if not keep)
+    kept = sum(item.bytes for item, keep, _ in verdicts if keep)
     return "\n".join([*lines, f"frees {freed / 1e6:,.1f} MB, {kept / 1e6:,.1f} MB stay"])
 
 
-def remove(run, going: list) -> int:
+def remove(run: Run, going: list[checkpoints.Checkpoint]) -> int:
     """Remove these checkpoints; the bytes freed. The run is looked at again first: KitError if it has changed so that one in use, or
     the last complete one, would go."""
-    paths = {str(item.path) for item in going}
-    used = paths & named_in(run).keys()
-    complete = {str(item.path) for item in checkpoints.find(run) if item.complete}
-    if used or (complete and complete <= paths):
-        why = f"in use: {', '.join(sorted(used))}" if used else "no complete one would be left"
+    holders, paths = holders_of(run), [item.path for item in going]
+    used = [str(item.path) for item in going if named_in(holders, item, run)]
+    left = [item for item in checkpoints.find(run) if item.complete and item.path not in paths]
+    if used or (going and not left):
+        why = f"in use: {', '.join(used)}" if used else "no complete one would be left"
         raise KitError(f"not removed: {why}", "a run that is as it was when the plan was made", "plan anew")
     for item in going:
-        local = isinstance(item.path, Path)
-        path = item.path if local else PurePosixPath(item.path.partition("://")[2])
-        folder = path.parent if path.name == "checkpoint" else path  # Ray's own folder around it
-        if not SAVED.fullmatch(folder.name):
-            raise KitError(f"not removed: {item.path}", "a folder that LLaMA-Factory or Ray named",
-                           "remove it by hand if you mean it")
-        if local:  # renamed first: a half-deleted folder is never taken for a checkpoint
-            gone = folder.with_name(f".removing-{folder.name}")
-            os.replace(folder, gone)
-            shutil.rmtree(gone)
-        else:
-            files.bucket_filesystem(item.path.partition("://")[0]).delete_dir(str(folder))
+        disk, _, folder = files.open_folder(item.path)
+        disk.rm(folder.removesuffix("/checkpoint"), recursive=True)  # Ray's own folder around it too
     return sum(item.bytes for item in going)

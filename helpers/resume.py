@@ -142,7 +142,7 @@ def write(run, checkpoint: Checkpoint, **changes) -> Path:
     A checkpoint in a bucket is copied into the run's folder first: transformers resumes from local folders only.
     KitError if it would not be the same training, or nothing is left to do.
     """
-    base, local = run.config(), choose.fetch(checkpoint, run.folder / "fetched")
+    base, local = run.config(), choose.fetch(checkpoint, run.folder / "fetched" / f"checkpoint-{checkpoint.step}")
     resumed = config(base, local, fresh_output_dir(run), **changes)
     if grave := [finding for finding in check(run, resumed, local, tuple(changes)) if finding.status == "FAIL"]:
         raise KitError("resuming would not continue the same training:\n  - "

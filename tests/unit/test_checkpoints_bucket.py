@@ -1,6 +1,5 @@
 """Checkpoints in a bucket, through a real S3 API on loopback (moto's server), and through pyarrow as for Google's."""
 
-import os
 import shutil
 from pathlib import Path
 
@@ -54,14 +53,13 @@ def test_a_run_whose_trials_ray_keeps_in_a_bucket_is_found_in_both_places(bucket
         (10, "Ray Train"), (10, "output_dir"), (20, "Ray Train"), (30, "Ray Train")]
 
 
-def test_a_checkpoint_is_fetched_whole_and_once(bucket, tmp_path):
+def test_a_checkpoint_is_fetched_whole_or_without_what_only_a_resume_needs(bucket, tmp_path):
     best, _ = choose.best(checkpoints.find("s3://kto/runs/first-run"))
-    fetched = choose.fetch(best, tmp_path / "fetched")
-    assert fetched.path == tmp_path / "fetched" / "checkpoint-30" and fetched.complete
-    before = os.stat(fetched.path / "optimizer.pt").st_mtime_ns
-    assert choose.fetch(best, tmp_path / "fetched").path == fetched.path
-    assert os.stat(fetched.path / "optimizer.pt").st_mtime_ns == before
+    fetched = choose.fetch(best, tmp_path / "checkpoint-30")
+    assert fetched.path == tmp_path / "checkpoint-30" and checkpoints.find(fetched.path)[0].complete
     assert choose.fetch(fetched, tmp_path / "elsewhere") is fetched
+    weights = choose.fetch(best, tmp_path / "weights" / "checkpoint-30", to_resume=False)
+    assert checkpoints.find(weights.path)[0].usable and not (weights.path / "optimizer.pt").exists()
 
 
 def test_what_is_not_kept_is_removed_from_the_bucket_too(bucket, tmp_path):
