@@ -5,9 +5,8 @@ import hashlib
 import json
 import os
 import re
-import shutil
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
@@ -18,7 +17,7 @@ from helpers.profiles import ROOT
 from .read import SUFFIXES
 
 NAMED = ROOT / "dataset-configs" / "dataset_info.json"
-"""the sources that go by a name; LLaMA-Factory's own registry format, with `url`, `bytes` and `sha256` for addresses"""
+"""the sources that go by a name; LLaMA-Factory's own registry format, with `url` and `sha256` for addresses"""
 
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+(:[\w.-]+)?(@[\w.-]+)?")
 TRIES = 4
@@ -51,20 +50,7 @@ def find(dataset: str, downloads: Path) -> Source:
     """
     entries = json.loads(NAMED.read_text())
     if dataset in entries:
-        entry, beside = entries[dataset], NAMED.with_name(entries[dataset]["file_name"])
-        if not beside.exists() and "url" not in entry:
-            raise KitError(f"the named source {dataset!r} lacks its file {entry['file_name']}", f"it beside {NAMED.name}",
-                           "restore dataset-configs/ from the repository")
-        if beside.exists():
-            if "sha256" in entry and (found := written.sha256(beside)) != entry["sha256"]:
-                raise KitError(f"dataset-configs/{beside.name} is not what it should be: sha256 {found}", f"sha256 {entry['sha256']}",
-                               "fetch it again, or remove it and it is downloaded")
-            return Source(dataset, dataset, (beside,))
-        try:
-            return Source(dataset, dataset, tuple(_fetch(entry["url"], downloads, entry.get("sha256"), entry.get("bytes"))))
-        except KitError as error:
-            raise KitError(error.found, error.expected, f"{error.remedy}; where this machine has no way there, fetch "
-                           f"{entry['url']} elsewhere and put it at dataset-configs/{beside.name}") from None
+        return _named(dataset, entries[dataset], downloads)
     if "://" in dataset:
         files = _fetch(dataset, downloads)
         return Source(_name(files[0] if len(files) == 1 else Path(dataset)), dataset, tuple(files))
@@ -79,22 +65,44 @@ def find(dataset: str, downloads: Path) -> Source:
                    "correct `dataset`")
 
 
+def _named(name: str, entry: dict, downloads: Path) -> Source:
+    """A source of dataset-configs/: the file there, else downloaded; either is what its sha256 says."""
+    beside = NAMED.with_name(entry["file_name"])
+    if beside.exists():
+        _compare(beside, f"dataset-configs/{beside.name}", entry.get("sha256"))
+        return Source(name, name, (beside,))
+    try:
+        return Source(name, name, tuple(_fetch(entry["url"], downloads, entry["sha256"])))
+    except KitError as error:
+        raise KitError(error.found, error.expected, f"{error.remedy}; where this machine has no way there, fetch "
+                       f"{entry['url']} elsewhere and put it at dataset-configs/{beside.name}") from None
+
+
+def _compare(file: Path, origin: str, sha256: str | None) -> None:
+    if sha256 and (found := written.sha256(file)) != sha256:
+        raise KitError(f"{origin} is not what it should be: sha256 {found}", f"sha256 {sha256}",
+                       "fetch it again; if it stays so, it was changed there: compare, then correct dataset_info.json")
+
+
 def _local(path: Path) -> list[Path]:
     """The data files at a path: itself, those in a folder and its folders, those a glob matches; empty for none."""
     if path.is_file():
-        if not path.name.endswith(SUFFIXES):
-            raise KitError(f"{path.name} is of no kind that can be read", f"a file that ends in {', '.join(SUFFIXES)}",
-                           "export it as one of these, or rename it")
-        return [path.resolve()]
+        return [path.resolve()] if _is_data(path.name) else _refuse(path.name)
     if path.is_dir():
-        files = [file.resolve() for file in sorted(path.rglob("*")) if file.is_file() and file.name.endswith(SUFFIXES)
-                 and file.name not in ASIDE and not any(part.startswith(".") for part in file.relative_to(path).parts)]
-        if not files:
-            raise KitError(f"the folder {path.name} has no data in it", f"files that end in {', '.join(SUFFIXES)}",
-                           "correct `dataset`")
-        return files
+        files = [file.resolve() for file in sorted(path.rglob("*")) if file.is_file() and _is_data(file.name)
+                 and not any(part.startswith(".") for part in file.relative_to(path).parts)]
+        return files or _refuse(path.name)
     matches = [Path(match) for match in sorted(glob.glob(str(path), recursive=True))]
-    return [match.resolve() for match in matches if match.is_file() and match.name.endswith(SUFFIXES)]
+    return [match.resolve() for match in matches if match.is_file() and _is_data(match.name)]
+
+
+def _is_data(name: str) -> bool:
+    return name.endswith(SUFFIXES) and name not in ASIDE
+
+
+def _refuse(where: str):
+    raise KitError(f"there is no data that can be read at {where}", f"files that end in {', '.join(SUFFIXES)}",
+                   "correct `dataset`, or export the data as one of these")
 
 
 def _name(path: Path) -> str:
@@ -104,31 +112,29 @@ def _name(path: Path) -> str:
     return re.sub(r"[^A-Za-z0-9_-]+", "_", stem).strip("_")[:60] or "feedback"
 
 
-def _fetch(address: str, downloads: Path, sha256: str | None = None, size: int | None = None) -> list[Path]:
-    """The files behind an address: http, https; s3, gs and what else fsspec knows, there also a folder or a glob.
-
-    Downloads are atomic, and what is there already is not fetched again. `sha256` and `size` (bytes) are checked.
-    """
-    protocol, _, _ = address.partition("://")
-    if protocol in ("http", "https"):
-        wanted = [(unquote(urlsplit(address).path), lambda part: _http(address, part, size))]
+def _fetch(address: str, downloads: Path, sha256: str | None = None) -> list[Path]:
+    """The files behind an address: http, https; s3, gs and what else fsspec knows, there also a folder or a glob."""
+    if address.startswith(("http://", "https://")):
+        wanted = {unquote(urlsplit(address).path): partial(_http, address)}
     else:
-        filesystem, path = _filesystem(address)
-        wanted = [(remote, lambda part, remote=remote: filesystem.get_file(remote, str(part)))
-                  for remote in _remote_files(filesystem, path, address)]
+        try:
+            filesystem, path = _filesystem(address)
+            found = filesystem.glob(path) if "*" in path else filesystem.find(path)
+        except Exception as error:  # each store has errors of its own
+            raise KitError(f"{address} cannot be read: {error}", "http, https, s3, gs, or another protocol that fsspec knows",
+                           "correct `dataset`, or the credentials in the environment") from None
+        wanted = {remote: partial(filesystem.get_file, remote) for remote in sorted(found)}
     files = []
-    for path, fill in wanted:
-        name = re.sub(r"[^A-Za-z0-9._-]+", "_", Path(path).name)
-        if not name.endswith(SUFFIXES):
-            raise KitError(f"{address} names no file of a kind that can be read", f"an end in {', '.join(SUFFIXES)}",
-                           "correct `dataset`, or download the file yourself and give its path")
-        own = hashlib.sha256(f"{address} {path}".encode()).hexdigest()[:12]
-        files.append(_once(downloads / own / name, fill, address, sha256, size))
-    return files
+    for path, fill in wanted.items():
+        if _is_data(Path(path).name):
+            own = hashlib.sha256(f"{address} {path}".encode()).hexdigest()[:12]
+            name = re.sub(r"[^A-Za-z0-9._-]+", "_", Path(path).name)
+            files.append(_once(downloads / own / name, fill, address, sha256))
+    return files or _refuse(address)
 
 
-def _once(target: Path, fill, origin: str, sha256: str | None = None, size: int | None = None) -> Path:
-    """`target`, filled beside and renamed by whoever comes first; others wait for it."""
+def _once(target: Path, fill, origin: str, sha256: str | None = None) -> Path:
+    """`target`, filled beside and renamed by whoever comes first; others wait for it. What is there already stays."""
     from filelock import FileLock
 
     part = target.with_name(f".{target.name}.part")
@@ -136,12 +142,8 @@ def _once(target: Path, fill, origin: str, sha256: str | None = None, size: int 
         target.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(target.with_name(f".{target.name}.lock")):
             if not target.exists():
-                fill(part)
-                found, there = written.sha256(part) if sha256 else None, part.stat().st_size
-                if found != sha256 or (size is not None and there != size):
-                    raise KitError(f"{origin} is not what it should be: {there:,} bytes, sha256 {found}",
-                                   f"{f'{size:,}' if size else 'any number of'} bytes, sha256 {sha256}", "try again; if it "
-                                   "stays so the file was changed there: compare, then correct dataset_info.json")
+                fill(str(part))
+                _compare(part, origin, sha256)
                 os.replace(part, target)
     except OSError as error:
         raise KitError(f"could not download {origin} to {target.parent}: {error.strerror or error}",
@@ -152,36 +154,25 @@ def _once(target: Path, fill, origin: str, sha256: str | None = None, size: int 
     return target
 
 
-def _http(address: str, part: Path, size: int | None) -> None:
-    """Fill `part` from an address; a connection that breaks is tried again from the start."""
+def _http(address: str, part: str) -> None:
+    """Fill `part` from an address; a connection that breaks, or a server in trouble, is tried again from the start."""
     import requests
     from tqdm import tqdm
 
-    trouble = ""
     for _ in range(TRIES):
         try:
             with requests.get(address, headers={"Accept-Encoding": "identity"}, stream=True, timeout=(10, 60)) as answer:
-                if answer.status_code >= 500:
-                    trouble = f"{answer.status_code} {answer.reason}"
-                    continue
-                if answer.status_code != 200:
-                    raise KitError(f"{address} answers {answer.status_code} {answer.reason}", "200 OK",
-                                   "correct the address; for a private one download the file yourself and give its path")
-                whole = int(answer.headers.get("Content-Length", size or 0))
-                with part.open("wb") as file, tqdm.wrapattr(file, "write", total=whole, desc=part.name[1:-5], leave=False) as bar:
-                    shutil.copyfileobj(answer.raw, bar, 1 << 20)
-                if whole and part.stat().st_size < whole:
-                    raise requests.ConnectionError(f"{part.stat().st_size:,} of {whole:,} bytes came")
-                return
-        except (requests.ConnectionError, requests.Timeout, requests.exceptions.ChunkedEncodingError) as error:
-            trouble = str(error)
+                answer.raise_for_status()
+                with open(part, "wb") as file:
+                    for block in tqdm(answer.iter_content(1 << 20), desc=address.rpartition("/")[2], unit=" MB", leave=False):
+                        file.write(block)
+            return
         except requests.RequestException as error:
-            raise KitError(f"{address} is no address to download from: {error}", "http(s)://…", "correct `dataset`") from None
-        except Exception as error:  # urllib3's own, from the raw stream
-            if isinstance(error, KitError | OSError):
-                raise
-            trouble = str(error)
-    raise KitError(f"the download of {address} broke off {TRIES} times, last: {trouble}", "a connection that holds", "run again")
+            trouble = error
+            if error.response is not None and error.response.status_code < 500:
+                break
+    raise KitError(f"{address} could not be downloaded: {trouble}", "an address that answers, and a connection that holds",
+                   "correct the address, or run again; for a private one download the file yourself and give its path")
 
 
 def _fetch_hub(hub_id: str, downloads: Path) -> Path:
@@ -189,7 +180,7 @@ def _fetch_hub(hub_id: str, downloads: Path) -> Path:
     name, _, split = hub_id.partition("@")
     name, _, config = name.partition(":")
 
-    def fill(part: Path) -> None:
+    def fill(part: str) -> None:
         import datasets
         from huggingface_hub.utils import logging
 
@@ -220,21 +211,3 @@ def _filesystem(address: str):
 
         filesystem, path = FileSystem.from_uri(address.replace("gcs://", "gs://"))
         return ArrowFSWrapper(filesystem), path
-    except ValueError as error:
-        raise KitError(f"{address}: {error}", "http, https, s3, gs, or another protocol that fsspec knows",
-                       "correct `dataset`") from None
-
-
-def _remote_files(filesystem, path: str, address: str) -> list[str]:
-    try:
-        if "*" in path:
-            found = filesystem.glob(path)
-        else:
-            found = filesystem.find(path) if filesystem.isdir(path) else [path] if filesystem.exists(path) else []
-    except Exception as error:  # each store has errors of its own
-        raise KitError(f"{address} cannot be read: {error}", "an address this machine has access to",
-                       "correct `dataset`, or the credentials in the environment") from None
-    files = sorted(file for file in found if file.endswith(SUFFIXES) and Path(file).name not in ASIDE)
-    if not files:
-        raise KitError(f"there is no data at {address}", f"files that end in {', '.join(SUFFIXES)}", "correct `dataset`")
-    return files

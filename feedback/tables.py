@@ -6,33 +6,29 @@ from pathlib import Path
 
 from helpers.errors import KitError
 
+FACTORS = {".gz": 8, ".json": 6, ".parquet": 6, ".arrow": 2.5, ".xlsx": 12}
+"""memory that files need, in multiples of their size; 1.8 for lines of text: the records are held as text"""
 
-def parquet(path: Path) -> Iterator:
+
+def arrow(path: Path) -> Iterator:
+    """The rows of a Parquet file; or of Arrow's stream, as `datasets` saves it, or its file format."""
     import pyarrow as pa
     from pyarrow.parquet import ParquetFile
 
     try:
-        batches = ParquetFile(path).iter_batches(2000)
-        yield from (value for batch in batches for value in batch.to_pylist())
-    except (pa.ArrowInvalid, OSError) as error:
-        raise KitError(f"{path.name} is no Parquet file: {error}", "a whole Parquet file", "export or download it again") from None
-
-
-def arrow(path: Path) -> Iterator:
-    """Arrow's stream, as `datasets` saves it, or its file format."""
-    import pyarrow as pa
-
-    try:
-        with pa.memory_map(str(path)) as source:
+        if path.suffix == ".parquet":
+            batches = ParquetFile(path).iter_batches(2000)
+        else:
+            source = pa.memory_map(str(path))
             try:
-                reader = pa.ipc.open_stream(source)
-                batches = iter(reader)
+                batches = pa.ipc.open_stream(source)
             except pa.ArrowInvalid:
                 reader = pa.ipc.open_file(source)
-                batches = (reader.get_batch(place) for place in range(reader.num_record_batches))
-            yield from (value for batch in batches for value in batch.to_pylist())
+                batches = map(reader.get_batch, range(reader.num_record_batches))
+        for batch in batches:
+            yield from batch.to_pylist()
     except (pa.ArrowInvalid, OSError) as error:
-        raise KitError(f"{path.name} is no Arrow file: {error}", "a whole Arrow file", "export it again") from None
+        raise KitError(f"{path.name} cannot be read: {error}", "a whole Parquet or Arrow file", "export or download it again") from None
 
 
 def xlsx(path: Path) -> Iterator:
@@ -72,29 +68,14 @@ def names_of(header: list[str], where: str) -> list[str]:
 
 
 def refuse_what_does_not_fit(files: tuple[Path, ...], joined: bool = False) -> None:
-    """KitError, with the figures, before memory runs out: the records are held as text, a compressed file's several times its size.
-
-    `joined`: records that belong together are held as objects until all are read (measured: three times their text).
-    """
+    """KitError, with the figures, before memory runs out. `joined`: records that belong together are held until all are read."""
     import psutil
 
-    factor = {".gz": 8, ".parquet": 6, ".arrow": 2.5, ".xlsx": 12}
-    factors = (6 if _one_object(file) else factor.get(file.suffix, 1.8) * (2 if joined else 1) for file in files)
-    need = sum(file.stat().st_size * each for file, each in zip(files, factors, strict=True))
+    need = sum(file.stat().st_size * FACTORS.get(file.suffix, 1.8) for file in files) * (2 if joined else 1)
     limit = Path("/sys/fs/cgroup/memory.max")
     free = psutil.virtual_memory().available
     with contextlib.suppress(OSError, ValueError):
         free = min(free, int(limit.read_text()) - int(limit.with_name("memory.current").read_text()))
     if need > free:
         raise KitError(f"the feedback needs about {need / 1e9:.1f} GB of memory, {free / 1e9:.1f} GB are free",
-                       "room for the records",
-                       "use a machine with more memory, or split the file and prepare a part")
-
-
-def _one_object(path: Path) -> bool:
-    """Whether a JSON file is one object that holds the list: it is decoded whole, to about five times its size."""
-    if path.suffix != ".json":
-        return False
-    with path.open("rb") as file:
-        head = file.read(1 << 20)
-    return head.lstrip()[:1] == b"{" and b"\n{" not in head
+                       "room for the records", "use a machine with more memory, or split the file and prepare a part")

@@ -74,7 +74,7 @@ def test_a_download_that_breaks_off_starts_over(server, tmp_path):
 
 def test_what_keeps_breaking_off_leaves_no_file_and_is_fetched_in_the_next_run(server, tmp_path):
     server.cuts = find.TRIES
-    with pytest.raises(KitError, match="broke off"):
+    with pytest.raises(KitError, match="could not be downloaded"):
         find._fetch(server.address, tmp_path)
     assert "feedback.jsonl" not in files_in(tmp_path)
     (file,) = find._fetch(server.address, tmp_path)
@@ -83,7 +83,7 @@ def test_what_keeps_breaking_off_leaves_no_file_and_is_fetched_in_the_next_run(s
 
 def test_an_address_that_answers_404_is_an_error_at_once(server, tmp_path):
     server.status = 404
-    with pytest.raises(KitError, match="answers 404"):
+    with pytest.raises(KitError, match="404"):
         find.find(server.address, tmp_path)
     assert len(server.asked) == 1
 
@@ -102,19 +102,19 @@ def test_a_wrong_sha256_leaves_no_file_and_shows_both(server, tmp_path):
 
 
 def test_no_server_at_all_is_an_error_that_says_so(tmp_path):
-    with pytest.raises(KitError, match="broke off"):
+    with pytest.raises(KitError, match="could not be downloaded"):
         find.find("http://127.0.0.1:9/feedback.jsonl", tmp_path)
 
 
 def test_an_address_without_a_known_ending_is_an_error(tmp_path):
-    with pytest.raises(KitError, match="no file of a kind"):
+    with pytest.raises(KitError, match="there is no data"):
         find.find("http://127.0.0.1:9/feedback", tmp_path)
     with pytest.raises(KitError, match="fsspec knows"):
         find.find("carrier-pigeon://feedback.jsonl", tmp_path)
 
 
 def test_a_full_disk_ends_a_download_with_what_to_do(server, tmp_path, monkeypatch):
-    def full(address, part, size):
+    def full(address, part):
         with open("/dev/full", "wb", buffering=0) as file:
             file.write(b"x")
 
