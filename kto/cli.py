@@ -11,7 +11,7 @@ from typing import Annotated
 import typer
 
 from . import cli_data, cli_runs, job
-from .terminal import AsJson, Commands, Profile, RunFolder, Storage, Usage, Values, as_usage, say, show, two_columns
+from .terminal import AsJson, Commands, Profile, RunFolder, Storage, Usage, Values, as_usage, say, show
 
 app = typer.Typer(
     cls=Commands, no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None,
@@ -49,8 +49,7 @@ def run(
     parcel.take()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # a stopped job tidies up like an interrupted one
     target = pipeline.run(profile, storage, run_name, values, resume, retries, say, log)
-    shown = pipeline.summary(target) | {"total seconds": round(time.monotonic() - began)}
-    typer.echo(json.dumps(shown, indent=2) if as_json else two_columns(shown))
+    show(pipeline.summary(target) | {"total seconds": round(time.monotonic() - began)}, as_json)
 
 
 @app.command()
@@ -79,10 +78,11 @@ def parameters(as_json: AsJson = False) -> None:
     """Every parameter that `run -p` takes, with its default and the notebooks that read it."""
     from .parameters import known
 
-    found = known()
-    lines = [f"{name}: {one['type']} = {one['default']}  # {one['help']}  ({', '.join(one['notebooks'])})"
-             for name, one in found.items()]
-    typer.echo(json.dumps(found, indent=2) if as_json else "\n".join(lines))
+    if as_json:
+        show(known(), as_json)
+        return
+    for name, one in known().items():
+        typer.echo(f"{name}: {one['type']} = {one['default']}  # {one['help']}  ({', '.join(one['notebooks'])})")
 
 
 @app.command()
@@ -90,11 +90,12 @@ def runs(profile: Profile = "local", storage: Storage = "", as_json: AsJson = Fa
     """The runs in a storage: when, how far they came, held-out figures."""
     from helpers import profiles
 
-    from . import compare
+    from .compare import listing
 
-    if storage and not Path(storage).is_dir():
+    folder = profiles.storage_for(profiles.load(profile), storage)
+    if storage and not folder.is_dir():
         raise Usage(f"there is no folder {storage}", "a storage with runs", "correct --storage")
-    show(compare.listing(profiles.storage_for(profiles.load(profile), storage)), as_json)
+    show(listing(folder), as_json)
 
 
 @app.command()
@@ -148,11 +149,10 @@ def show_config(
 
     if bare := [given for given in parameter if "=" not in given]:
         raise Usage(f"-p {bare[0]} has no value", f"-p {bare[0]}=VALUE", "correct -p")
-    overrides = {key: files.parse_yaml(text) for key, _, text in (given.partition("=") for given in parameter)}
+    overrides = {key: files.parse_yaml(text) for key, text in (given.split("=", 1) for given in parameter)}
     target = folders.open_run(profile, storage, run_name)
-    plain = config.resolve(target)
     text = files.dump_yaml(config.resolve(target, **overrides))
-    if overrides.keys() - plain.keys():  # not a template's: LLaMA-Factory is asked, which takes a while
+    if overrides.keys() - config.resolve(target).keys():  # not a template's: LLaMA-Factory is asked, which takes a while
         with tempfile.TemporaryDirectory(prefix="kto-") as scratch, as_usage("correct -p"):
             config.check(files.write(Path(scratch) / "config.yaml", text))
     typer.echo(text, nl=False)

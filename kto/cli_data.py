@@ -1,13 +1,12 @@
 """`kto data …`: feedback checked, prepared for training, and replies written for people to rate."""
 
-import json
 import tempfile
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from .terminal import AsJson, Profile, RunFolder, Storage, as_usage, say, two_columns
+from .terminal import AsJson, Profile, RunFolder, Storage, as_usage, say, show, two_columns
 
 app = typer.Typer(no_args_is_help=True, help="Feedback: what is wrong with it, and a registered dataset made of it.")
 
@@ -45,10 +44,10 @@ def check(
         checked = checking.check(find(feedback, Path(scratch)), report, columns, scale, accept_from, stars, strict)
     facts = checked.facts()
     if as_json:
-        typer.echo(json.dumps(facts | {"refused": checked.ledger.refused, "noted": checked.ledger.noted}, indent=2))
+        show(facts | {"refused": checked.ledger.refused, "noted": checked.ledger.noted}, as_json)
     else:
-        told = two_columns({name: value for name, value in facts.items() if name not in ("scale", "unused")})
-        typer.echo(f"{told}\n\n{checked.text()}\n\n{checked.ledger.text()}")
+        counts = {name: value for name, value in facts.items() if name not in ("scale", "unused")}
+        typer.echo(f"{two_columns(counts)}\n\n{checked.text()}\n\n{checked.ledger.text()}")
     if checked.ledger.refused:
         raise typer.Exit(1)
 
@@ -79,7 +78,7 @@ def prepare(
         folder = Path(profiles.storage_for(profiles.load(profile), storage)) / "datasets"
         facts = checking.prepare(feedback, folder, heldout, seed, name, refuse_share, columns=columns, scale=scale,
                                  accept_from=accept_from, stars=stars, strict=strict)
-    typer.echo(json.dumps({**facts, "registry": str(folder / "dataset_info.json")}, indent=2))
+    show({**facts, "registry": str(folder / "dataset_info.json")}, as_json=True)
 
 
 @app.command()
@@ -108,5 +107,5 @@ def sample(
     replies = []
     for place in range(0, len(rows), 8):
         replies += scorer.replies(rows[place : place + 8], max_new_tokens=max_new_tokens)
-    told = sampling.write([{"turns": row.messages, "reply": reply} for row, reply in zip(rows, replies, strict=True)], output)
-    typer.echo(told)
+    items = [{"turns": row.messages, "reply": reply} for row, reply in zip(rows, replies, strict=True)]
+    typer.echo(sampling.write(items, output))

@@ -1,6 +1,5 @@
 """The commands about one run: metrics, explain, plot, compare, checkpoints, evaluate, clean, export, serve."""
 
-import json
 import signal
 from pathlib import Path
 from typing import Annotated
@@ -43,9 +42,11 @@ def explain(log: Log) -> None:
 
     Example: kto explain storage/first-run
     """
-    from . import compare
+    from helpers.explain import explain as explanation
 
-    typer.echo(compare.explanation(compare.log_of(log)))
+    from .compare import log_of
+
+    typer.echo(explanation(log_of(log)))
 
 
 @app.command()
@@ -82,9 +83,7 @@ def compare(runs: Annotated[list[Path], typer.Argument(help="Runs' folders.")], 
     differ = side_by_side.differences(opened)
     ended = [{"run": name, **side_by_side.outcome(run)} for name, run in opened.items()]
     if as_json:
-        import orjson
-
-        typer.echo(orjson.dumps({"differences": differ, "outcomes": ended}, option=orjson.OPT_INDENT_2))
+        show({"differences": differ, "outcomes": ended}, as_json)
     else:
         typer.echo(f"{table(differ) if differ else 'The configs are the same.'}\n\n{table(ended)}")
 
@@ -108,8 +107,8 @@ def checkpoints(
         say(f"there is no checkpoint in {where}: none was saved yet (save_steps), or they lie elsewhere")
     if len(found) or as_json:
         first = ["step", "complete"]  # a narrow terminal loses the last columns
-        show(records(found[first + [name for name in found.columns if name not in first]]), as_json)
-    if found.empty or not found["complete"].any():
+        show(records(found[[*first, *found.columns.drop(first)]]), as_json)
+    if not found["complete"].any():
         raise typer.Exit(1)
 
 
@@ -131,9 +130,9 @@ def evaluate(run: RunFolder, checkpoint: Chosen = "best", as_json: AsJson = Fals
     measured = {"before": heldout.accuracy(heldout.rewards(rows, reference, reference, config)),
                 "after": heldout.accuracy(heldout.rewards(rows, policy, reference, config))}
     if as_json:
-        typer.echo(json.dumps({"checkpoint": str(chosen), "step": step, **measured}, indent=2))
+        show({"checkpoint": str(chosen), "step": step, **measured}, as_json)
     else:
-        typer.echo(table([{"": when, **figures} for when, figures in measured.items()]))
+        show([{"": when, **figures} for when, figures in measured.items()], as_json)
 
 
 @app.command()

@@ -4,6 +4,7 @@ from pathlib import Path
 
 from helpers import checkpoints, files, loglines, metrics, plots, tracking
 from helpers.errors import KitError
+from helpers.explain import explain
 from helpers.runs import Run, of_folder
 
 from .terminal import Usage
@@ -33,12 +34,10 @@ def status(record: dict) -> str:
 def differences(opened: dict[str, Run]) -> list[dict]:
     """One row a key whose value is not the same in all runs: {"key", a run's name: its value (None: not set), …}."""
     parameters = {name: tracking.parameters(run) for name, run in opened.items()}
-    rows = []
-    for key in dict.fromkeys(key for values in parameters.values() for key in values if key not in OWN):
-        found = {name: values.get(key) for name, values in parameters.items()}
-        if any(value != next(iter(found.values())) for value in found.values()):
-            rows.append({"key": key, **found})
-    return rows
+    keys = dict.fromkeys(key for values in parameters.values() for key in values if key not in OWN)
+    rows = [{"key": key, **{name: values.get(key) for name, values in parameters.items()}} for key in keys]
+    first = next(iter(opened))
+    return [row for row in rows if any(row[name] != row[first] for name in opened)]
 
 
 def names(paths: list[Path]) -> list[str]:
@@ -65,10 +64,10 @@ def outcome(run: Run) -> dict:
         train = metrics_of(run.folder).query("split == 'train'")
         last = train.tail(max(len(train) // 5, 1))
         named = {"loss": "loss_mean", "margin": "rewards/margins", "KL": "kl_mean"}
-        figures = {"step": int(train["step"].max()), **{name: float(last[key].mean()) for name, key in named.items()}}
+        means = {name: last[key].mean() for name, key in named.items()}
+        figures = {"step": int(train["step"].max()), **{name: float(mean) if mean == mean else None for name, mean in means.items()}}
     evaluation = record.get("evaluation", {})
-    return {"status": status(record), **figures, "auc held out": evaluation.get("auc"),
-            "margin held out": evaluation.get("margin")}
+    return {"status": status(record), **figures, "auc held out": evaluation.get("auc"), "margin held out": evaluation.get("margin")}
 
 
 def log_of(path: Path) -> Path:
@@ -86,23 +85,16 @@ def metrics_of(path: Path, logging_steps: int | None = None):
     """The table (helpers.metrics) of a log or of a run's folder. KitError where it logged nothing, with what log it is."""
     log = log_of(path)
     if (found := metrics.joined(log, logging_steps)).empty:
-        raise KitError(f"{log} holds no logged window: {explanation(log)}",
-                       "lines like {'loss': …, 'learning_rate': …}")
+        raise KitError(f"{log} holds no logged window: {explain(log)}", "lines like {'loss': …, 'learning_rate': …}")
     return found
-
-
-def explanation(log: Path) -> str:
-    """Why the training of this log failed, or what kind of log it is."""
-    from helpers.explain import explain
-
-    return str(explain(log))
 
 
 def figure(logs: list[Path], output: Path) -> tuple[Path, dict]:
     """The curves of one training, or of several in one figure, saved; with the tables by their names in it."""
     tables = {name: metrics_of(log) for name, log in zip(labels(logs), logs, strict=True)}
-    (name, first), *others = tables.items()
-    saved = checkpoints.find(logs[0]) if logs[0].is_dir() and not others else []
+    if len(tables) > 1:
+        return plots.save(plots.compare(tables), output), tables
+    saved = checkpoints.find(logs[0]) if logs[0].is_dir() else []
     steps = {item.step for item in saved if item.step is not None}
-    drawn = plots.compare(tables) if others else plots.training(first, steps, name)
-    return plots.save(drawn, output), tables
+    name, table = next(iter(tables.items()))
+    return plots.save(plots.training(table, steps, name), output), tables

@@ -4,9 +4,8 @@ import base64
 import os
 import re
 import subprocess
-import sys
 import time
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 from filelock import FileLock, Timeout
@@ -15,7 +14,7 @@ from helpers import runs
 from helpers.errors import KitError, closest
 from helpers.runs import Run
 
-from . import compare, parameters, report
+from . import compare, parameters
 from .terminal import Usage, as_usage
 
 PAUSE = 10.0
@@ -34,10 +33,9 @@ def run(profile: str, storage: str, name: str | None, values: dict, resume: str,
         raise Usage("--resume auto needs --run-name" if name is None else unknown,
                     f"one of the runs in {target.storage}: {', '.join(names) or 'there is none'}",
                     "correct --run-name; --resume if-any begins a run that is not there yet, as a job does")
-    if earlier := values.get("start_from"):
-        values = the_models(target.storage, earlier) | values
-    if target.trained and not resume:  # before anything is touched
-        refuse_working(target)
+    if values.get("start_from"):
+        values = model_of(target.storage, values["start_from"]) | values
+    if not resume:  # before anything is touched
         runs.refuse_if_trained(target)
     with working(target):
         if resume and target.trained:
@@ -60,7 +58,7 @@ def run(profile: str, storage: str, name: str | None, values: dict, resume: str,
             say(why)
 
 
-def the_models(storage: Path, start_from: str) -> dict:
+def model_of(storage: Path, start_from: str) -> dict:
     """Base model and template of the run that `start_from` names. Usage, before anything is touched, if there is none."""
     from helpers import rounds
 
@@ -73,38 +71,21 @@ def the_models(storage: Path, start_from: str) -> dict:
     return {"model_name_or_path": model["name"], "template": model["template"]} if model else {}
 
 
-@contextmanager
 def working(run: Run):
-    """Of two commands at work on one run, one gets it; KitError for the other."""
-    lock = FileLock(run.folder / ".run.lock")
+    """The run's lock, for a `with`: of two commands at work on one run, one gets it; KitError for the other."""
     try:
         run.folder.mkdir(parents=True, exist_ok=True)
-        lock.acquire(timeout=0)
+        return FileLock(run.folder / ".run.lock").acquire(timeout=0)
     except Timeout:
         raise in_use(run) from None
     except OSError as error:
         raise KitError(f"cannot make the folder {run.folder}: {error.strerror}", "a writable storage",
                        "correct --storage") from None
-    try:
-        yield
-    finally:
-        lock.release()
 
 
 def in_use(run: Run) -> KitError:
     return KitError(f"the run {run.name!r} is being worked on at this moment", "one command at a time on a run",
                     "wait for its end (`kto runs` shows it), stop it, or take another --run-name")
-
-
-def refuse_working(run: Run, patience: float = 0.0) -> None:
-    """KitError while the run is being trained, from wherever, still after `patience` seconds."""
-    from helpers import launch
-
-    until = time.monotonic() + patience
-    while launch.is_alive(run):
-        if time.monotonic() > until:
-            raise in_use(run)
-        time.sleep(0.5)
 
 
 def prepare_resume(run: Run) -> tuple[str, str]:
@@ -113,9 +94,13 @@ def prepare_resume(run: Run) -> tuple[str, str]:
     From its last complete checkpoint that leaves a step to train (resume.yaml is written), or, if it has none, from the
     beginning, the old log and output kept under other names. A finished run is left as it is. KitError if it is being trained.
     """
-    from helpers import checkpoints, resume
+    from helpers import checkpoints, launch, resume
 
-    refuse_working(run, ENDING)
+    until = time.monotonic() + ENDING
+    while launch.is_alive(run):
+        if time.monotonic() > until:
+            raise in_use(run)
+        time.sleep(0.5)
     if run.record().get("training", {}).get("status") == "finished":
         return "05", "the training is finished: evaluation and export are made again"
     if checkpoint := resume.write_unattended(run, checkpoints.find(run)):
@@ -139,35 +124,32 @@ def execute(run: Run, values: dict, say=print, begin: str = "01", log: bool = Fa
         runs.refuse_if_trained(run)
     for warning in runs.settle(run.storage):
         say(warning)
-    books, known = parameters.notebooks(), parameters.known()
+    books, known, seconds = parameters.notebooks(), parameters.known(), {}
     chosen = {"profile": run.profile.name, "storage": str(run.storage), "run_name": run.name, **values}
     run.notebooks.mkdir(parents=True, exist_ok=True)
     os.environ["KTO_LIVE"] = "off"  # no front end watches: lines instead of a live picture
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # torch's waiting threads would take the others' time
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    seconds = {}
     for number, path in enumerate(books, 1):
         if path.stem < begin:
             continue
-        began, made = time.monotonic(), run.notebooks / path.name
+        began, made, training = time.monotonic(), run.notebooks / path.name, path.stem == "04_train"
         say(f"[{number}/{len(books)}] {path.stem}")
         own = {name: value for name, value in chosen.items() if path.stem in known[name]["notebooks"]}
-        training = path.stem == "04_train"
         try:
-            with printed(run.log_file if training and log else None):
+            with printed(run.log_file) if training and log else nullcontext():
                 papermill.execute_notebook(
                     str(path), str(made), parameters=own, cwd=str(path.parent), kernel_name="python3",
                     progress_bar=False, extra_arguments=["--log-level=50"],  # the kernel: silent
                     stdout_file=Steps(say) if training else None)
-        except PapermillExecutionError as error:
+        except BaseException as error:
             run.note(failed=path.stem)
+            if not isinstance(error, PapermillExecutionError):
+                raise
             if error.ename == "KeyboardInterrupt":  # Ctrl-C reached the kernel first
                 raise KeyboardInterrupt from None
             raise KitError(f"{path.stem}, cell [{error.exec_count}]: {error.ename}: {error.evalue}", "",
                            f"see the executed notebook: {made}") from None
-        except (KeyboardInterrupt, SystemExit):
-            run.note(failed=path.stem)
-            raise
         finally:
             status = run.record().get("training", {})
             if training and status.get("status") == "running":  # however it ended, nothing trains any more
@@ -176,7 +158,6 @@ def execute(run: Run, values: dict, say=print, begin: str = "01", log: bool = Fa
         seconds[path.stem] = round(time.monotonic() - began, 1)
         say(f"[{number}/{len(books)}] {path.stem} done in {seconds[path.stem]:.0f} s")
     run.note(seconds=seconds, failed=None)
-    report.write(run, summary(run))
     return run
 
 
@@ -196,21 +177,15 @@ class Steps:
 
 
 @contextmanager
-def printed(log: Path | None):
+def printed(log: Path):
     """What is added to the training's log goes to stdout too, by tail(1)."""
-    if log is None:
-        yield
-        return
-    begins = log.stat().st_size + 1 if log.exists() else 1
-    sys.stdout.flush()
-    words = ["tail", f"--pid={os.getpid()}", "-c", f"+{begins}", "-F", str(log)]
-    tail = subprocess.Popen(words, stderr=subprocess.DEVNULL)
-    try:
-        yield
-    finally:
-        time.sleep(1.5)  # it may look once a second only
-        tail.terminate()
-        tail.wait()
+    words = ["tail", f"--pid={os.getpid()}", "-n", "0", "-F", str(log)]
+    with subprocess.Popen(words, stderr=subprocess.DEVNULL) as tail:
+        try:
+            yield
+        finally:
+            time.sleep(1.5)  # it may look once a second only
+            tail.terminate()
 
 
 def embed_pictures(notebook: Path) -> None:
@@ -231,7 +206,7 @@ def summary(run: Run) -> dict:
     from helpers import rounds
 
     record = run.record()
-    evaluation = record.get("evaluation", {})
+    evaluation, exported = record.get("evaluation", {}), record.get("export", {})
     return {
         "run": run.name,
         "held-out accuracy (area under ROC), before": evaluation.get("auc_before"),
@@ -241,10 +216,9 @@ def summary(run: Run) -> dict:
         "rounds": rounds.words(record.get("rounds", [])) or None,
         "training": record.get("training", {}).get("says"),
         "seconds": record.get("seconds", {}),
-        "report": str(run.folder / "report.html"),
         "executed notebooks": str(run.notebooks),
         "figures": str(run.figures),
         "checkpoint": str(run.folder / best) if (best := record.get("checkpoint", {}).get("best")) else None,
-        "adapter": record.get("export", {}).get("adapter"),
-        "merged model": record.get("export", {}).get("merged"),
+        "adapter": exported.get("adapter"),
+        "merged model": exported.get("merged"),
     }

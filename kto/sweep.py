@@ -25,17 +25,15 @@ def grid(assignments: list[str]) -> list[dict[str, str]]:
 
     A value with a comma of its own (`overrides={...}`) is one value.
     """
-    axes = []
+    axes = {}
     for assignment in assignments:
         name, _, text = assignment.partition("=")
-        given = [text] if text.startswith("{") else text.split(",")
-        values = {value: parameters.typed([f"{name}={value}"])[name] for value in given}
-        axes.append([(name, value if name not in parameters.PATHS else made) for value, made in values.items()])
-    names = [axis[0][0] for axis in axes]
-    if twice := {name for name in names if names.count(name) > 1}:
-        raise Usage(f"given twice: {', '.join(sorted(twice))}", "each parameter once, its values with commas",
-                    "-p name=1,2,3")
-    return [dict(point) for point in itertools.product(*axes)]
+        if name in axes:
+            raise Usage(f"-p {name} is given twice", "each parameter once, its values with commas", "-p name=1,2,3")
+        values = {value: parameters.typed([f"{name}={value}"])[name]
+                  for value in ([text] if text.startswith("{") else text.split(","))}
+        axes[name] = values.values() if name in parameters.PATHS else values.keys()
+    return [dict(zip(axes, point, strict=True)) for point in itertools.product(*axes.values())]
 
 
 def name_of(sweep: str, point: dict[str, str]) -> str:
@@ -53,26 +51,24 @@ def done(run: Run) -> bool:
 
 def sweep(profile: str, storage: str, name: str, points: list[dict], at_most: int = 1, say=print) -> list[dict]:
     """Run what is not done yet, `at_most` at a time; the table, a row a point. It is kept in <storage>/<name>.json as well."""
-    located = {name_of(name, point): runs.locate(profile, storage, name_of(name, point)) for point in points}
-    waiting = [(run, point) for run, point in zip(located.values(), points, strict=True) if not done(run)]
+    located = [(runs.locate(profile, storage, name_of(name, point)), point) for point in points]
+    waiting = [(run, point) for run, point in located if not done(run)]
     say(f"{len(points)} runs, {len(points) - len(waiting)} done before; {at_most} at a time")
 
-    def one(run: Run, point: dict[str, str]) -> str:
-        say(f"{run.name}: started")
+    def one(run: Run, point: dict[str, str]) -> tuple[str, str]:
         why = start(profile, run, point)
         say(f"{run.name}: {why or 'done'}")
-        return why
+        return run.name, why
 
     with ThreadPoolExecutor(at_most) as pool:
-        failures = dict(zip([run.name for run, _ in waiting], pool.map(lambda job: one(*job), waiting), strict=True))
+        failures = dict(pool.map(lambda job: one(*job), waiting))
     rows = []
-    for run, point in zip(located.values(), points, strict=True):
+    for run, point in located:
         evaluation = run.record().get("evaluation", {})
         rows.append({"run": run.name, **point, "status": "done" if done(run) else "failed",
                      "auc": evaluation.get("auc"), "margin": evaluation.get("margin"),
                      "why": failures.get(run.name, "").removeprefix("error: ")[:120]})
-    folder = profiles.storage_for(profiles.load(profile), storage)
-    files.write(folder / f"{name}.json", json.dumps(rows, indent=2) + "\n")
+    files.write(profiles.storage_for(profiles.load(profile), storage) / f"{name}.json", json.dumps(rows, indent=2) + "\n")
     return rows
 
 

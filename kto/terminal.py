@@ -12,21 +12,6 @@ from helpers import profiles
 from helpers.errors import KitError
 from helpers.runs import Run, of_folder
 
-Profile = Annotated[
-    str,
-    typer.Option(help="Where it runs: local, anyscale, ray, or the path of a profile's YAML.", callback=lambda name: a_profile(name)),
-]
-Storage = Annotated[
-    str,
-    typer.Option(help="Where runs are kept. Default: $KTO_STORAGE, else the profile's own.",
-                 callback=lambda folder: str(Path(folder).expanduser().resolve()) if folder else ""),
-]
-Values = Annotated[
-    list[str],
-    typer.Option("-p", "--parameter", metavar="NAME=VALUE", help="A notebook's parameter; may be repeated."),
-]
-AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, with everything, instead of a table.")]
-
 
 class Usage(KitError):
     """The command was called wrongly: exit status 2."""
@@ -50,12 +35,22 @@ def a_profile(name: str) -> str:
 
 def a_run(folder: str) -> Run:
     """The run of a folder; Usage where it is none."""
-    if not (Path(folder) / "run.json").is_file():
-        raise Usage(f"{folder} is no run's folder: no run.json there", "a run's folder in a storage (`kto runs` lists them)",
-                    "correct the path")
-    return of_folder(Path(folder))
+    with as_usage():
+        return of_folder(Path(folder))
 
 
+Profile = Annotated[
+    str, typer.Option(help="Where it runs: local, anyscale, ray, or the path of a profile's YAML.", callback=a_profile)
+]
+Storage = Annotated[
+    str,
+    typer.Option(help="Where runs are kept. Default: $KTO_STORAGE, else the profile's own.",
+                 callback=lambda folder: str(Path(folder).expanduser().resolve()) if folder else ""),
+]
+Values = Annotated[
+    list[str], typer.Option("-p", "--parameter", metavar="NAME=VALUE", help="A notebook's parameter; may be repeated.")
+]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, with everything, instead of a table.")]
 RunFolder = Annotated[Run, typer.Argument(metavar="RUN", help="A run's folder.", parser=a_run)]
 
 
@@ -78,9 +73,10 @@ def say(line: str) -> None:
     typer.echo(line, err=True)
 
 
-def show(rows: list[dict], as_json: bool) -> None:
-    """Rows with the same keys on stdout, as a table or as JSON."""
-    typer.echo(json.dumps(rows, indent=2, default=str) if as_json else table(rows))
+def show(found: list[dict] | dict, as_json: bool) -> None:
+    """Rows with the same keys as a table, or a dict in two columns, on stdout; or either as JSON."""
+    in_words = table if isinstance(found, list) else two_columns
+    typer.echo(json.dumps(found, indent=2, default=str) if as_json else in_words(found))
 
 
 def two_columns(facts: dict) -> str:
@@ -99,29 +95,24 @@ def cell(value) -> str:
 
 
 def table(rows: list[dict]) -> str:
-    """Aligned columns, at most as wide as the terminal: texts are cut, then the last columns left out and named below."""
+    """Aligned columns. Where the terminal is too narrow texts are cut, then the last columns are left out and named below."""
     if not rows:
         return "none"
     names, room = list(rows[0]), shutil.get_terminal_size(fallback=(10_000, 24)).columns
-    texts = {name: [name, *(cell(row.get(name)) for row in rows)] for name in names}
-    widths = {name: max(map(len, texts[name])) for name in names}
-    numeric = {name for name in names if any(isinstance(row.get(name), int | float) for row in rows)}
-    while sum(widths.values()) + 2 * len(widths) - 2 > room and len(widths) > 1:
-        longest = max(widths, key=lambda name: 0 if name in numeric else widths[name])
-        if longest not in numeric and widths[longest] > max(16, len(longest)):
-            widths[longest] -= 1  # texts become shorter
-        else:
-            widths.popitem()
-    lines = []
-    for number in range(len(rows) + 1):
-        line = []
-        for name, width in widths.items():
-            text = texts[name][number]
-            text = text if len(text) <= width else text[: width - 1] + "…"
-            line.append(text.rjust(width) if name in numeric else text.ljust(width))
-        lines.append("  ".join(line).rstrip())
+    lines = [names, *([cell(row.get(name)) for name in names] for row in rows)]
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    if sum(widths) + 2 * len(widths) - 2 > room:
+        widths = [min(width, 16) for width in widths]  # which no number needs
+    while sum(widths) + 2 * len(widths) - 2 > room and len(widths) > 1:
+        widths.pop()
+    numeric = [any(isinstance(row.get(name), int | float) for row in rows) for name in names]
+    aligned = []
+    for line in lines:
+        short = [text if len(text) <= width else f"{text[: width - 1]}…" for text, width in zip(line, widths, strict=False)]
+        aligned.append("  ".join(text.rjust(width) if right else text.ljust(width)
+                                 for text, width, right in zip(short, widths, numeric, strict=False)).rstrip())
     left_out = names[len(widths):]
-    return "\n".join(lines + ([f"({', '.join(left_out)}: with --json)"] if left_out else []))
+    return "\n".join(aligned + ([f"({', '.join(left_out)}: with --json)"] if left_out else []))
 
 
 def records(frame) -> list[dict]:
