@@ -1,11 +1,12 @@
 """Resuming from a checkpoint: the config that does it, and what is checked before it is launched.
 
-Recovering ends an interrupted run as if nothing had happened: same config, same data, same workers. Extending gives a
-finished run more steps: a new learning-rate schedule that starts in the middle. What each key does after a resume was
-read in transformers 4.52.4 (`Trainer._inner_training_loop`, `_load_optimizer_and_scheduler`, `_load_rng_state`).
+Recovering ends an interrupted run as if nothing had happened. Extending gives a finished run more steps: a new learning-rate
+schedule that starts in the middle. What each key does after a resume was read in transformers 4.52.4 (`Trainer._inner_training_loop`,
+`_load_optimizer_and_scheduler`, `_load_rng_state`).
 """
 
 import math
+from contextlib import suppress
 from pathlib import Path
 
 from . import choose, files
@@ -29,19 +30,14 @@ EFFECTS = {
         "fp16", "pure_bf16", "max_grad_norm", "ref_model"),
 }
 """What a change of these keys does to a training that goes on, the gravest first."""
-STOCK = ("the stock command goes through the rest of this epoch in the first epoch's order, and takes no last update that is "
-         "smaller than gradient_accumulation_steps; save_strategy: epoch, or our own launcher, avoids it")
-"""What llamafactory-cli does after a save within an epoch, and helpers.trainer does not."""
 UNFIT = next(iter(EFFECTS))
-OWN = ("resume_from_checkpoint", "output_dir")
 
 
 def config(base: dict, checkpoint: Checkpoint, output_dir: Path, **changes) -> dict:
     """The LLaMA-Factory config that resumes from `checkpoint`: `base`, the path to resume from, a fresh `output_dir`.
 
-    A fresh one, because Ray's callback copies the highest-numbered `checkpoint-N` it finds there, which could be one of
-    the earlier trial's. `changes`: keys that are meant to differ, such as `max_steps` to extend. KitError if the
-    checkpoint is not complete, or no step would be left.
+    Fresh, because Ray's own callback would copy the highest `checkpoint-N` there, perhaps an earlier trial's. `changes`: keys that
+    are meant to differ, such as `max_steps` to extend. KitError if the checkpoint is incomplete, or no step would be left.
     """
     if not checkpoint.complete:
         raise KitError(f"step {checkpoint.step} cannot be resumed from: {checkpoint.why}", "a complete checkpoint",
@@ -56,64 +52,50 @@ def config(base: dict, checkpoint: Checkpoint, output_dir: Path, **changes) -> d
     return resumed
 
 
-def differences(before: dict, after: dict, meant: tuple[str, ...] = ()) -> list[Finding]:
-    """What two LLaMA-Factory configs would train differently, one Finding a key of EFFECTS, the gravest first.
-
-    FAIL stops a resume; a key in `meant` was changed on purpose and only warns, unless the weights would not fit.
-    """
-    return [_finding(key, after.get(key), before.get(key), effect, effect == UNFIT or key not in meant)
-            for effect, keys in EFFECTS.items() for key in keys if before.get(key) != after.get(key)]
-
-
-def _finding(what: str, found, expected, effect: str, stops: bool = True) -> Finding:
-    return Finding("FAIL" if stops else "WARN", f"{what}: {found} (was {expected})", why=effect, kind=what)
-
-
 def check(run, resumed: dict, checkpoint: Checkpoint, meant: tuple[str, ...] = ()) -> list[Finding]:
     """All that would make resuming `run` from `checkpoint` with the config `resumed` another training; empty: nothing.
 
-    Compared are the config with the one that Ray noted when the checkpoint's trial was launched (without such a note
-    with the run's config.yaml), the number of workers with the random states saved, and the dataset's bytes with those recorded.
+    Compared are the config with the one that was launched, the number of workers with the random states saved, and the dataset's
+    bytes with those recorded. FAIL stops a resume; a key in `meant` only warns, unless the weights would not fit.
     """
-    findings = differences(launched_config(run, checkpoint) or run.config(), resumed, meant)
+    findings, record, launched = [], run.record(), launched_config(run, checkpoint)
+
+    def differs(what: str, found, expected, effect: str, status: str = "FAIL") -> None:
+        findings.append(Finding(status, f"{what}: {found} (was {expected})", why=effect, kind=what))
+
+    for effect, keys in EFFECTS.items():
+        for key in keys:
+            if resumed.get(key) != launched.get(key):
+                allowed = key in meant and effect != UNFIT
+                differs(key, resumed.get(key), launched.get(key), effect, "WARN" if allowed else "FAIL")
     workers = resumed.get("ray_num_workers")
     if workers and checkpoint.workers and workers != checkpoint.workers and "ray_num_workers" not in meant:
-        findings.append(_finding("world size", workers, checkpoint.workers,
-                                 "not every worker has its random state, and the rows are dealt out differently"))
-    record = run.record()
-    recorded, found = record.get("dataset", {}).get("train_sha256", ""), dataset_hash(resumed)
-    if recorded and found != recorded:
-        findings.append(_finding("dataset", f"sha256 {found[:12] or '(no file)'}", recorded[:12],
-                                 "the rows already seen are no longer the first ones"))
+        differs("world size", workers, checkpoint.workers,
+                "not every worker has its random state, and the rows are dealt out differently")
+    if recorded := record.get("dataset", {}).get("train_sha256"):
+        here = "(no file)"
+        with suppress(OSError, KitError):
+            here = files.sha256(files.data_file(Path(resumed.get("dataset_dir") or "data"), resumed.get("dataset")))
+        if here != recorded:
+            differs("dataset", f"sha256 {here[:12]}", recorded[:12], "the rows already seen are no longer the first ones")
     every, save = resumed.get("logging_steps"), checkpoint.step
     if isinstance(every, int) and every > 0 and save % every:
-        findings.append(_finding("logging_steps", every, f"a divisor of step {save}",
-                                 "the first logged window after it lacks the steps before it; the weights are the same", False))
+        differs("logging_steps", every, f"a divisor of step {save}",
+                "the first logged window after it lacks the steps before it; the weights are the same", "WARN")
     stock = "llamafactory-cli" in record.get("training", {}).get("command", "")
     if stock and 1e-6 < checkpoint.epoch % 1 < 1 - 1e-6:
-        findings.append(_finding("place in the data", f"epoch {checkpoint.epoch:.2f}", "an epoch's end", STOCK, False))
+        differs("place in the data", f"epoch {checkpoint.epoch:.2f}", "an epoch's end",
+                "the stock command goes through the rest of this epoch in the first epoch's order, and takes no last update that is "
+                "smaller than gradient_accumulation_steps; save_strategy: epoch, or our own launcher, avoids it", "WARN")
     return findings
 
 
 def launched_config(run, checkpoint: Checkpoint) -> dict:
-    """The keys that the checkpoint's trial was launched with, from Ray's params.json beside it; empty without one."""
-    for folder in list(checkpoint.path.parents)[:2] if isinstance(checkpoint.path, Path) else ():
-        if (folder / "params.json").is_file():
-            try:
-                launched = files.read_json(folder / "params.json")["train_loop_config"]["args"]
-            except (ValueError, KeyError, TypeError):
-                return {}
-            return run.relocated(launched)
-    return {}
-
-
-def dataset_hash(config: dict) -> str:
-    """SHA-256 of the file that the config's `dataset` is read from, in hex; empty if there is no such local file."""
-    registry = Path(config.get("dataset_dir") or "data") / "dataset_info.json"
-    try:
-        return files.sha256(registry.parent / files.read_json(registry)[str(config.get("dataset"))]["file_name"])
-    except (OSError, KeyError, ValueError, TypeError):
-        return ""
+    """What the checkpoint's trial was launched with: Ray's params.json beside it, or else the run's config.yaml."""
+    for folder in list(Path(checkpoint.path).parents)[:2]:
+        with suppress(OSError, ValueError, KeyError, TypeError):
+            return run.relocated(files.read_json(folder / "params.json")["train_loop_config"]["args"])
+    return run.config()
 
 
 def changed(before: dict, after: dict, run) -> str:
@@ -157,14 +139,13 @@ def write_unattended(run, found: list[Checkpoint]) -> Checkpoint | None:
 
     It is the last complete one that leaves a step to train: after a kill between the last save and the end, the one before.
     """
-    if not any(item.complete for item in found):
-        return None
     base, launches = run.config(), sorted(run.folder.glob("resumed-*.yaml"), key=lambda file: (len(file.name), file.name))
     launched = run.relocated(files.read_yaml(launches[-1])) if launches else base
-    changes = {key: value for key, value in launched.items() if value != base.get(key) and key not in OWN}
-    planned = not changes.keys() & {"max_steps", "num_train_epochs"}  # the steps of the checkpoint's own trial still hold
+    changes = {key: value for key, value in launched.items()
+               if value != base.get(key) and key not in ("resume_from_checkpoint", "output_dir")}
+    extended = changes.keys() & {"max_steps", "num_train_epochs"}  # else the steps of the checkpoint's own trial still hold
     left = [item for item in found if item.complete and item.step < min(
-        launched.get("max_steps") or math.inf, planned and item.planned_steps or math.inf)]
+        launched.get("max_steps") or math.inf, math.inf if extended else item.planned_steps or math.inf)]
     if not left:
         return None
     chosen, _ = choose.latest(left)

@@ -9,17 +9,16 @@ neither's later release. `helpers.trainer` calls `install` in each worker that r
 import inspect
 import textwrap
 
-LAST = "(step + 1) == steps_in_epoch"
-"""transformers 4.52.4's test for an epoch's last micro-batch: `step` counts from the resume, `steps_in_epoch` from the start."""
-FIXED = "steps_in_epoch - steps_trained_in_current_epoch", "step = steps_trained_in_current_epoch - 1"
-"""How the loops of later releases count on: transformers 4.53 and later."""
+LAST = "(step + 1) == steps_in_epoch"  # an epoch's end in 4.52.4: `step` counts from the resume, `steps_in_epoch` from the start
+FIXED = "steps_in_epoch - steps_trained_in_current_epoch", "step = steps_trained_in_current_epoch - 1"  # from 4.53 on
 
 
 def install() -> None:
     """Apply both fixes in this process; RuntimeError where transformers' training loop is neither the old one nor a fixed one."""
     from transformers import trainer
 
-    if getattr(trainer.skip_first_batches, "keeps_epoch", False):
+    stock = trainer.skip_first_batches
+    if getattr(stock, "keeps_epoch", False):
         return
     loop = textwrap.dedent(inspect.getsource(trainer.Trainer._inner_training_loop))
     if loop.count(LAST) == 1 and "steps_skipped = steps_trained_in_current_epoch" in loop:
@@ -32,16 +31,11 @@ def install() -> None:
 
         raise RuntimeError(f"nobody has checked that transformers {transformers.__version__} resumes exactly within an epoch\n"
                            "  expected: transformers 4.52 to 4.57\n  fix:      run `make install`, or start a new run")
-    trainer.skip_first_batches = keeping_epoch(trainer.skip_first_batches)
-
-
-def keeping_epoch(stock):
-    """accelerate's `skip_first_batches`, with the loader that it returns staying in the same epoch."""
 
     def skip_first_batches(dataloader, num_batches=0):
         rest = stock(dataloader, num_batches)
-        rest.iteration = getattr(dataloader, "iteration", 0)
+        rest.iteration = getattr(dataloader, "iteration", 0)  # the loader of the rest stays in the same epoch
         return rest
 
     skip_first_batches.keeps_epoch = True
-    return skip_first_batches
+    trainer.skip_first_batches = skip_first_batches

@@ -90,9 +90,9 @@ def test_a_change_that_is_meant_goes_through_unless_the_weights_would_not_fit(tr
         resume.write(trained, found[0], lora_rank=16)
 
 
-def test_keys_that_change_nothing_may_differ(trained):
-    before = trained.config()
-    assert resume.differences(before, before | {"save_steps": 5, "report_to": "mlflow", "ray_storage_path": "/x"}) == []
+def test_keys_that_change_nothing_may_differ(trained, found):
+    others = {"save_steps": 5, "report_to": "mlflow", "ray_storage_path": "/x"}
+    assert resume.check(trained, trained.config() | others, found[0]) == []
 
 
 def test_another_world_size_is_refused(trained, found):
@@ -102,11 +102,14 @@ def test_another_world_size_is_refused(trained, found):
     assert all(finding.status == "FAIL" for finding in findings)
 
 
-def test_the_hash_that_notebook_2_records_is_the_one_that_a_resume_compares(tmp_path):
+def test_the_hash_that_notebook_2_records_is_the_one_that_a_resume_compares(trained, found, tmp_path):
     from feedback.check import prepare
 
     facts = prepare("short_answers", tmp_path)
-    assert facts["train_sha256"] == resume.dataset_hash({"dataset_dir": str(tmp_path), "dataset": facts["name"]}) != facts["sha256"]
+    trained.note(dataset=facts)
+    findings = resume.check(trained, trained.config() | {"dataset_dir": str(tmp_path), "dataset": facts["name"]}, found[0])
+    assert [finding.found.partition(":")[0] for finding in findings] == ["dataset"] and "sha256" not in findings[0].found
+    assert facts["train_sha256"] != facts["sha256"]
 
 
 def test_a_dataset_with_other_bytes_is_refused(trained, found):
