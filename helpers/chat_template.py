@@ -1,6 +1,6 @@
 """Whether LLaMA-Factory's chat template fits the model: its tokens exist, and it writes a dialogue as the tokenizer's own does.
 
-`python -m helpers.chat_template` takes a config as JSON on stdin and prints findings as JSON: LLaMA-Factory takes seconds to import.
+`python -m helpers.chat_template` takes a config as JSON on stdin and prints a finding as JSON: LLaMA-Factory takes seconds to import.
 """
 
 import json
@@ -19,58 +19,56 @@ DIALOGUES = ([QUESTION], [SYSTEM, QUESTION], [QUESTION, ANSWER, ANOTHER])
 ASKED = ("model_name_or_path", "template", "default_system", "enable_thinking", "tool_format", "resize_vocab", "add_tokens",
          "add_special_tokens")
 """The keys of a config that decide it."""
-TOKEN = re.compile(r"<[^<>\s]+>")
 SAME = "give `template` the model's own (LLaMA-Factory's list: its README, Supported Models)"
 
 
-def findings(config: dict) -> list[Finding]:
-    """One OK, or what does not fit: FAIL where training could not run, WARN where the model is asked as it never was before.
+def finding(config: dict) -> Finding:
+    """OK, or what does not fit: FAIL where training could not run, WARN where the model is asked as it never was before.
 
-    `config`: model_name_or_path, template, and what else decides how rows become tokens (encoding.KEYS, resize_vocab). A hub id's
-    tokenizer is downloaded.
+    `config` has the keys of `ASKED`. A hub id's tokenizer is downloaded; OSError or ValueError where there is none.
     """
+    from transformers import AutoConfig, AutoTokenizer
+
     from .encoding import Encoder
-    from .quiet import quietly
 
-    model, name = str(config["model_name_or_path"]), config.get("template")
-    try:
-        with quietly():
-            from transformers import AutoConfig, AutoTokenizer
+    def say(status: str, found: str, remedy: str = "", why: str = "") -> Finding:
+        return Finding(status, found, remedy, why, kind="template")
 
-            tokenizer, own = (AutoTokenizer.from_pretrained(model) for _ in range(2))
-            entries = AutoConfig.from_pretrained(model).get_text_config().vocab_size
-    except (OSError, ValueError) as error:
-        return [Finding("WARN", f"the template {name} was not compared with {model}: {str(error).splitlines()[0]}",
-                        "look at the model's tokenizer files; notebook 6 compares again", kind="template")]
+    model, name = config["model_name_or_path"], config.get("template")
+    tokenizer, own = (AutoTokenizer.from_pretrained(model) for _ in range(2))
+    entries = AutoConfig.from_pretrained(model).get_text_config().vocab_size
     try:
-        with quietly():
-            template = Encoder(config, tokenizer).template
+        template = Encoder(config, tokenizer).template
     except KitError as error:
-        return [Finding("FAIL", error.found, error.remedy, kind="template")]
+        return say("FAIL", error.found, error.remedy)
+
+    # Tokens that the model has no embedding for.
     written = [training(template, tokenizer, dialogue) for dialogue in DIALOGUES]
-    texts = " ".join(tokenizer.decode(prompt + reply) for prompt, reply in written)
-    missing = sorted(set(TOKEN.findall(texts)) - own.get_vocab().keys())
-    beyond = sorted({tokenizer.decode(token) for pair in written for ids in pair for token in ids if token >= entries})
+    beyond = {tokenizer.decode(token) for pair in written for ids in pair for token in ids if token >= entries}
     if beyond and not config.get("resize_vocab"):
-        return [Finding("FAIL", f"the template {name} writes {', '.join(beyond)}, for which the model has no embedding "
-                        f"(it has {entries:,})", f"{SAME}, or resize_vocab: true to learn new ones", kind="template")]
-    theirs = [served(own, dialogue) for dialogue in DIALOGUES]
-    differ = [(ours, other) for (ours, _), other in zip(written, theirs, strict=True) if other is not None and ours != other]
+        return say("FAIL", f"the template {name} writes {', '.join(sorted(beyond))}, for which the model has no embedding "
+                   f"(it has {entries:,})", f"{SAME}, or resize_vocab: true to learn new ones")
+
+    # The prompts of both, token by token.
+    prompts, theirs = [prompt for prompt, _ in written], [served(own, dialogue) for dialogue in DIALOGUES]
+    differ = [(ours, other) for ours, other in zip(prompts, theirs, strict=True) if other is not None and ours != other]
     if not differ and any(theirs):
-        return [Finding("OK", f"the template {name} writes dialogues as the tokenizer's own chat template does")]
-    if missing:
-        return [Finding("WARN", f"the template {name} writes {', '.join(missing)}, which the tokenizer does not know as a token",
-                        SAME, "the model was taught with other marks between turns", kind="template")]
+        return say("OK", f"the template {name} writes dialogues as the tokenizer's own chat template does")
+    texts = " ".join(tokenizer.decode(prompt + reply) for prompt, reply in written)
+    if missing := set(re.findall(r"<[^<>\s]+>", texts)) - own.get_vocab().keys():
+        return say("WARN", f"the template {name} writes {', '.join(sorted(missing))}, which the tokenizer does not know as a token",
+                   SAME, "the model was taught with other marks between turns")
     if not differ:
-        return [Finding("OK", f"the tokenizer has no chat template of its own to compare {name} with")]
-    if written[1][0] == theirs[1] and written[0][0] != theirs[0]:
-        said, usual = template.default_system or "", default_system(own)
-        return [Finding("WARN", f"the default system prompt differs: the template {name} writes {said!r}, the tokenizer's own chat "
-                        f"template {usual!r}", f"set default_system: {usual!r}" if usual else SAME,
-                        "a server that is sent no system prompt would ask the model otherwise than training did", kind="template")]
-    return [Finding("WARN", f"the template {name} does not write a dialogue as the tokenizer's own chat template does: "
-                    + difference(own, *differ[0]), SAME, "the model is trained in a form that a server will not ask it in",
-                    kind="template")]
+        return say("OK", f"the tokenizer has no chat template of its own to compare {name} with")
+    if prompts[1] == theirs[1] and prompts[0] != theirs[0]:
+        usual = default_system(own)
+        return say("WARN", f"the default system prompt differs: the template {name} writes {template.default_system or ''!r}, "
+                   f"the tokenizer's own chat template {usual!r}", f"set default_system: {usual!r}" if usual else SAME,
+                   "a server that is sent no system prompt would ask the model otherwise than training did")
+    place = len(os.path.commonprefix(differ[0]))  # where the two lists part
+    here, there = (tokenizer.decode(ids[place:place + 12]) for ids in differ[0])
+    return say("WARN", f"the template {name} does not write a dialogue as the tokenizer's own chat template does: {here!r} where that "
+               f"has {there!r}", SAME, "the model is trained in a form that a server will not ask it in")
 
 
 def training(template, tokenizer, dialogue: list[dict]) -> tuple[list[int], list[int]]:
@@ -97,43 +95,37 @@ def default_system(tokenizer) -> str:
     return without[len(before):len(without) - len(after)] if inside else ""
 
 
-def difference(tokenizer, ours: list[int], theirs: list[int]) -> str:
-    """Where two lists of ids part, in words."""
-    place = next((i for i, pair in enumerate(zip(ours, theirs, strict=False)) if pair[0] != pair[1]), min(len(ours), len(theirs)))
-    here, there = (tokenizer.decode(ids[place:place + 12]) for ids in (ours, theirs))
-    return f"{here!r} where that has {there!r}"
-
-
 def of_run(run, config: dict) -> list[Finding]:
-    """The findings of a run's config: those that an earlier notebook kept in run.json where nothing of it changed since."""
+    """The finding of a run's config: the one that an earlier notebook kept in run.json where nothing of it changed since."""
     question, kept = {key: config[key] for key in ASKED if config.get(key)}, run.record().get("chat_template", {})
     if kept.get("config") != question:
-        found = (findings if os.path.isdir(str(config["model_name_or_path"])) else asked)(question)
-        kept = run.note(chat_template={"config": question, "findings": found})["chat_template"]
+        kept = run.note(chat_template={"config": question, "findings": asked(question)})["chat_template"]
     return [Finding(*row) for row in kept["findings"]]
 
 
 def refuse(found: list[Finding]) -> None:
     """KitError for the first FAIL among them."""
-    for finding in found:
-        if finding.status == "FAIL":
-            raise KitError(finding.found, "", finding.remedy)
+    for one in found:
+        if one.status == "FAIL":
+            raise KitError(one.found, "", one.remedy)
 
 
 def asked(config: dict, seconds: float = 60.0) -> list[Finding]:
-    """`findings` from a process of its own, within `seconds`."""
-    keys = {key: value for key, value in config.items() if isinstance(value, str | int | float | bool)}
+    """`finding` from a process of its own; WARN where it has none within `seconds`."""
+    question = json.dumps({key: config.get(key) for key in ASKED})
     environment = {"HF_HUB_ETAG_TIMEOUT": "5", "HF_HUB_DOWNLOAD_TIMEOUT": "5", "CUDA_VISIBLE_DEVICES": ""}
     try:
-        with files.hub_or_cache(str(config["model_name_or_path"])):
-            done = subprocess.run([sys.executable, "-m", "helpers.chat_template"], input=json.dumps(keys), text=True, cwd=ROOT,
-                                  env=os.environ | environment, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
-                                  timeout=max(1.0, seconds))
-        return [Finding(*row) for row in json.loads(done.stdout.splitlines()[-1])]
-    except (subprocess.TimeoutExpired, IndexError, ValueError):
-        return [Finding("WARN", f"the chat template was not compared with the tokenizer's within {seconds:.0f} s",
-                        "notebook 1 compares them", kind="template")]
+        with files.hub_or_cache(config["model_name_or_path"]):
+            done = subprocess.run([sys.executable, "-m", "helpers.chat_template"], input=question, text=True, cwd=ROOT,
+                                  env=os.environ | environment, capture_output=True, timeout=max(1.0, seconds))
+        if done.returncode == 0:
+            return [Finding(*json.loads(done.stdout.splitlines()[-1]))]
+        why = done.stderr.strip().splitlines()[-1]
+    except subprocess.TimeoutExpired:
+        why = f"no answer within {seconds:.0f} s"
+    return [Finding("WARN", f"the chat template was not compared with the tokenizer's: {why}",
+                    "look at the model's tokenizer files; notebook 6 compares again", kind="template")]
 
 
 if __name__ == "__main__":
-    print(json.dumps(findings(json.load(sys.stdin))))
+    print(json.dumps(finding(json.load(sys.stdin))))

@@ -16,8 +16,7 @@ SAMPLE = 2000
 
 @dataclass(frozen=True)
 class Row:
-    """One record. `messages`: the turns before the reply, a system message first where there is one; `prompt_ids`,
-    `reply_ids`: token ids, cut to the config's cutoff."""
+    """`messages`: the turns before the reply, a system message first where there is one; `…_ids`: cut to the config's cutoff."""
 
     messages: list[dict]
     reply: str
@@ -34,10 +33,7 @@ class Row:
 
 
 class Encoder:
-    """Turns registered datasets into rows of token ids; `tokenizer` is a transformers tokenizer and is adjusted.
-
-    `template`: LLaMA-Factory's, by the config's name. KitError if there is no such template.
-    """
+    """Turns registered datasets into rows of token ids; `tokenizer` (transformers') is adjusted. KitError for an unknown template."""
 
     def __init__(self, config: dict, tokenizer):
         from llamafactory.data import get_template_and_fix_tokenizer
@@ -58,32 +54,24 @@ class Encoder:
         """The dataset registered under `name` in `folder`, in the file's order, and how many rows it has.
 
         A larger one than `at_most` is sampled: whole prompts, always the same, until there are so many rows.
-        KitError if it is not registered, its file is missing, or training would drop a row of it.
+        KitError if it is not registered, or training would drop a row of it.
         """
         from llamafactory.data.converter import get_dataset_converter
         from llamafactory.data.parser import get_dataset_list
         from llamafactory.data.processor import FeedbackDatasetProcessor
 
-        try:
-            with files.data_file(folder, name).open(encoding="utf-8") as file:
-                records = [json.loads(line) for line in file]
-        except FileNotFoundError:
-            raise KitError(f"the dataset {name!r} has no file in {folder}", "what 02_data wrote",
-                           "run 02_data again") from None
+        with files.data_file(folder, name).open(encoding="utf-8") as file:
+            records = [json.loads(line) for line in file]
         attributes = get_dataset_list([name], str(folder))[0]
         convert = get_dataset_converter(attributes.formatting, attributes, self.arguments)
         aligned = sample([convert(record) for record in records], at_most)
-        columns = {key: [record[key] for record in aligned] for key in aligned[0]} if aligned else {}
         processor = FeedbackDatasetProcessor(self.template, self.tokenizer, None, self.arguments)
-        encoded = processor.preprocess_dataset(columns) if aligned else {"input_ids": []}
-        if not aligned or len(encoded["input_ids"]) != len(aligned):
-            dropped = len(aligned) - len(encoded["input_ids"])
+        encoded = processor.preprocess_dataset({key: [record[key] for record in aligned] for key in aligned[0]})
+        if dropped := len(aligned) - len(encoded["input_ids"]):
             raise KitError(f"training would drop {dropped} of the {len(aligned)} rows of {name!r}",
-                           "at least one row, turns in alternation, labels true or false",
-                           "run 02_data: it says what is wrong with which row")
-        rows = []
-        for record, ids, labels, accepted in zip(aligned, encoded["input_ids"], encoded["labels"], encoded["kto_tags"],
-                                                 strict=True):
+                           "turns in alternation, labels true or false", "run 02_data: it says what is wrong with which row")
+        rows, made = [], (encoded["input_ids"], encoded["labels"], encoded["kto_tags"])
+        for record, ids, labels, accepted in zip(aligned, *made, strict=True):
             start = sum(label == -100 for label in labels)  # LLaMA-Factory masks the prompt with IGNORE_INDEX
             system = [{"role": "system", "content": record["_system"]}] if record["_system"] else []
             reply = record["_response"][0 if accepted else 1]["content"]
