@@ -10,7 +10,7 @@ from pathlib import Path
 
 from . import scores
 from .choose import fetch
-from .encoding import SAMPLE, Encoder, Row
+from .encoding import Encoder, Row
 from .errors import KitError
 from .quiet import quietly
 from .scores import accuracy, rewards  # noqa: F401, asked for here by the notebooks
@@ -113,10 +113,10 @@ class Scorer:
         with torch.inference_mode(), off:
             yield model
 
-    def rows(self, dataset_name: str, at_most: int = SAMPLE) -> list[Row]:
+    def rows(self, dataset_name: str) -> list[Row]:
         """The registered dataset's rows, encoded as in training; a large one is sampled by prompt (`Encoder.rows`)."""
         with quietly():
-            rows, self.available = self.encoder.rows(Path(self.config["dataset_dir"]), dataset_name, at_most)
+            rows, self.available = self.encoder.rows(Path(self.config["dataset_dir"]), dataset_name)
         return rows
 
     def logps(self, rows: list[Row], tuned: bool = True, model=None) -> list[float]:
@@ -190,13 +190,12 @@ def heldout(run) -> str:
 
 def batches(rows: list[Row], tokens: int) -> list[list[int]]:
     """Indices of `rows`, longest first, cut so that a batch padded to its longest row has at most `tokens` tokens."""
-    length = [len(row.prompt_ids) + len(row.reply_ids) for row in rows]
-    cut: list[list[int]] = []
-    for index in sorted(range(len(rows)), key=lambda i: -length[i]):
-        if cut and length[cut[-1][0]] * (len(cut[-1]) + 1) <= tokens:
-            cut[-1].append(index)
-        else:
-            cut.append([index])
+    length, cut = [len(row.prompt_ids) + len(row.reply_ids) for row in rows], []
+    left = sorted(range(len(rows)), key=lambda index: -length[index])
+    while left:
+        size = max(1, tokens // length[left[0]])
+        cut.append(left[:size])
+        left = left[size:]
     return cut
 
 

@@ -21,40 +21,37 @@ def choose(rows: list[Row], samples: int) -> list[Row]:
     return [rows[i] for i in sorted(random.Random(0).sample(indices, min(samples, len(indices))))]
 
 
-def before_after(scorer, rows: list[Row], table, max_new_tokens: int = 32):
+def before_after(scorer, rows: list[Row], table, max_new_tokens: int):
     """Greedy replies of reference and tuned model to the prompts of `rows`; a DataFrame, one line a prompt.
 
-    Columns: `prompt`, `before`, `after`, `changed` (whether they differ); and from `table` (see `evaluate.rewards`), of
-    the held-out replies to that prompt: `likelier`, the label of the one that the model finds likelier, before → after,
-    where there are both, and `rated`, each reply with its label and implied reward.
+    Columns: `prompt`, `before`, `after`, `changed`; and from `table` (see `evaluate.rewards`), of the held-out replies to
+    that prompt: `likelier` (see there), and `rated`, each with its label and implied reward.
     """
     import pandas
 
-    before = scorer.replies(rows, tuned=False, max_new_tokens=max_new_tokens)
-    after = scorer.replies(rows, tuned=True, max_new_tokens=max_new_tokens)
-    held = [table[table["prompt"] == row.prompt] for row in rows]
-    rated = ["\n".join(f"{'accepted' if line.label else 'rejected'} {line.reward:+.2f}: {line.reply}"
-                       for line in lines.itertuples()) for lines in held]
-    changed = [old != new for old, new in zip(before, after, strict=True)]
-    return pandas.DataFrame({"prompt": [row.prompt for row in rows], "before": before, "after": after, "changed": changed,
-                             "likelier": [likelier(lines) for lines in held], "rated": rated})
+    frame = pandas.DataFrame({"prompt": [row.prompt for row in rows],
+                              "before": scorer.replies(rows, tuned=False, max_new_tokens=max_new_tokens),
+                              "after": scorer.replies(rows, tuned=True, max_new_tokens=max_new_tokens)})
+    words = [f"{'accepted' if line.label else 'rejected'} {line.reward:+.2f}: {line.reply}" for line in table.itertuples()]
+    rated = table.assign(words=words).groupby("prompt")["words"].agg("\n".join)
+    return frame.assign(changed=frame["before"] != frame["after"], likelier=frame["prompt"].map(likelier(table)).fillna(""),
+                        rated=frame["prompt"].map(rated).fillna(""))
 
 
-def likelier(lines) -> str:
-    """`rejected → accepted` and the like: the label of one prompt's likeliest reply, before and after training.
+def likelier(table):
+    """A Series, prompt -> `rejected → accepted` and the like: the label of its likeliest held-out reply before and after training.
 
-    `lines`: that prompt's lines of `evaluate.rewards`; an empty string if they do not have both labels.
+    `table`: of `evaluate.rewards`; only prompts with both labels count.
     """
-    if lines["label"].nunique() < 2:
-        return ""
-    labels = [lines.loc[lines[column].idxmax(), "label"] for column in ("logp_reference", "logp_policy")]
-    return " → ".join("accepted" if label else "rejected" for label in labels)
+    both = table.groupby("prompt")["label"].transform("nunique") == 2
+    likeliest = table[both].groupby("prompt")[["logp_reference", "logp_policy"]].idxmax()
+    label = table["label"].map({True: "accepted", False: "rejected"})
+    return likeliest["logp_reference"].map(label) + " → " + likeliest["logp_policy"].map(label)
 
 
 def moved(table) -> dict[str, int]:
     """How many held-out prompts with both labels went from which to which: {"rejected → accepted": 3, …}."""
-    words = [likelier(lines) for _, lines in table.groupby("prompt", sort=False)]
-    return {word: words.count(word) for word in sorted(set(words) - {""})}
+    return likelier(table).value_counts().sort_index().to_dict()
 
 
 def page(replies, path: Path, title: str) -> str:
@@ -63,7 +60,7 @@ def page(replies, path: Path, title: str) -> str:
 
     titles = {"prompt": "held-out prompt", "before": "before training", "after": "after training",
               "likelier": "likelier held-out reply", "rated": "held-out replies and their implied reward"}
-    shown = replies.assign(changed=["yes" if changed else "no" for changed in replies["changed"]]).rename(columns=titles)
+    shown = replies.assign(changed=replies["changed"].map({True: "yes", False: "no"})).rename(columns=titles)
     with pandas.option_context("display.max_colwidth", None):
         # formatted by `str`, as pandas itself writes a line break as a backslash and an n
         table = STYLE + shown.to_html(index=False, escape=True, classes="replies", border=0, formatters=[str] * shown.shape[1])

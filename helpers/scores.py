@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import math
 from contextlib import suppress
 from pathlib import Path
 
@@ -29,13 +28,11 @@ def logps(run, scorer, rows: list[Row], tuned: bool = True) -> list[float]:
         every = files.read_json(path)
     known = every.setdefault(model, {})
     keys = [_hash([row.prompt_ids, row.reply_ids]) for row in rows]
-    fresh = {key: row for key, row in zip(keys, rows, strict=True) if key not in known}
-    found = dict(zip(fresh, scorer.logps(list(fresh.values()), tuned), strict=True)) if fresh else {}
-    if finite := {key: value for key, value in found.items() if math.isfinite(value)}:
-        known |= finite
-        with suppress(KitError, OSError):  # a copy that can only be read is evaluated all the same
+    if fresh := {key: row for key, row in zip(keys, rows, strict=True) if key not in known}:
+        known |= zip(fresh, scorer.logps(list(fresh.values()), tuned), strict=True)
+        with suppress(KitError):  # a copy that can only be read is evaluated all the same
             files.write(path, json.dumps(every))
-    return [known.get(key, found.get(key)) for key in keys]
+    return [known[key] for key in keys]
 
 
 def _hash(content) -> str:
