@@ -40,13 +40,13 @@ def run(
 
     Example: kto run --profile local -p max_steps=12 -p learning_rate=5e-4
     """
-    from . import parameters, parcel, pipeline
+    from . import parameters, pipeline
 
     began = time.monotonic()
     if resume not in ("", "auto", "if-any"):
         raise Usage(f"--resume {resume}", "auto or if-any", "correct --resume; a step is chosen in notebook 5")
     values = parameters.typed([*parameter, *([f"start_from={start_from}"] if start_from else [])])
-    parcel.take()
+    job.take_secrets()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # a stopped job tidies up like an interrupted one
     target = pipeline.run(profile, storage, run_name, values, resume, retries, say, log)
     show(pipeline.summary(target) | {"total seconds": round(time.monotonic() - began)}, as_json)

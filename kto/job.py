@@ -1,14 +1,18 @@
 """`kto job …`: the pipeline as a job on a Ray cluster, through its dashboard; nothing of this process joins the cluster.
 
 A job's run and storage lie in its metadata, so it is found again from any terminal, by its id or by its run's name.
+
+Secrets (`--secret NAME`) do not go along as `env_vars`, which Ray shows in its dashboard and writes to every node's log: they travel
+like a job's package, through the dashboard into the memory of the control store. The job is told a random name only.
 """
 
 import asyncio
+import json
 import os
 import shlex
 import shutil
-import sys
 import time
+import uuid
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated
@@ -19,7 +23,7 @@ from helpers import files, profiles, runs, secrets
 from helpers.errors import KitError, closest
 from helpers.quiet import silence
 
-from . import parameters, parcel
+from . import parameters
 from .terminal import AsJson, Profile, Values, say, show
 
 app = typer.Typer(no_args_is_help=True, help="The pipeline as a job on a Ray cluster, through its dashboard.")
@@ -32,10 +36,12 @@ LEFT_HERE = [".git", ".venv", "storage", "mlruns", "tests", "benchmarks", "**/__
 """What of the project's folder does not travel to the cluster; what .gitignore names does not either."""
 HEAVY = ("TorchTrainer_*", "output*", "merged", "fetched")
 """What `fetch` leaves on the storage unless everything is asked for: checkpoints and the merged model."""
+SENT = "KTO_PARCEL"
+"""The variable that tells a job under which name its secrets lie in the control store."""
 
 
-@app.command("submit")
-def submit_command(
+@app.command()
+def submit(
     profile: Profile = "ray",
     storage: Storage = "",
     parameter: Values = [],  # noqa: B006
@@ -49,11 +55,32 @@ def submit_command(
 
     Example: kto job submit --profile ray --storage /mnt/shared/kto --secret HF_TOKEN -p max_steps=100
     """
-    name, client = run_name or runs.default_name(profile), connect(address)
-    job = submit(client, profile, storage, name, parameter, secret, retries)
+    loaded, name = profiles.load(profile), run_name or runs.default_name(profile)
+    parameters.typed(parameter)
+    storage = storage or os.environ.get("KTO_STORAGE", "") or loaded.storage
+    if loaded.ray_address == "local":
+        raise KitError(f"the profile {loaded.name!r} starts a Ray instance of its own", "one that joins the job's cluster",
+                       "--profile ray, anyscale, or one of your own; on this machine `kto run` does without a job")
+    if not Path(storage).is_absolute():
+        raise KitError(f"the storage {storage!r} is not an absolute path", "a folder that every node sees", "set --storage")
+    runs.locate(profile, storage, name)
+    if missing := [variable for variable in secret if not os.environ.get(variable)]:
+        raise KitError(f"not set in this environment: {', '.join(missing)}{closest(missing[0], os.environ)}",
+                       "a value to send along", f"export {missing[0]}=…")
+    client = connect(address)
+    from ray.exceptions import RuntimeEnvSetupError
+
+    # Submitted again, the same command resumes the run where it was interrupted.
+    words = ["python", "-m", "kto", "run", "--profile", profile, "--storage", storage, "--run-name", name,
+             "--resume", "if-any", "--retries", str(retries), "--log"]
+    words += [word for assignment in parameter for word in ("-p", assignment)]
+    environment = {"working_dir": str(profiles.ROOT), "excludes": LEFT_HERE, "env_vars": send(client, secret)}
+    try:
+        job = client.submit_job(entrypoint=shlex.join(words), runtime_env=environment,
+                                metadata={"run": name, "storage": storage, "profile": loaded.name})
+    except (RuntimeError, ValueError, RuntimeEnvSetupError) as error:
+        raise KitError(f"the cluster refused the job: {str(error).strip().splitlines()[-1]}") from None
     say(f"job {job}: run {name}")
-    if secret:
-        say(f"{', '.join(secret)} went along, through the control store's memory; no dashboard and no log shows it")
     if follow:
         watch(client, job)
     typer.echo(job)
@@ -72,23 +99,39 @@ def logs(
         watch(client, job)
 
 
-@app.command("stop")
-def stop_command(name: Name, address: Address = "") -> None:
+@app.command()
+def stop(name: Name, address: Address = "") -> None:
     """Stop a job and wait until it has ended."""
     client = connect(address)
     job = find(client, name)["job"]
-    typer.echo(f"{job} {stop(client, job)}")
+    client.stop_job(job)
+    until = time.monotonic() + 30
+    while not (status := client.get_job_status(job)).is_terminal():
+        if time.monotonic() > until:
+            raise KitError(f"the job {job} is still {status} after 30 s", "STOPPED", "try again")
+        time.sleep(0.5)
+    typer.echo(f"{job} {status}")
 
 
-@app.command("fetch")
-def fetch_command(
+@app.command()
+def fetch(
     name: Name,
     to: Annotated[Path, typer.Option(help="A folder; the run's own is made in it.")] = Path("."),
     everything: Annotated[bool, typer.Option("--all", help="Checkpoints and the merged model too.")] = False,
     address: Address = "",
 ) -> None:
     """Copy a job's results here from its storage: figures, metrics, notebooks, adapter."""
-    typer.echo(fetch(find(connect(address), name), to, everything))
+    row = find(connect(address), name)
+    source, target = Path(row["storage"]) / row["run"], to / row["run"]
+    if not source.is_dir():
+        raise KitError(f"the run's folder {source} is not to be seen from here", "the job's storage, mounted here",
+                       f"fetch on a machine that mounts it, or copy it: rsync -a HEAD:{source} {to}")
+    if target.exists():
+        raise KitError(f"{target} is there already", "a folder that is not there yet", "another --to, or remove it")
+    with files.new_folder(target) as folder:
+        left_there = None if everything else shutil.ignore_patterns(*HEAVY)
+        shutil.copytree(source, folder, dirs_exist_ok=True, ignore=left_there)
+    typer.echo(target)
 
 
 @app.command("list")
@@ -109,61 +152,42 @@ def connect(address: str = ""):
     try:
         return JobSubmissionClient(address)
     except (ConnectionError, RuntimeError) as error:
-        raise KitError(f"no Ray dashboard answers at {address}: {str(error).splitlines()[0]}",
-                       "a running cluster's dashboard",
+        raise KitError(f"no Ray dashboard answers at {address}: {str(error).splitlines()[0]}", "a running cluster's dashboard",
                        "start one (ray start --head), forward its port (ssh -L 8265:localhost:8265 HEAD), or correct "
                        "--address") from None
-    finally:
-        if variable:
-            os.environ["RAY_ADDRESS"] = variable
 
 
-def entrypoint(profile: str, storage: str, run_name: str, values: list[str] = (), retries: int = 2) -> str:
-    """The command that the job runs. Submitted again, it resumes the run where it was interrupted."""
-    words = ["python", "-m", "kto", "run", "--profile", profile, "--storage", storage, "--run-name", run_name,
-             "--resume", "if-any", "--retries", str(retries), "--log"]
-    return shlex.join(words + [word for assignment in values for word in ("-p", assignment)])
+def send(client, names: list[str]) -> dict[str, str]:
+    """Lay these variables into the control store; the variable that leads the job there (none for nothing)."""
+    if not names:
+        return {}
+    package = f"_ray_pkg_{uuid.uuid4().hex}.zip"  # Ray takes packages of this form
+    values = json.dumps({name: os.environ[name] for name in names}).encode()
+    client._do_request("PUT", f"/api/packages/gcs/{package}", data=values).raise_for_status()
+    return {SENT: package}
 
 
-def submit(client, profile: str, storage: str, name: str, values: list[str], sent: list[str], retries: int = 2) -> str:
-    """Submit the run `name` as a job; its id. `sent`: the variables that travel as secrets. KitError before anything is sent."""
-    loaded = profiles.load(profile)
-    parameters.typed(values)
-    storage = storage or os.environ.get("KTO_STORAGE", "") or loaded.storage
-    if loaded.ray_address == "local":
-        raise KitError(f"the profile {loaded.name!r} starts a Ray instance of its own",
-                       "one that joins the job's cluster",
-                       "--profile ray, anyscale, or one of your own; on this machine `kto run` does without a job")
-    if not Path(storage).is_absolute():
-        raise KitError(f"the storage {storage!r} is not an absolute path", "a folder that every node sees",
-                       "set --storage")
-    runs.locate(profile, storage, name)
-    if missing := [variable for variable in sent if not os.environ.get(variable)]:
-        raise KitError(f"not set in this environment: {', '.join(missing)}{closest(missing[0], os.environ)}",
-                       "a value to send along", f"export {missing[0]}=…")
-    if running := [row for row in listing(client) if row["run"] == name and row["status"] in ("PENDING", "RUNNING")]:
-        raise KitError(f"the job {running[0]['job']} is at work on the run {name!r}", "one job a run at a time",
-                       f"follow it (kto job logs {name}), stop it (kto job stop {name}), or take another --run-name")
-    from ray.exceptions import RuntimeEnvSetupError
+def take_secrets() -> None:
+    """In the job: what was sent along into this process's environment, its names noted for the workers (secrets.carried)."""
+    if not (package := os.environ.pop(SENT, "")):
+        return
+    from ray._raylet import GcsClient
 
-    environment = {"working_dir": str(profiles.ROOT), "excludes": LEFT_HERE, "env_vars": parcel.send(client, sent)}
-    try:
-        return client.submit_job(entrypoint=entrypoint(profile, storage, name, values, retries),
-                                 runtime_env=environment, metadata={"run": name, "storage": storage, "profile": loaded.name})
-    except (RuntimeError, ValueError, RuntimeEnvSetupError) as error:
-        raise KitError(f"the cluster refused the job: {secrets.mask(str(error)).strip().splitlines()[-1]}") from None
+    store, key = GcsClient(address=os.environ["RAY_ADDRESS"]), f"gcs://{package}".encode()
+    if not (found := store.internal_kv_get(key, None)):
+        raise KitError("what was sent along with this job is no longer there", "the secrets of `kto job submit --secret`",
+                       "submit again: the run is resumed where it stopped")
+    store.internal_kv_del(key, False, None)
+    values = json.loads(found)
+    os.environ.update(values, KTO_SECRETS=" ".join(name.removesuffix("_FILE") for name in values))
+    secrets.load()
 
 
 def listing(client) -> list[dict]:
-    """The kit's jobs on the cluster, newest first: job, run, status, started, minutes, storage."""
-    rows = []
-    for job in client.list_jobs():
-        if "run" in (job.metadata or {}):
-            began = (job.start_time or 0) / 1000
-            minutes = ((job.end_time / 1000 if job.end_time else time.time()) - began) / 60
-            rows.append({"job": job.submission_id, "run": job.metadata["run"], "status": str(job.status),
-                         "started": datetime.fromtimestamp(began, UTC).isoformat(timespec="seconds"),
-                         "minutes": round(minutes, 1), "storage": job.metadata.get("storage", "")})
+    """The kit's jobs on the cluster, newest first: job, run, status, started, storage."""
+    rows = [{"job": job.submission_id, "run": job.metadata["run"], "status": str(job.status),
+             "started": datetime.fromtimestamp((job.start_time or 0) / 1000, UTC).isoformat(timespec="seconds"),
+             "storage": job.metadata["storage"]} for job in client.list_jobs() if "run" in (job.metadata or {})]
     return sorted(rows, key=lambda row: row["started"], reverse=True)
 
 
@@ -184,8 +208,7 @@ def watch(client, job: str) -> None:
 
     async def tail() -> None:
         async for text in client.tail_job_logs(job):
-            sys.stderr.write(text)
-            sys.stderr.flush()
+            typer.echo(text, nl=False, err=True)
 
     again = f"`kto job logs {job}` watches it again, `kto job stop {job}` ends it"
     try:
@@ -199,28 +222,3 @@ def watch(client, job: str) -> None:
     say(f"job {job}: {status}" + ("" if status.is_terminal() else f"; {again}"))
     if str(status) != "SUCCEEDED":
         raise typer.Exit(1)
-
-
-def stop(client, job: str, patience: float = 30.0) -> str:
-    """Stop the job and wait until it has ended; its status then. A job that had ended already stays as it was."""
-    client.stop_job(job)
-    until = time.monotonic() + patience
-    while not (status := client.get_job_status(job)).is_terminal():
-        if time.monotonic() > until:
-            raise KitError(f"the job {job} is still {status} after {patience:.0f} s", "STOPPED", "try again")
-        time.sleep(0.5)
-    return str(status)
-
-
-def fetch(row: dict, to: Path, everything: bool = False) -> Path:
-    """Copy the run's folder into `to`/<run>, whole or not at all; checkpoints and merged model if `everything`."""
-    source, target = Path(row["storage"]) / row["run"], Path(to) / row["run"]
-    if not source.is_dir():
-        raise KitError(f"the run's folder {source} is not to be seen from here", "the job's storage, mounted here",
-                       f"fetch on a machine that mounts it, or copy it: rsync -a HEAD:{source} {to}")
-    if target.exists():
-        raise KitError(f"{target} is there already", "a folder that is not there yet", "another --to, or remove it")
-    with files.new_folder(target) as folder:
-        left_there = None if everything else shutil.ignore_patterns(*HEAVY)
-        shutil.copytree(source, folder, dirs_exist_ok=True, ignore=left_there)
-    return target

@@ -28,18 +28,17 @@ def test_a_job_is_watched_to_its_end_and_its_failure_is_an_exit_status(nodes, cl
     assert done.returncode == 1 and "[1/6] here" in done.stderr and f"job {job}: FAILED" in done.stderr
 
 
-def test_a_job_is_found_by_its_runs_name_and_stopped_with_all_its_processes(client, tmp_path):
+def test_a_job_is_found_by_its_runs_name_and_stopped_with_all_its_processes(nodes, client, tmp_path, capsys):
     job = start(client, f"sleep 300 & echo $! > {tmp_path}/pid; wait", "named")
     wait(lambda: (tmp_path / "pid").exists() and (tmp_path / "pid").read_text())
     assert jobs.find(client, "named")["job"] == job and jobs.find(client, job)["status"] == "RUNNING"
-    with pytest.raises(KitError, match="one job a run at a time"):
-        jobs.submit(client, "ray", "/mnt/shared/kto", "named", [], [])
-    assert jobs.stop(client, job) == "STOPPED"
+    jobs.stop(job, nodes.dashboard)
     import psutil
 
     pid = int((tmp_path / "pid").read_text())
     assert wait(lambda: not psutil.pid_exists(pid) or psutil.Process(pid).status() == "zombie")
-    assert jobs.stop(client, job) == "STOPPED", "a second stop changes nothing"
+    jobs.stop("named", nodes.dashboard)
+    assert capsys.readouterr().out == f"{job} STOPPED\n" * 2, "a second stop changes nothing"
     with pytest.raises(KitError, match="did you mean 'named'"):
         jobs.find(client, "namde")
 

@@ -28,59 +28,68 @@ app(sys.argv[1:])
 
 
 class Quiet:
-    """A cluster without jobs."""
+    """A cluster without jobs; what is submitted is kept."""
 
-    def list_jobs(self):
-        return []
+    def submit_job(self, **given):
+        self.submitted = given
+        return "job-1"
 
 
-def submit(**changes):
-    given = {"profile": "ray", "storage": "/mnt/shared/kto", "name": "first", "values": [], "sent": []} | changes
-    return jobs.submit(Quiet(), **given)
+@pytest.fixture
+def cluster(monkeypatch):
+    quiet = Quiet()
+    monkeypatch.setattr(jobs, "connect", lambda address: quiet)
+    return quiet
 
 
 @pytest.mark.parametrize("changes, says", [
-    ({"values": ["max_stps=3"]}, "did you mean 'max_steps'"),
+    ({"parameter": ["max_stps=3"]}, "did you mean 'max_steps'"),
     ({"profile": "lokal"}, "did you mean 'local'"),
     ({"profile": "local"}, "starts a Ray instance of its own"),
     ({"storage": "storage"}, "not an absolute path"),
-    ({"name": "a/b"}, "no name for a run"),
-    ({"sent": ["HF_TOKEN"]}, "not set in this environment: HF_TOKEN")])
-def test_a_job_that_could_not_work_is_refused_before_it_is_sent(monkeypatch, changes, says):
+    ({"run_name": "a/b"}, "no name for a run"),
+    ({"secret": ["HF_TOKEN"]}, "not set in this environment: HF_TOKEN")])
+def test_a_job_that_could_not_work_is_refused_before_it_is_sent(monkeypatch, cluster, changes, says):
     monkeypatch.delenv("HF_TOKEN", raising=False)
     monkeypatch.delenv("KTO_STORAGE", raising=False)
     with pytest.raises(KitError, match=says):
-        submit(**changes)
+        jobs.submit(**{"storage": "/mnt/shared/kto", "run_name": "first"} | changes)
+    assert not hasattr(cluster, "submitted")
 
 
 def test_without_a_dashboard_it_is_said_in_seconds_where_it_was_looked_for(monkeypatch):
     monkeypatch.setenv("RAY_ADDRESS", "http://127.0.0.1:2")
-    with pytest.raises(KitError, match="no Ray dashboard answers at http://127.0.0.1:1"):
-        jobs.connect("http://127.0.0.1:1")
     with pytest.raises(KitError, match="127.0.0.1:2"):
         jobs.connect()
+    monkeypatch.setenv("RAY_ADDRESS", "http://127.0.0.1:2")
+    with pytest.raises(KitError, match="no Ray dashboard answers at http://127.0.0.1:1"):
+        jobs.connect("http://127.0.0.1:1")
 
 
-def test_the_jobs_command_is_one_that_the_command_line_takes_and_that_resumes():
-    words = shlex.split(jobs.entrypoint("ray", "/mnt/a b", "first", ["dataset=a b.json", "max_steps=3"]))
+def test_the_jobs_command_is_one_that_the_command_line_takes_and_that_resumes(cluster):
+    jobs.submit(storage="/mnt/a b", run_name="first", parameter=["dataset=a b.json", "max_steps=3"], follow=False)
+    words = shlex.split(cluster.submitted["entrypoint"])
     assert words[:3] == ["python", "-m", "kto"]
     given = get_command(app).commands["run"].make_context("run", words[4:]).params
     assert (given["storage"], given["run_name"], given["resume"], given["log"]) == ("/mnt/a b", "first", "if-any", True)
     assert given["parameter"] == ["dataset=a b.json", "max_steps=3"]
 
 
-def test_results_are_fetched_whole_and_never_over_others(run, tmp_path):
+def test_results_are_fetched_whole_and_never_over_others(run, tmp_path, monkeypatch, cluster):
     (run.folder / "TorchTrainer_1" / "checkpoint_000000").mkdir(parents=True)
     run.figures.mkdir()
     (run.figures / "training.png").write_bytes(b"png")
     row = {"storage": str(run.storage), "run": run.name}
-    fetched = jobs.fetch(row, tmp_path / "here")
-    assert sorted(path.name for path in fetched.iterdir()) == ["figures", "run.json"]
-    assert (jobs.fetch(row, tmp_path / "all", everything=True) / "TorchTrainer_1").is_dir()
+    monkeypatch.setattr(jobs, "find", lambda client, name: row)
+    jobs.fetch(run.name, tmp_path / "here")
+    assert sorted(path.name for path in (tmp_path / "here" / run.name).iterdir()) == ["figures", "run.json"]
+    jobs.fetch(run.name, tmp_path / "all", everything=True)
+    assert (tmp_path / "all" / run.name / "TorchTrainer_1").is_dir()
     with pytest.raises(KitError, match="there already"):
-        jobs.fetch(row, tmp_path / "here")
+        jobs.fetch(run.name, tmp_path / "here")
+    row["storage"] = "/mnt/elsewhere"
     with pytest.raises(KitError, match="not to be seen from here"):
-        jobs.fetch(row | {"storage": "/mnt/elsewhere"}, tmp_path)
+        jobs.fetch(run.name, tmp_path)
 
 
 @pytest.mark.slow
