@@ -9,8 +9,8 @@ from functools import cached_property
 from pathlib import Path
 
 from . import scores
+from .chat_template import VOCABULARY, Encoder, Row
 from .choose import fetch
-from .encoding import Encoder, Row
 from .errors import KitError
 from .quiet import quietly
 from .scores import accuracy, rewards  # noqa: F401, asked for here by the notebooks
@@ -65,7 +65,7 @@ class Scorer:
         except (OSError, ValueError) as error:
             raise KitError(f"cannot load the model {model}: {str(error).splitlines()[0]}",
                            "a model's folder or a hub id", "make it ready again with 01_setup") from error
-        if any(self.config.get(key) for key in ("resize_vocab", "add_tokens", "add_special_tokens")):
+        if any(self.config.get(key) for key in VOCABULARY):
             from llamafactory.model.model_utils.embedding import resize_embedding_layer
 
             torch.manual_seed(int(self.config.get("seed", 42)))  # new rows are drawn at random: the same as in training

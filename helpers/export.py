@@ -8,6 +8,7 @@ from pathlib import Path
 
 from . import checkpoints, files
 from . import choose as choosing
+from .chat_template import VOCABULARY
 from .errors import Finding, KitError
 from .evaluate import earlier_adapters
 from .runs import Run
@@ -16,9 +17,6 @@ ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors")
 
 PUBLIC = {"smollm2-135m-instruct": "HuggingFaceTB/SmolLM2-135M-Instruct"}
 """Packaged models (helpers.models.PACKAGED) by the name they are published under."""
-
-VOCABULARY = ("resize_vocab", "add_tokens", "add_special_tokens")
-"""Keys of a config that make the embeddings larger."""
 
 MERGED_ONLY = ("use_dora", "additional_target", *VOCABULARY)
 """Keys of a config that put more than A and B matrices into an adapter: vLLM's multi-LoRA loads nothing else."""

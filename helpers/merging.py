@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 from . import files
+from .chat_template import VOCABULARY
 from .errors import KitError
 from .evaluate import earlier_adapters
 from .export import quantised_base
@@ -101,7 +102,7 @@ def merge_config(config: dict, checkpoint: Path, target: Path) -> dict:
         "template": config.get("template"), "finetuning_type": config.get("finetuning_type", "lora"),
         "infer_dtype": dtype, "trust_remote_code": False, "export_dir": str(target), "export_size": 5,
         "export_device": "cpu", "export_legacy_format": False,
-    } | {key: config[key] for key in ("resize_vocab", "add_tokens", "add_special_tokens", "default_system") if key in config}
+    } | {key: config[key] for key in (*VOCABULARY, "default_system") if key in config}
 
 
 def decisive_line(log: Path) -> str:

@@ -7,7 +7,7 @@ results differ by rounding and by nothing else. How much rounding may be is in `
 
 from pathlib import Path
 
-from .encoding import Row
+from .chat_template import Row
 from .errors import KitError
 from .evaluate import Scorer
 from .quiet import quietly

@@ -12,7 +12,7 @@ import tempfile
 from pathlib import Path
 
 from . import files
-from .encoding import Row
+from .chat_template import Row
 from .errors import KitError
 from .evaluate import Scorer, accuracy, rewards
 from .quiet import quietly, silence

@@ -5,7 +5,7 @@ import random
 from pathlib import Path
 
 from . import files
-from .encoding import Row
+from .chat_template import Row
 
 STYLE = """<style>
 .replies { border-collapse: collapse; font: 14px/1.4 system-ui, sans-serif; }

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from . import export, files, runs
+from .chat_template import VOCABULARY
 from .errors import KitError, closest
 from .evaluate import Scorer, earlier_adapters
 from .profiles import ROOT
@@ -54,7 +55,7 @@ def on_top_of(run: Run, start_from: str) -> dict:
     earlier = find(run.storage, start_from)
     start = {"adapter_name_or_path": ",".join(adapters(earlier)), "create_new_adapter": True}
     if isinstance(earlier, Run):  # the adapter fits no other vocabulary
-        start |= {key: value for key, value in earlier.config().items() if key in export.VOCABULARY}
+        start |= {key: value for key, value in earlier.config().items() if key in VOCABULARY}
     if missing := heldout_before(earlier).keys() - run.record().get("earlier_heldout", {}).keys():
         raise KitError(f"what {', '.join(sorted(missing))} held out was not held out again", "rows that no round trains on",
                        f"run 02_data with start_from={start_from!r} as well")

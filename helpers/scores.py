@@ -6,12 +6,10 @@ from contextlib import suppress
 from pathlib import Path
 
 from . import files
-from .encoding import Row
+from .chat_template import VOCABULARY, Row
 from .errors import KitError
 
 NAME = "scores.json"
-CHANGED_BY = ("resize_vocab", "add_tokens", "add_special_tokens", "seed")
-"""Keys of a config that change a model when it is loaded."""
 BLOCK, BLOCKS = 1 << 20, 16
 """Of a file of weights so many blocks of so many bytes, evenly spread, are read to tell it from another."""
 RESAMPLES = 1000
@@ -44,7 +42,7 @@ def identity(scorer, tuned: bool) -> str:
     config = scorer.config
     parts = [str(config["model_name_or_path"]), *scorer.earlier] if scorer.is_adapter or not tuned else []
     parts += [str(scorer.checkpoint)] if tuned else []
-    changes = [str(config.get(key)) for key in CHANGED_BY]
+    changes = [str(config.get(key)) for key in (*VOCABULARY, "seed")]  # what loading changes
     return _hash([*map(fingerprint, parts), *changes, str(scorer.dtype), scorer.device])
 
 

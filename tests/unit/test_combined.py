@@ -11,7 +11,7 @@ import tiny
 import yaml
 from sklearn.metrics import roc_auc_score
 
-from helpers import encoding, evaluate, export, files, proof, scores
+from helpers import chat_template, evaluate, export, files, proof, scores
 from helpers.config import write
 from helpers.errors import KitError
 
@@ -86,8 +86,8 @@ def test_two_hundred_thousand_rows_take_seconds():
 
 def test_a_sample_takes_whole_prompts_and_is_always_the_same():
     records = [{"_system": "", "_prompt": str(n // 3)} for n in range(3000)]
-    some = encoding.sample(records, 100)
-    assert 100 <= len(some) < 103 and some == encoding.sample(records, 100)
+    some = chat_template.sample(records, 100)
+    assert 100 <= len(some) < 103 and some == chat_template.sample(records, 100)
     assert {line["_prompt"] for line in some} & {line["_prompt"] for line in records if line not in some} == set()
 
 

@@ -8,7 +8,7 @@ import pytest
 import tiny
 
 from helpers import evaluate
-from helpers.encoding import Row
+from helpers.chat_template import Row
 from helpers.errors import KitError
 
 

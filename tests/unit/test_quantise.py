@@ -11,7 +11,7 @@ import yaml
 from typer.testing import CliRunner
 
 from helpers import card, evaluate, models, quantise
-from helpers.encoding import Row
+from helpers.chat_template import Row
 from helpers.errors import KitError
 from kto import cli
 
