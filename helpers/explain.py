@@ -10,7 +10,7 @@ from collections import deque
 from pathlib import Path
 from typing import NamedTuple
 
-from . import loglines
+from . import logs
 from .causes import GO_ON, cause_of
 from .tracebacks import FRAME, OF_A_GROUP, TOLD_OF, WRAPPERS, Trouble
 
@@ -74,7 +74,7 @@ class Reader:
         self.told = None  # of which worker the next traceback is, where a report says so
 
     def take(self, line: str, teller: str | None = None) -> None:
-        worker, text = loglines.split(line.rstrip("\r").rpartition("\r")[2])
+        worker, text = logs.split(line.rstrip("\r").rpartition("\r")[2])
         worker = worker or teller
         self.at += 1
         trouble = self.open.get(worker)
@@ -153,7 +153,7 @@ def rank(trouble: Trouble) -> int:
 def explain(log: Path | str) -> Explanation:
     """What ended the training of this log, within seconds also for 100 MB."""
     log, reader = Path(log), Reader()
-    for teller, line in loglines.that_matter(log):
+    for teller, line in logs.that_matter(log):
         reader.take(line[:4000], teller)
     troubles = reader.lasting()
     if not troubles and reader.finished > 0:

@@ -158,7 +158,7 @@ class Training:
                         events += parser.feed(chunk)
                     yield events
                     time.sleep(0 if ended else 0.3)
-            yield parser.close()
+            yield parser.feed(b"\n")
             self.note_end()
         except BaseException:
             self.stop()

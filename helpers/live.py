@@ -69,7 +69,7 @@ class View:
     def take(self, events) -> None:
         """What the events say of progress."""
         for event in events:
-            if event.kind == "progress" and event.data["task"] == "training":
+            if event.kind == "progress":
                 self.done, self.total, self.left = event.data["done"], event.data["total"], event.data.get("remaining")
             elif event.kind == "phase":
                 self.phase = event.data["phase"]

@@ -1,27 +1,33 @@
-"""A training's log, line by line, into events: metrics, evaluations, facts, progress, phases, checkpoints.
+"""A training's log: its lines, whose each is, and what they say as events: metrics, facts, progress, phases, checkpoints.
 
 Reads what LLaMA-Factory 0.9.3 to 0.9.5, transformers 4 and 5, TRL, DeepSpeed, torchrun and Ray Train V1 and V2 print, with or without
-Ray's `(RayTrainWorker pid=…)` prefixes, colours and carriage returns. Never raises, whatever a line says; what it does not know it
-passes over.
+Ray's `(RayTrainWorker pid=…)` prefixes, colours and carriage returns. Never raises; what it does not know it passes over.
 """
 
-import codecs
-import math
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from . import loglines
-
+COLOUR = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
+STAMP = r"\d{4}-\d\d-\d\d[T ][\d:.,]+(?:Z|[+-]\d\d:?\d\d)? "  # a container's log begins with it
+PREFIX = re.compile(rf"(?:{STAMP} *)?(?:\(\w+ pid=(\d{{1,18}})(?:, ip=([\w.:-]+))?[^)]*\)|\[((?:rank|default)\d+)\]:) ?"
+                    rf"|(?={STAMP})\S+T\S+ ")
+BEFORE_ALL = [re.compile(begin) for begin in (  # what schedulers put before every line: kubelet, docker compose, mpirun, srun, pdsh
+    rf"\[?{STAMP[:-1]}\]? (?:std(?:out|err) [FP] )?", r"([\w.-]+) +\| ", r"\[\d+,(\d+)\]<std\w+>: ?", r"([\w.-]+): ")]
+CHUNK, MOST, TAIL = 1 << 20, 4 << 20, 2 << 20
+"""Bytes: of a log beyond MOST only its last TAIL is explained, and the chunks in which a sign of trouble or of a start stands."""
+SIGNS = (b"Traceback (most|Fatal Python| died|SIG|illed|oom|what():|Watchdog caught|exitcode|rror: |marked dead|No space left|Started "
+         b"|Connected to Ray|No available node|not started|command not found|DUE TO TIME|aylet is term|node has|return code|CANCELLED"
+         b"|low on resource").split(b"|")
 LONGEST = 1 << 20
 """Characters of an unfinished line that are kept, so that memory stays flat."""
-LINE = re.compile(r"\n|(?<=\r)")
+LINE = re.compile(rb"\n|(?<=\r)")
 RECORD = re.compile(r"(?<![=\w])\{'(?:loss|eval_|train_)[^{}]*\}")  # `metrics={'loss': …` is Ray's repetition of one
 CUT = re.compile(r"(?<![=\w])\{'(?:loss|eval_|train_)[^{}]*$")
+BROKEN = re.compile(r"(?<![=\w])\{'(?:loss|eval_|train_)[^{}\n]*(?:\n(?=[ '\d.ni-])[^{}\n]*){1,9}\}")  # by an editor, between words
 PAIR = re.compile(r"'([^']+)':\s*(?:'([^']*)'|([^,{}']+))")
-SHORT = {"loss", "learning_rate", "epoch", "reward", "accuracy", "throughput"}  # LLaMA-Factory's web UI prints these
-BAR = re.compile(r"(?:^|[^0-9])(\d{1,3})%\|[^|]*\| (\d{1,15})/(\d{1,15}) \[([\d:]+)<([\d:?]+)")
+BAR = re.compile(r"(?:^|[^0-9])(\d{1,3})%\|[^|]*\| (\d{1,15})/(\d{1,15}) \[[\d:]+<(\d{1,9}(?::\d\d)+|\?)")
 FACT = re.compile(r"│ train_loop_config/(?:args/)?(\S+) +(\S.*?) +│")
 OUR_FACT = re.compile(r"(\w+)\"?(?:=|: )\"?([^\s,;\"}]+)")  # after `[kto] `, from helpers.trainer
 COUNT = re.compile(r"  ([A-Z][^=]{4,80}) = ([\d,]{1,30})\s*$| (Continuing training from global step) (\d{1,18})\s*$")
@@ -58,8 +64,8 @@ CLUES = re.compile(rf"%\||\{{'| = |│ train| Continuing|{FACTS.pattern}|{PHASE.
 class Event(NamedTuple):
     """One thing that a log line said.
 
-    `kind` and `data`: metrics, eval, summary (the printed dict) · config (facts, most under LLaMA-Factory's names) · progress (task,
-    done, total, elapsed, remaining: seconds or None) · phase (phase) · checkpoint (step, path).
+    `kind` and `data`: metrics, eval, summary (the printed dict) · config (facts, most under LLaMA-Factory's names) · progress of the
+    training (done, total, remaining: seconds or None) · phase (phase) · checkpoint (step, path).
     `worker`: its node's address and its process, "10.0.0.2:4171"; without the address on the driver's own node; "rank1" under
     torchrun; None where the line does not say. `run`: which launch of the file, from 0.
     """
@@ -74,64 +80,33 @@ class Parser:
     """Pieces of a log in, events out; a piece may end anywhere."""
 
     def __init__(self):
-        self.decoder = codecs.getincrementaldecoder("utf-8")("replace")
-        self.rest = self.cut = ""
+        self.rest = b""
         self.run, self.mark, self.trainer, self.worker, self.config = -1, 0, None, None, {}
         self.begin()
 
     def begin(self) -> None:
         """Another launch begins in the same file."""
         self.run += 1
-        self.phase, self.total, self.bars, self.ended, self.said, self.finished = "", None, {}, False, set(), set()
-        self.short, self.whole = None, {}  # the web UI's record that waits for the whole one; the last whole one
+        self.phase, self.total, self.done, self.ended, self.finished = "", None, None, False, set()
 
-    def feed(self, data: bytes | str) -> list[Event]:
+    def feed(self, data: bytes) -> list[Event]:
         """The events of every line that `data` completes; a carriage return ends a line as a newline does."""
-        data = data.encode("utf-8", "replace") if isinstance(data, str) else data
-        *lines, self.rest = LINE.split(self.rest[-LONGEST:] + self.decoder.decode(data))
-        return [event for line in lines for event in self.line(line)]
+        *lines, self.rest = LINE.split(self.rest[-LONGEST:] + data)
+        return [event for line in lines for event in self.line(line[:40_000].decode("utf-8", "replace"), line.endswith(b"\r"))]
 
-    def close(self) -> list[Event]:
-        """The events of a last line without an end."""
-        waiting, self.short = self.feed(b"\n"), self.short
-        return waiting + ([self.short] if self.short else [])
-
-    def line(self, line: str) -> Iterator[Event]:
-        worker, text = loglines.split(line[:20_000])
+    def line(self, line: str, goes_on: bool) -> Iterator[Event]:
+        worker, text = split(line)
         worker = worker or self.worker  # what follows a carriage return is the same worker's
-        self.worker = worker if line.endswith("\r") else None
-        if not self.cut and not CLUES.search(text):
-            return
-        for kind, data in self.read(self.joined(text), worker):
-            if kind == "metrics":
-                # The web UI's short record waits for what comes next, and goes if that is the whole of it.
-                if self.short and not same(self.short.data, data):
-                    yield self.short
-                self.short = None
-                if data.keys() <= SHORT:
-                    self.short = None if same(data, self.whole) else Event(kind, data, worker, self.run)
-                    continue
-                self.whole = data
+        self.worker = worker if goes_on else None
+        for kind, data in self.read(text, worker) if CLUES.search(text) else ():
             yield Event(kind, data, worker, self.run)
-
-    def joined(self, text: str) -> str:
-        """`text`, or the record that it ends: a terminal or an editor may have broken it over several lines."""
-        if self.cut and text[:1] not in ("{", "[", "("):
-            whole = self.cut + text
-            if RECORD.match(whole):
-                text = whole
-            self.cut = whole if len(whole) < 5000 and CUT.match(whole) else ""
-        else:
-            found = CUT.search(text) if "{'" in text else None
-            self.cut = found[0] if found and not text.endswith("\r") else ""
-        return text
 
     def read(self, text: str, worker: str | None) -> Iterator[tuple[str, dict]]:
         """(kind, data) of what one line says."""
-        if bar := BAR.search(text) if "%|" in text else None:
-            title = text[: bar.start(1)].strip(" :")
-            yield from self.progress(title, *bar.groups()[1:])
-            if not title and len(text) - bar.end() < 25:  # its end, `,  1.54s/it]`, and nothing else
+        bar = BAR.search(text) if "%|" in text else None
+        if bar and not text[: bar.start(1)].strip(" :"):  # one with a title is not the trainer's
+            yield from self.progress(int(bar[2]), int(bar[3]), bar[4])
+            if len(text) - bar.end() < 25:  # its end, `,  1.54s/it]`, and nothing else
                 return
         for record in RECORD.findall(text) if "{'" in text else ():
             data = {key: number(quoted or bare) for key, quoted, bare in PAIR.findall(record)}
@@ -142,7 +117,7 @@ class Parser:
             if kind != "metrics" or ("loss" in data and ("learning_rate" in data or "epoch" in data)):
                 yield kind, data
             if kind == "eval":
-                yield from self.enter(0, "evaluated" if self.ended else "training")
+                yield from self.enter(0, "training")
             if kind == "summary":
                 self.ended = True
                 self.finished.add(worker)
@@ -160,23 +135,17 @@ class Parser:
             self.total = value if name == "total_steps" else self.total
             yield "config", {"eval_examples" if held_out else name: value}
         for words in WORDS.finditer(text) if FACTS.search(text) else ():
-            facts = {name: number(value) for name, value in words.groupdict().items() if value}
-            if not (facts.keys() <= {"written_by", "transformers_version"} and words[0] in self.said):
-                self.said.add(words[0])
-                yield "config", facts
+            yield "config", {name: number(value) for name, value in words.groupdict().items() if value}
 
-    def progress(self, title: str, done: str, total: str, elapsed: str, remaining: str) -> Iterator[tuple[str, dict]]:
-        done, total = int(done), int(total)
-        if not title:
-            self.total = self.total or total
-            title = "training" if total == self.total and self.phase != "evaluating" else "evaluating"
-        if self.bars.get(title) == (done, total) or len(self.bars) > 1000:
+    def progress(self, done: int, total: int, remaining: str) -> Iterator[tuple[str, dict]]:
+        self.total = self.total or total
+        if total != self.total or done == self.done or self.phase == "evaluating":
             return
-        self.bars[title] = done, total
-        if title == "training":
-            yield from self.enter(0, "training")
-        yield "progress", {"task": title, "done": done, "total": total,
-                           "elapsed": seconds(elapsed), "remaining": seconds(remaining)}
+        self.done = done
+        yield from self.enter(0, "training")
+        parts = reversed(remaining.split(":"))  # tqdm's `1:02:03` or `02:03`; `?` at the start
+        left = None if remaining == "?" else sum(int(part) * 60.0**place for place, part in enumerate(parts))
+        yield "progress", {"done": done, "total": total, "remaining": left}
 
     def enter(self, mark: int, phase: str, worker: str | None = None) -> Iterator[tuple[str, dict]]:
         """A new phase. `mark`: the order of the signs of a launch's start; one that does not come later begins another launch."""
@@ -195,15 +164,6 @@ class Parser:
             yield "phase", {"phase": phase}
 
 
-def same(short: dict, whole: dict) -> bool:
-    """Whether a short record, with four digits, is of the same window as a whole one."""
-    try:
-        return all(math.isclose(short[key], whole[key], rel_tol=1e-3, abs_tol=6e-3 if key == "epoch" else 1e-4)
-                   or short[key] != short[key] for key in ("loss", "epoch"))
-    except (KeyError, TypeError):
-        return False
-
-
 def number(text: str):
     """`text` as int, float (nan and inf too), bool, or itself."""
     text = text.strip()
@@ -215,25 +175,47 @@ def number(text: str):
     return {"True": True, "False": False}.get(text, text)
 
 
-def seconds(clock: str) -> float | None:
-    """tqdm's `1:02:03` or `02:03` in seconds; None for `?`."""
-    try:
-        return sum(int(part) * 60.0**place for place, part in enumerate(reversed(clock.split(":"))))
-    except ValueError:
-        return None
+def split(line: str) -> tuple[str | None, str]:
+    """A line's worker (None: not said) and its text, without colours, a container's time, Ray's or torchrun's prefix."""
+    text = COLOUR.sub("", line) if "\x1b" in line else line
+    prefix = PREFIX.match(text)
+    if not prefix:
+        return None, text
+    pid, ip, rank = prefix.groups()
+    return rank or (f"{ip}:{pid}" if ip else pid), text[prefix.end() :]
 
 
-def parse_file(path: Path | str) -> Iterable[Event]:
-    """The events of a whole log. What a terminal of fixed width has broken over several lines is joined again."""
-    parser = Parser()
+def parse_file(path: Path | str) -> Iterator[Event]:
+    """The events of a whole log. What a terminal or an editor has broken over several lines is joined again."""
+    parser, width = Parser(), 0
     with open(path, "rb") as file:
-        lines = file.read(1 << 18).decode("utf-8", "replace").replace("\r\n", "\n").split("\n")[:-1] or [""]
-        file.seek(0)
-        width, cut = max(map(len, lines)), {len(line) for line in lines if CUT.search(line)}
-        if cut and max(cut) == width and min(cut) > width - 3 and width < 1000:
-            begins = r"\(\w+ pid=|\[\w+[]|]|\{'|\d{4}-\d\d|\*\*\*|│|╭|╰| *\d+%\|"
-            text = file.read().decode("utf-8", "replace").replace("\r\n", "\n")
-            yield from parser.feed(re.sub(rf"(?m)^(.{{{width}}})\n(?!{begins})", r"\1", text))
-        while data := file.read(1 << 20):
-            yield from parser.feed(data)
-    yield from parser.close()
+        while data := file.read(CHUNK) + file.readline():
+            text = data.decode("utf-8", "replace").replace("\r\n", "\n")
+            if file.tell() == len(data):  # the first piece: records that all end at the longest line's width were wrapped there
+                lines = text.split("\n")
+                longest, torn = max(map(len, lines)), {len(line) for line in lines if CUT.search(line)}
+                width = longest if torn and longest - 3 < min(torn) and max(torn) == longest < 1000 else 0
+            if width:
+                begins = r"\(\w+ pid=|\[\w+[]|]|\{'|\d{4}-\d\d|\*\*\*|│|╭|╰| *\d+%\|"
+                text = re.sub(rf"(?m)^(.{{{width}}})\n(?!{begins})", r"\1", text)
+            text = BROKEN.sub(lambda record: record[0].replace("\n", ""), text)
+            yield from parser.feed(text.encode())
+    yield from parser.feed(b"\n")
+
+
+def that_matter(log: Path) -> Iterator[tuple[str | None, str]]:
+    """The log's lines, each with its teller where all lines begin with one; of a large log those of the chunks that matter."""
+    size, kept, begin = log.stat().st_size, 0, None
+    with open(log, "rb") as file:
+        while chunk := file.read(CHUNK) + file.readline():
+            lines = chunk.decode("utf-8", "replace").split("\n")
+            if file.tell() == len(chunk) and len(some := [line for line in lines[:500] if line.strip()]) > 3:
+                begin = next((begin for begin in BEFORE_ALL if all(map(begin.match, some))), None)
+            if size > MOST and file.tell() < size - TAIL:
+                if kept > MOST or not any(sign in chunk for sign in SIGNS):
+                    continue
+                kept += len(chunk)
+            for line in lines:
+                found = begin and begin.match(line)
+                if "(PlacementGroupCleaner pid=" not in line:  # of Ray 2.60: prints a traceback after every training
+                    yield (found[1] if begin.groups else None, line[found.end():]) if found else (None, line)

@@ -13,6 +13,8 @@ LOGGED = ["loss", "grad_norm", "learning_rate", "rewards/chosen", "rewards/rejec
           "logps/chosen", "logps/rejected", "kl", "rewards/auc"]
 TRL_ALONE = {"eval_kl", "entropy", "num_tokens", "mean_token_accuracy"}
 """Keys that TRL's KTO trainer logs and LLaMA-Factory's does not."""
+WEB_UI = {"loss", "learning_rate", "epoch", "reward", "accuracy", "throughput"}
+"""LLaMA-Factory's web UI prints these of each window, in four digits, beside the whole record."""
 
 
 @dataclass(frozen=True)
@@ -83,11 +85,16 @@ def lines_of(events) -> list[tuple[list[dict], dict]]:
             by = {facts.get("written_by"), event.data.get("written_by")} - {None}
             facts.update(event.data)  # LLaMA-Factory uses parts of TRL
             facts.update({"written_by": "llamafactory" if "llamafactory" in by else "trl"} if by else {})
-        elif event.kind == "progress" and event.data["task"] == "training":
+        elif event.kind == "progress":
             facts["bar"] = event.data["done"]
         elif event.kind in ("metrics", "eval"):
             workers.setdefault(event.worker, []).append(line_of(event.kind, event.data, facts))
-    return [(_worker_0(*launch), launch[1]) for launch in launches.values()]
+    whole = []
+    for workers, facts in launches.values():
+        lines = _worker_0(workers, facts)
+        doubled = any(line["split"] == "train" and not line["web_ui"] for line in lines)
+        whole.append(([line for line in lines if not (doubled and line["web_ui"])], facts))
+    return whole
 
 
 def _worker_0(workers: dict, facts: dict) -> list[dict]:
@@ -110,7 +117,7 @@ def line_of(kind: str, data: dict, facts: dict) -> dict:
     values = {key: _float(data.get(prefix + key, data.get(f"{split}_{key}", data.get(key) if key == "kl" else None)))
               for key in LOGGED}
     return {**values, "split": split, "bar": facts.get("bar", 0), "trl": bool(TRL_ALONE & data.keys()),
-            "no_logits": "rewards/chosen" in data and "logits/chosen" not in data,
+            "web_ui": data.keys() <= WEB_UI, "no_logits": "rewards/chosen" in data and "logits/chosen" not in data,
             **{key: _float(data.get(key)) for key in ("epoch", "num_input_tokens_seen")},
             **{key: whole(facts, key) for key in ("eval_examples", "eval_batch_size")}}
 

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from helpers import checkpoints, files, loglines, metrics, plots, tracking
+from helpers import checkpoints, files, metrics, plots, tracking
 from helpers.errors import KitError
 from helpers.explain import explain
 from helpers.runs import Run, of_folder
@@ -75,7 +75,9 @@ def log_of(path: Path) -> Path:
     log = path / "train.log" if path.is_dir() else path
     if not log.is_file():
         raise Usage(f"there is no log {log}", "a LLaMA-Factory log or a run's folder", "correct the path")
-    if not loglines.is_text(log):
+    with log.open("rb") as file:
+        start = file.read(1 << 14).decode("utf-8", "replace")
+    if start.count("\0") + start.count("\ufffd") > len(start) / 8:  # a picture, an archive, UTF-16
         raise Usage(f"{log} is no text in UTF-8", "a training's log as it was printed",
                     "give the log itself, unpacked; one in UTF-16: iconv -f UTF-16 -t UTF-8")
     return log

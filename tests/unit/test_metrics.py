@@ -26,7 +26,7 @@ def window(loss=0.5, epoch=0.1, **more) -> str:
 
 def events(text: str) -> list:
     parser = logs.Parser()
-    return parser.feed(text) + parser.close()
+    return parser.feed(text.encode()) + parser.feed(b"\n")
 
 
 def started(examples=300, batch=1, accumulation=2, total=8, steps=114) -> str:
@@ -158,7 +158,7 @@ def test_a_resumed_run_reconciles_from_where_it_was_resumed(tmp_path):
     state = json.loads((FIXTURES / "demo-trainer-state-30.json").read_text())
     text = DEMO.read_text().replace("Total optimization steps = 30", "Continuing training from global step 10")
     parser = logs.Parser()
-    kept = [e for e in parser.feed(text) if e.kind != "metrics" or e.data["epoch"] > 0.29]
+    kept = [e for e in parser.feed(text.encode()) if e.kind != "metrics" or e.data["epoch"] > 0.29]
     differences = metrics.reconcile(metrics.table(kept), FIXTURES / "demo-trainer-state-30.json")
     assert differences.empty
     assert differences.attrs["compared"] == 147 - 47 and state["global_step"] == 30
@@ -335,6 +335,16 @@ def test_a_short_last_group_is_divided_by_its_own_size_from_transformers_4_54_on
     text = REFERENCE.read_text()
     new = metrics.table(events('  "transformers_version": "4.57.1",\n' + text)).set_index("step")
     assert new.loc[40, "loss_mean"] == new.loc[40, "loss"] and new.loc[40, "kl_mean"] == new.loc[40, "kl"] / 9
+
+
+def test_the_web_uis_second_line_of_a_window_is_dropped():
+    short = "[INFO|2026-05-02 18:40:11] llamafactory.train.callbacks:143 >> {'loss': 0.5000, 'learning_rate': 1.0000e-05, 'epoch': 0.13}"
+    whole = window(0.5, 0.13, **{"rewards/chosen": -0.25}).strip()
+    for text in (f"{short}\n{whole}\n" * 3, f"{whole}\n{short}\n" * 3):
+        text = "".join(line.replace("0.13", f"{0.13 + at // 2:.2f}") + "\n" for at, line in enumerate(text.splitlines()))
+        assert metrics.table(events(text), 1)["rewards/chosen"].tolist() == [-0.25] * 3
+    alone = metrics.table(events("".join(short.replace("0.13", f"0.{k}3") + "\n" for k in range(3))), 1)
+    assert alone["epoch"].tolist() == [0.03, 0.13, 0.23]
 
 
 def test_several_held_out_sets_are_told_apart():
