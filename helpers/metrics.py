@@ -17,24 +17,21 @@ LOGGED = schedule.LOGGED
 COLUMNS = ["step", "epoch", "split", *LOGGED, "kl_mean", "loss_mean", "micro_batches", "rows", "num_input_tokens_seen"]
 
 
-def table(source, logging_steps: float | None = None, micro_batches: float | None = None, run: int = -1):
+def table(source, logging_steps: float | None = None, run: int = -1):
     """The logged windows of a run as a pandas DataFrame, sorted by step; what a line lacks is NaN.
 
-    `source`: a log's path, or events of `logs.Parser`. `logging_steps`, `micro_batches` (of one window): for logs that do
-    not say. `run`: which launch of a log with several (the last). Columns: step; epoch (as logged); split (train, eval, or
-    eval_NAME of several held-out sets); loss; grad_norm; learning_rate; rewards/auc (of an evaluation: the area under the ROC
-    curve); rewards/… (β·log-ratio) and logps/… (nats a reply),
-    means over the rows; kl (as logged); kl_mean (nats, of a micro-batch); loss_mean (of a micro-batch); micro_batches of
-    worker 0 and rows behind the point; num_input_tokens_seen (all workers, since the start). `attrs`: logging_steps,
-    logging_steps_from (argument, config, log), runs, resumed_from, "rows of" (worker 0, all workers), written_by
-    (llamafactory, trl, ""), digits (4 where transformers 5 printed), notes (what is assumed or does not fit). KitError
-    where nothing says which steps the lines are of.
+    `source`: a log's path, or events of `logs.Parser`. `logging_steps`: for logs that do not say. `run`: which launch of a log with
+    several (the last). Columns: step; epoch (as logged); split (train, eval, or eval_NAME of several held-out sets); loss;
+    grad_norm; learning_rate; rewards/auc (of an evaluation: the area under the ROC curve); rewards/… (β·log-ratio) and logps/…
+    (nats a reply), means over the rows; kl (as logged); kl_mean (nats, of a micro-batch); loss_mean (of a micro-batch);
+    micro_batches of worker 0 and rows behind the point; num_input_tokens_seen (all workers, since the start). `attrs`: logging_steps,
+    logging_steps_from (argument, config, log), runs, resumed_from, "rows of" (worker 0, all workers), written_by (llamafactory, trl,
+    ""), digits (4 where transformers 5 printed), notes (what is assumed or does not fit). KitError where nothing says which steps
+    the lines are of.
     """
     import pandas as pd
 
     launches = schedule.lines_of(logs.parse_file(source) if isinstance(source, str | Path) else source)
-    if not -len(launches) <= run < len(launches):
-        raise KitError(f"the log has no run {run}", f"0 to {len(launches) - 1}, or -1 for the last", "correct `run`")
     lines, facts = launches[run]
     plan, notes = schedule.from_facts(facts), []
     train = [line for line in lines if line["split"] == "train"]
@@ -56,7 +53,7 @@ def table(source, logging_steps: float | None = None, micro_batches: float | Non
     said = schedule.whole(facts, "gradient_accumulation_steps")
     trl = by == "trl" or (not by and any(line["trl"] or (line["no_logits"] and not said) for line in lines))
     if train and not by and not trl:
-        unit = "is taken for LLaMA-Factory's sum" if said or micro_batches else "may be a sum or a mean"
+        unit = "is taken for LLaMA-Factory's sum" if said else "may be a sum or a mean"
         notes.append(f"the log names neither LLaMA-Factory nor TRL: kl {unit}")
     workers = schedule.whole(facts, "metrics_of_workers") or (plan.world if trl else 1)
     values = [line[key] for line in train for key in LOGGED if math.isfinite(line[key])]
@@ -65,13 +62,10 @@ def table(source, logging_steps: float | None = None, micro_batches: float | Non
     corrected = digits == 4 or version >= [4, 54]  # the trainer divides a short group by its own size
     for line in train:
         before = schedule.window_start(line["step"], every, facts)
-        count = micro_batches or plan.micro_batches(line["step"]) - plan.micro_batches(before)
+        count = plan.micro_batches(line["step"]) - plan.micro_batches(before)
         rows = workers * (plan.rows(line["step"]) - plan.rows(before))
-        known = said or micro_batches
-        line.update(micro_batches=count, rows=rows, loss_mean=line["loss"])
-        if not known:  # no claim where nothing is said
-            line.update(micro_batches=math.nan, rows=math.nan)
-        if known and not corrected:
+        line.update(micro_batches=count if said else math.nan, rows=rows if said else math.nan, loss_mean=line["loss"])
+        if said and not corrected:
             line["loss_mean"] = line["loss"] * (line["step"] - before) * plan.accumulation / count
     schedule.place_evaluations(lines, facts, plan, workers)
 
@@ -132,13 +126,8 @@ def band(frame, span: int = 9):
 
 def write_jsonl(frame, path: Path) -> Path:
     """One JSON record a window, atomically; a missing number is null, an infinite one the string "inf" or "-inf"."""
-    def plain(value):
-        if isinstance(value, float) and not math.isfinite(value):
-            return None if math.isnan(value) else str(value)
-        return value
-
-    records = ({key: plain(value) for key, value in row.items()} for row in frame.to_dict("records"))
-    return files.write(Path(path), "".join(json.dumps(record) + "\n" for record in records))
+    plain = frame.astype(object).where(frame.notna(), None).replace({math.inf: "inf", -math.inf: "-inf"})
+    return files.write(Path(path), "".join(json.dumps(record) + "\n" for record in plain.to_dict("records")))
 
 
 def read_jsonl(path: Path):
@@ -170,25 +159,24 @@ def reconcile(frame, trainer_state: Path):
         history, last = state["log_history"], state["global_step"]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise KitError(f"cannot read {trainer_state}: {error!r}", "a checkpoint's trainer_state.json") from None
-    short = frame.attrs.get("digits") == 4
-    recorded, parsed = {}, {}
+    short, rows = frame.attrs.get("digits") == 4, []
     for record in history:
-        step, line = record["step"], schedule.line_of("metrics" if "loss" in record else "eval", record, {})
         window = any(key == "loss" or key.startswith("eval_") for key in record)  # not the record of the whole training
-        if window and step > frame.attrs.get("resumed_from", 0):
-            for key in ("epoch", *LOGGED):
-                exact = round(line[key], 2) if key == "epoch" else line[key]
-                recorded[step, line["split"], key] = float(f"{line[key]:.4g}") if short else exact
-    for row in frame[frame["step"] <= last].to_dict("records"):
-        parsed.update({(row["step"], row["split"], key): row[key] for key in ("epoch", *LOGGED)})
-    differences, compared = [], 0
-    for where in sorted(parsed.keys() | recorded.keys()):
-        here, there = parsed.get(where, math.nan), recorded.get(where, math.nan)
-        compared += not (math.isnan(here) and math.isnan(there))
-        if here != there and not (math.isnan(here) and math.isnan(there)):
-            differences.append((*where, here, there, here - there))
-    result = pd.DataFrame(differences, columns=["step", "split", "key", "parsed", "recorded", "difference"])
-    result.attrs["compared"] = compared
+        if window and record["step"] > frame.attrs.get("resumed_from", 0):
+            line = schedule.line_of("metrics" if "loss" in record else "eval", record, {})
+            rows.append(line | {"step": record["step"], "epoch": line["epoch"] if short else round(line["epoch"], 2)})
+
+    def values(table):
+        """One value a step, split and key; of two evaluations at one step the later."""
+        table = table.drop_duplicates(["step", "split"], keep="last")
+        return table.melt(["step", "split"], ["epoch", *LOGGED], "key").dropna().set_index(["step", "split", "key"])["value"]
+
+    recorded = values(pd.DataFrame(rows, columns=COLUMNS)).astype(float)
+    recorded = recorded.map(lambda value: float(f"{value:.4g}")) if short else recorded
+    both = pd.concat({"parsed": values(frame[frame["step"] <= last]), "recorded": recorded}, axis=1).sort_index()
+    result = both[both["parsed"] != both["recorded"]].reset_index()
+    result["difference"] = result["parsed"] - result["recorded"]
+    result.attrs["compared"] = len(both)
     return result
 
 
@@ -203,27 +191,24 @@ def summary(frame) -> str:
     for key, name, digits in (("loss_mean", "loss", 4), ("rewards/chosen", "chosen reward", 3),
                               ("rewards/rejected", "rejected reward", 3), ("rewards/margins", "margin", 3),
                               ("kl_mean", "KL of a micro-batch", 3)):
-        words.append(f"  {name}: {_say(first_mean[key], digits)} → {_say(last_mean[key], digits)}")
-    words.append(_verdict(train, some))
+        words.append(f"  {name}: {first_mean[key]:.{digits}f} → {last_mean[key]:.{digits}f}")
+    mean, error = last_margin(train, some)
+    if error != error:
+        words.append("  too few windows to judge the margin")
+    elif abs(mean) > 2 * error:
+        words.append(f"  {'accepted' if mean > 0 else 'rejected'} rows are preferred: the last margins are {mean:.3f} ± {error:.3f}")
+    else:
+        words.append(f"  the last margins, {mean:.3f} ± {error:.3f}, are within chance of these few rows: held-out rows can tell")
     for split, rows in frame[(frame["split"] != "train") & frame["loss"].notna()].groupby("split", sort=False):
         row, name = rows.iloc[-1], "held out" if split == "eval" else f"held out ({split.removeprefix('eval_')})"
         area = f", accuracy (area) {row['rewards/auc']:.3f}" if row["rewards/auc"] == row["rewards/auc"] else ""
-        words.append(f"  {name}, step {row['step']}: loss {row['loss']:.4f}, margin {_say(row['rewards/margins'], 3)}{area}")
-    return "\n".join([*words, *(f"  note: {note}" for note in frame.attrs.get("notes", []))])
+        words.append(f"  {name}, step {row['step']}: loss {row['loss']:.4f}, margin {row['rewards/margins']:.3f}{area}")
+    words += [f"  note: {note}" for note in frame.attrs.get("notes", [])]
+    return "\n".join(words).replace(" nan", " none logged")
 
 
-def _say(value: float, digits: int) -> str:
-    return "none logged" if math.isnan(value) else f"{value:.{digits}f}"
-
-
-def _verdict(train, some: int) -> str:
-    """Whether the last margins stand clear of chance, judged by the noise of the windows."""
-    margins = train["rewards/margins"].tail(some).dropna()
+def last_margin(train, windows: int) -> tuple[float, float]:
+    """Mean of the last `windows` margins and its standard error; NaN where the windows are too few to tell."""
+    margins = train["rewards/margins"].dropna().tail(windows)
     errors = band(train)["rewards/margins"].reindex(margins.index).dropna()
-    if margins.empty or errors.empty:
-        return "  too few windows to judge the margin"
-    mean, error = margins.mean(), float((errors**2).sum() ** 0.5 / len(errors))
-    if abs(mean) > 2 * error:
-        preferred = "accepted" if mean > 0 else "rejected"
-        return f"  {preferred} rows are preferred: the last margins are {mean:.3f} ± {error:.3f}"
-    return f"  the last margins, {mean:.3f} ± {error:.3f}, are within chance of these few rows: held-out rows can tell"
+    return margins.mean(), float((errors**2).sum() ** 0.5 / len(errors)) if len(errors) else math.nan
