@@ -1,16 +1,31 @@
-"""From a template in train-configs/ and a reader's overrides to the one resolved config.yaml that is launched."""
+"""From a template in train-configs/ and a reader's overrides to the one config.yaml that is launched, and what is wrong with it.
 
+`python -m helpers.config` reads a config on stdin and prints what LLaMA-Factory's own parser finds wrong with it, as JSON.
+"""
+
+import dataclasses
 import json
 import os
+import re
 import subprocess
 import sys
+import typing
 from pathlib import Path
 
 from . import export, files, own_yaml, secrets
-from .errors import KitError
+from .errors import KitError, closest
 from .own_yaml import TEMPLATES
 from .profiles import ROOT
 from .runs import Run, refuse_if_trained
+
+RAY_TYPES = {
+    "ray_run_name": str | None,
+    "ray_storage_path": str,
+    "ray_storage_filesystem": typing.Literal["s3", "gs", "gcs"] | None,
+    "resources_per_worker": dict | str,
+    "placement_strategy": typing.Literal["SPREAD", "PACK", "STRICT_SPREAD", "STRICT_PACK"],
+}
+"""Keys that LLaMA-Factory 0.9.5 no longer knows, with their types; helpers.trainer takes them itself."""
 
 
 def template(name: str) -> dict:
@@ -26,26 +41,29 @@ def available() -> list[str]:
 def resolve(run: Run, train_config: str = "", **overrides) -> dict:
     """The configuration of `run`: the run's facts, then the template, then the profile's overrides, then `overrides`.
 
-    Overrides bear LLaMA-Factory's names; one that is None is left to the template. What 01 and 02 recorded in run.json (model,
-    dataset) is filled in. In a YAML of the reader's own the run's facts win (own_yaml.taken). Nothing is written: see `write`.
+    Overrides bear LLaMA-Factory's names; one that is None is left to the template. In a YAML of the reader's own the run's facts
+    win (own_yaml.taken). Nothing is written: see `write`.
     """
+    profile, address = run.profile, run.profile.ray_address
     config, _ = template_in_run(run, train_config)
-    ray, address = config.get("ray_init_kwargs") or {}, run.profile.ray_address
+    ray = config.get("ray_init_kwargs") or {}
     if address != "local" and ray.get("address", "local") == "local":  # the profile says which cluster, not the template
         config["ray_init_kwargs"] = {key: value for key, value in ray.items() if key == "runtime_env"} | {"address": address}
-    config |= run.profile.overrides | {key: value for key, value in overrides.items() if value is not None}
+    config |= profile.overrides | {key: value for key, value in overrides.items() if value is not None}
     own_yaml.refuse_unfinished(config)
     if isinstance(config.get("deepspeed"), str):  # the file's content goes along: every node has it
-        config["deepspeed"] = own_yaml.deepspeed(config["deepspeed"], own_yaml.path_of(train_config or run.profile.train_config))
-    if run.profile.worker_packages and address != "local":
-        config["ray_init_kwargs"] = with_packages(config.get("ray_init_kwargs") or {}, run.profile.worker_packages)
+        config["deepspeed"] = own_yaml.deepspeed(config["deepspeed"], own_yaml.path_of(train_config or profile.train_config))
+    if profile.worker_packages and address != "local":
+        config["ray_init_kwargs"] = with_packages(config.get("ray_init_kwargs") or {}, profile.worker_packages)
     if config.get("adapter_name_or_path") and not config.get("create_new_adapter"):
         raise KitError(
             "adapter_name_or_path without create_new_adapter trains that adapter further against the bare base: another objective",
             "a new adapter on top of it, whose reference is the base with that adapter; or a merged model",
             "set create_new_adapter: true (`start_from` does), or give the merged model as model_name_or_path",
         )
-    return evaluated(config, run.record())
+    if config.get("eval_steps"):
+        add_evaluation(config, run.record()["dataset"].get("heldout_name"))
+    return config
 
 
 def template_in_run(run: Run, train_config: str = "") -> tuple[dict, list[str]]:
@@ -53,11 +71,8 @@ def template_in_run(run: Run, train_config: str = "") -> tuple[dict, list[str]]:
     record = run.record()
     for key, made_by in (("model", "01_setup"), ("dataset", "02_data")):
         if key not in record:
-            raise KitError(
-                f"the run {run.name!r} has no {key} yet",
-                f"what {made_by} records in run.json",
-                f"run {made_by} with the same run_name",
-            )
+            raise KitError(f"the run {run.name!r} has no {key} yet", f"what {made_by} records in run.json",
+                           f"run {made_by} with the same run_name")
     facts = {
         "model_name_or_path": record["model"]["path"],
         "template": record["model"]["template"],
@@ -67,10 +82,31 @@ def template_in_run(run: Run, train_config: str = "") -> tuple[dict, list[str]]:
         "ray_run_name": run.name,
         "ray_storage_path": str(run.storage),
     }
-    name = train_config or run.profile.train_config
-    if own_yaml.is_own(name):
-        return own_yaml.taken(template(name), facts | {"eval_dataset": record["dataset"].get("heldout_name")}, run.profile)
-    return facts | template(name), []
+    path = own_yaml.path_of(train_config or run.profile.train_config)
+    if path.parent != TEMPLATES:
+        return own_yaml.taken(files.read_yaml(path), facts, record["dataset"].get("heldout_name"), run.profile)
+    return facts | files.read_yaml(path), []
+
+
+def with_packages(kwargs: dict, requirements: str) -> dict:
+    """`ray_init_kwargs` by which the workers get the lines of a requirements file; a `pip` or `uv` of its own stands."""
+    environment = kwargs.get("runtime_env") or {}
+    if {"pip", "uv", "conda", "container", "image_uri"} & environment.keys():
+        return kwargs
+    lines = [line for line in (ROOT / requirements).read_text().splitlines() if line and not line.startswith("#")]
+    return kwargs | {"runtime_env": environment | {"pip": lines}}
+
+
+def add_evaluation(config: dict, heldout: str | None) -> None:
+    """Add what LLaMA-Factory wants besides `eval_steps`: the rows (those that 02 held out), in batches as in training."""
+    config.setdefault("eval_strategy", "steps")
+    config.setdefault("per_device_eval_batch_size", config.get("per_device_train_batch_size", 1))
+    if not config.get("eval_dataset") and not config.get("val_size"):
+        if not heldout:
+            raise KitError(f"eval_steps is {config['eval_steps']}, but nothing was held out of the data",
+                           "rows that training never sees",
+                           "run 02_data with `heldout` above 0 under a new run_name, or take eval_steps away")
+        config["eval_dataset"] = heldout
 
 
 def accelerated(config: dict, asked, shape: dict | None = None) -> tuple[bool, str]:
@@ -83,9 +119,9 @@ def accelerated(config: dict, asked, shape: dict | None = None) -> tuple[bool, s
     asked = str(asked).lower()
     if asked not in ("auto", "true", "false"):
         raise KitError(f"accelerated is {asked!r}", "auto, true or false", "correct `accelerated`")
-    proved, why = supports(config, shape)
     if asked == "false":
         return False, "trained by LLaMA-Factory's own trainer, as `accelerated: false` asks"
+    proved, why = supports(config, shape)
     if not proved and asked == "auto":
         return False, f"trained by LLaMA-Factory's own trainer: {why}"
     doubts = "" if proved else f" It is not proved for this: {why}."
@@ -93,79 +129,12 @@ def accelerated(config: dict, asked, shape: dict | None = None) -> tuple[bool, s
                   f"-p accelerated=false takes LLaMA-Factory's own.{doubts}")
 
 
-def with_packages(kwargs: dict, requirements: str) -> dict:
-    """`ray_init_kwargs` by which the workers get the lines of a requirements file; a `pip` or `uv` of its own stands."""
-    environment = kwargs.get("runtime_env") or {}
-    if {"pip", "uv", "conda", "container", "image_uri"} & environment.keys():
-        return kwargs
-    try:
-        lines = [line for line in (ROOT / requirements).read_text().splitlines() if line and not line.startswith("#")]
-    except OSError as error:
-        raise KitError(f"cannot read worker_packages: {error}", "a requirements file", "correct the profile") from None
-    return {**kwargs, "runtime_env": {**environment, "pip": lines}}
-
-
-def evaluated(config: dict, record: dict) -> dict:
-    """`config`, with what LLaMA-Factory wants besides `eval_steps`: on which rows (those that 02 held out), in batches as in training.
-
-    Untouched without `eval_steps`; what the config says itself stands. KitError if there are no rows to evaluate.
-    """
-    if not config.get("eval_steps"):
-        return config
-    ours = {"eval_strategy": "steps", "per_device_eval_batch_size": config.get("per_device_train_batch_size", 1)}
-    if not config.get("eval_dataset") and not config.get("val_size"):
-        if not record["dataset"].get("heldout_name"):
-            raise KitError(
-                f"eval_steps is {config['eval_steps']}, but nothing was held out of the data",
-                "rows that training never sees",
-                "run 02_data with `heldout` above 0 under a new run_name, or take eval_steps away",
-            )
-        ours["eval_dataset"] = record["dataset"]["heldout_name"]
-    return {**config, **{key: value for key, value in ours.items() if key not in config}}
-
-
-def write(run: Run, config: dict) -> Path:
-    """Check `config`, then write it as the run's config.yaml (whole or not at all). KitError lists all that is wrong."""
-    refuse_if_trained(run)
-    for finding in export.unservable(config):
-        if finding.status == "FAIL":
-            raise KitError(finding.found, "a model that can be evaluated and exported as it was trained", finding.remedy)
-    secrets.refuse(config, "the config holds")
-    if config.get("loss", "kto") != "kto" and not accelerated(config, run.record().get("accelerated", False))[0]:
-        raise KitError(f"loss: {config['loss']} is not in LLaMA-Factory's own trainer", "kto, or the project's faster trainer",
-                       "set accelerated = \"auto\" (LoRA and QLoRA), or take `loss` away")
-    beside = run.folder / ".config.partial.yaml"
-    files.write(beside, files.dump_yaml(config))
-    try:
-        check(beside)
-        os.replace(beside, run.config_file)
-    finally:
-        beside.unlink(missing_ok=True)
-    return run.config_file
-
-
-def check(path: Path) -> None:
-    """LLaMA-Factory's own parser as the judge (helpers.judge). KitError names every wrong key and the closest valid one."""
-    files.read_yaml(path)
-    judged = subprocess.run([sys.executable, "-m", "helpers.judge", path.resolve()], capture_output=True, text=True, cwd=ROOT,
-                            env={**os.environ, "LLAMAFACTORY_VERBOSITY": "ERROR", "USE_RAY": "1"})
-    if judged.returncode:
-        raise KitError(f"the config could not be judged: {(judged.stderr.strip().splitlines() or [''])[-1]}",
-                       "LLaMA-Factory that can be imported", "run `make install`")
-    if found := json.loads(judged.stdout)[0]:
-        lines = [f["found"] + (f"; expected: {f['expected']}" if f["expected"] else "") for f in found]
-        heading = f"the config has {f'{len(lines)} errors' if len(lines) > 1 else 'an error'}:"
-        raise KitError("\n  - ".join([heading, *lines]), "", "correct these keys (in 03's parameters, or the template)")
-
-
 def traps(config: dict, record: dict) -> list[str]:
     """What LLaMA-Factory accepts and KTO suffers from, a sentence each with its remedy. Empty: nothing to say."""
     found = []
     if config.get("per_device_train_batch_size", 1) == 1 and config.get("loss", "kto") == "kto":
-        found.append(
-            "per_device_train_batch_size is 1: the reference point is estimated from a single mismatched pair a "
-            "step, very noisily; 4 or more where memory allows"
-        )
+        found.append("per_device_train_batch_size is 1: the reference point is estimated from a single mismatched pair a "
+                     "step, very noisily; 4 or more where memory allows")
     if "report_to" not in config:
         found.append("report_to is missing: every tracker installed would be tried; write `report_to: none`")
     rows, cut = record.get("dataset", {}).get("rows", 0), config.get("max_samples")
@@ -174,3 +143,102 @@ def traps(config: dict, record: dict) -> list[str]:
     if not Path(config["output_dir"]).is_absolute():
         found.append("output_dir is relative: Ray Train changes the worker's folder, and it is lost with the node")
     return found
+
+
+def write(run: Run, config: dict) -> Path:
+    """Check `config`, then write it as the run's config.yaml. KitError lists all that is wrong."""
+    refuse_if_trained(run)
+    for finding in export.unservable(config):
+        if finding.status == "FAIL":
+            raise KitError(finding.found, "a model that can be evaluated and exported as it was trained", finding.remedy)
+    secrets.refuse(config, "the config holds")
+    if config.get("loss", "kto") != "kto" and not accelerated(config, run.record().get("accelerated", False))[0]:
+        raise KitError(f"loss: {config['loss']} is not in LLaMA-Factory's own trainer", "kto, or the project's faster trainer",
+                       "set accelerated = \"auto\" (LoRA and QLoRA), or take `loss` away")
+    check(config)
+    return files.write(run.config_file, files.dump_yaml(config))
+
+
+def check(config: dict) -> None:
+    """Ask LLaMA-Factory's own parser (`findings`). KitError names every wrong key and the closest valid one.
+
+    In a process of its own, because importing the parser takes 9 s, prints, and sets up logging.
+    """
+    judged = subprocess.run([sys.executable, "-m", "helpers.config"], input=files.dump_yaml(config), capture_output=True, text=True,
+                            cwd=ROOT, env={**os.environ, "LLAMAFACTORY_VERBOSITY": "ERROR", "USE_RAY": "1"})
+    if judged.returncode:
+        raise KitError(f"the config could not be judged: {judged.stderr.strip()[-200:]}",
+                       "LLaMA-Factory that can be imported", "run `make install`")
+    if found := json.loads(judged.stdout.splitlines()[-1]):
+        heading = f"the config has {f'{len(found)} errors' if len(found) > 1 else 'an error'}:"
+        raise KitError("\n  - ".join([heading, *found]), "", "correct these keys (in 03's parameters, or the template)")
+
+
+def findings(config: dict) -> list[str]:
+    """Every unknown key and ill-typed value, then, if there are none, what LLaMA-Factory's own parser objects to."""
+    from llamafactory.hparams import parser
+
+    from kto_accelerator.enable import LOSSES
+
+    theirs = {}  # name -> annotated type of every field that LLaMA-Factory's argument classes accept
+    for cls in parser._TRAIN_ARGS:
+        hints = typing.get_type_hints(cls)
+        theirs |= {field.name: hints[field.name] for field in dataclasses.fields(cls) if field.init}
+    types = {"loss": typing.Literal[LOSSES]} | RAY_TYPES | theirs
+    found = [f"LLaMA-Factory knows no key {key!r}{closest(key, types)}" for key in config if key not in types]
+    found += [line for key, value in config.items() if key in types and (line := ill_typed(key, value, types[key]))]
+    return found or unknown_metric(config) or objections({key: value for key, value in config.items() if key in theirs}, parser)
+
+
+def ill_typed(key: str, value, hint) -> str:
+    """What is said if `value` is not of the field's type. Strict: LLaMA-Factory converts nothing that comes from YAML."""
+    from pydantic import ConfigDict, TypeAdapter, ValidationError
+
+    expected = getattr(hint, "__name__", None) or str(hint).replace("typing.", "")
+    if isinstance(value, str) and set(typing.get_args(hint) or [hint]) <= {float, int, bool, type(None)}:
+        number = re.fullmatch(r"([+-]?\d+)(\.\d*)?([eE][+-]?\d+)", value)
+        says = f" (in quotes; write {number[1]}{number[2] or '.0'}{number[3]})" if number else ""
+        return f"{key}: {value!r} is text{says}; expected: {expected}"
+    try:
+        TypeAdapter(hint, config=ConfigDict(arbitrary_types_allowed=True)).validate_python(value)
+    except ValidationError as error:
+        return f"{key}: {value!r}: {error.errors()[0]['msg']}; expected: {expected}"
+    except Exception:  # a type that pydantic cannot describe is left to LLaMA-Factory
+        pass
+    return ""
+
+
+def unknown_metric(config: dict) -> list[str]:
+    """The metric that decides on the best model, or on the learning rate, where a KTO evaluation does not return it: the training
+    would end at its first evaluation."""
+    if not (config.get("load_best_model_at_end") or config.get("lr_scheduler_type") == "reduce_lr_on_plateau"):
+        return []
+    sets = config.get("eval_dataset") or []
+    sets = [name.strip() for name in sets.split(",")] if isinstance(sets, str) else sets
+    returned = [f"{name}_loss" for name in sets] if config.get("eval_on_each_dataset") and sets else ["loss"]
+    returned += [f"rewards/{which}" for which in ("margins", "auc", "chosen", "rejected")]
+    metric = str(config.get("metric_for_best_model") or "loss").removeprefix("eval_")
+    return [] if metric in returned else [
+        f"metric_for_best_model: {metric} is not what a KTO evaluation returns; expected: {' or '.join(returned)}"]
+
+
+def objections(config: dict, parser) -> list[str]:
+    """What LLaMA-Factory's parser itself says to the whole config. A config for GPUs can be judged on a machine without one: the
+    questions that the parser puts to the hardware are answered with yes."""
+    import transformers.training_args as training_args
+
+    for module in (training_args, parser):
+        for question in ("is_torch_bf16_gpu_available", "is_torch_tf32_available"):
+            if hasattr(module, question):
+                setattr(module, question, lambda: True)
+    if config.get("deepspeed"):  # accepted only in a distributed process: be one, of one
+        os.environ |= {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0"}
+    try:
+        parser.get_train_args(dict(config))
+    except Exception as error:  # its own words, whatever the kind
+        return [f"LLaMA-Factory says: {error}"]
+    return []
+
+
+if __name__ == "__main__":
+    print("\n" + json.dumps(findings(files.parse_yaml(sys.stdin.read()))))

@@ -7,22 +7,18 @@ from .secrets import mask
 
 
 class Finding(NamedTuple):
-    """Something worth telling that ends nothing: one line of the doctor, the watchdog, a check before a resume.
+    """Something worth telling that ends nothing: one line of the doctor, the watchdog, a check before a resume."""
 
-    `status`: OK, WARN (look at it) or FAIL (it cannot go well); `found`: what is seen; `remedy`: what to do; `why`: the likely cause,
-    or what it leads to; `kind`: its short name for programs; `step`: where in the training it was first seen.
-    """
-
-    status: str
+    status: str  # OK, WARN (look at it) or FAIL (it cannot go well)
     found: str
     remedy: str = ""
-    why: str = ""
-    kind: str = ""
-    step: int | None = None
+    why: str = ""  # the likely cause, or what it leads to
+    kind: str = ""  # its short name for programs
+    step: int | None = None  # where in the training it was first seen
 
     def __str__(self) -> str:
-        return (f"[{self.status}]{' ' * (5 - len(self.status))}{self.found}" + (f"\n       why: {self.why}" if self.why else "")
-                + (f"\n       fix: {self.remedy}" if self.remedy else ""))
+        parts = (("why", self.why), ("fix", self.remedy))
+        return f"[{self.status}]".ljust(7) + self.found + "".join(f"\n       {name}: {text}" for name, text in parts if text)
 
 
 class KitError(Exception):
@@ -30,11 +26,11 @@ class KitError(Exception):
 
     def __init__(self, found: str, expected: str = "", remedy: str = ""):
         self.found, self.expected, self.remedy = found, expected, remedy
-        lines = [found, f"  expected: {expected}" if expected else "", f"  fix:      {remedy}" if remedy else ""]
-        super().__init__(mask("\n".join(line for line in lines if line)))
+        parts = (("expected: ", expected), ("fix:      ", remedy))
+        super().__init__(mask(found + "".join(f"\n  {name}{text}" for name, text in parts if text)))
 
     def _render_traceback_(self) -> list[str]:
-        """IPython asks an exception for its own rendering: in a notebook the message alone is shown, without frames."""
+        """What IPython shows instead of a traceback."""
         return [f"{type(self).__name__}: {self}"]
 
 

@@ -6,7 +6,6 @@ import json
 import os
 import re
 import shutil
-import tempfile
 from pathlib import Path
 
 import yaml
@@ -18,11 +17,11 @@ BUCKETS = ("s3", "gs", "gcs")
 
 
 class Loader(yaml.SafeLoader):
-    """PyYAML's safe loader, for which 5e-06 is a number as it is for JSON and for people (YAML 1.1 wants 5.0e-06)."""
+    """For it 5e-06 is a number, as for JSON and for people (YAML 1.1 wants 5.0e-06)."""
 
 
 class Dumper(yaml.SafeDumper):
-    """The same for writing: the text "5e-06" is quoted, so that it stays a text."""
+    """It quotes the text "5e-06", so that it stays a text."""
 
 
 for side in (Loader, Dumper):
@@ -42,10 +41,7 @@ def read_yaml(path: Path) -> dict:
     except (OSError, UnicodeDecodeError) as error:
         raise KitError(f"cannot read {path}: {error}", "a YAML file", "correct the path") from None
     except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        where = f", line {mark.line + 1}, column {mark.column + 1}" if mark else ""
-        raise KitError(f"{path.name} is malformed YAML{where}: {getattr(error, 'problem', error)}",
-                       "key: value lines", f"correct {path}") from None
+        raise KitError(f"{path.name} is malformed YAML: {error}", "key: value lines", f"correct {path}") from None
     if not isinstance(content, dict):
         raise KitError(f"{path.name} holds a {type(content).__name__}", "key: value lines", f"correct {path}")
     return content
@@ -63,19 +59,17 @@ def read_json(path: Path):
 
 def write(path: Path, text: str) -> Path:
     """Write atomically: `path` holds the old text or the new, never half of one. Secrets are masked. KitError on a full disk."""
-    beside = None
+    beside = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, beside = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".partial")
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
+        with open(beside, "w", encoding="utf-8") as file:
             file.write(mask(text))
             file.flush()
             os.fsync(file.fileno())
-        os.chmod(beside, 0o644)
         os.replace(beside, path)
     except OSError as error:
-        if beside:
-            Path(beside).unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            beside.unlink()
         raise _unwritable(path, error) from error
     return path
 
@@ -110,9 +104,9 @@ def open_folder(where) -> tuple:
     import fsspec
     from fsspec.implementations.arrow import ArrowFSWrapper
 
-    scheme, separator, rest = str(where).partition("://")
-    if separator and scheme in BUCKETS:
-        disk, folder = ArrowFSWrapper(bucket_filesystem(scheme)), rest.rstrip("/")
+    scheme, _, folder = str(where).rpartition("://")
+    if scheme in BUCKETS:
+        disk, folder = ArrowFSWrapper(bucket_filesystem(scheme)), folder.rstrip("/")
         try:
             if disk.isdir(folder):
                 return disk, f"{scheme}://", folder
@@ -121,16 +115,15 @@ def open_folder(where) -> tuple:
             found = str(error)
         raise KitError(f"cannot list {where}: {found}", "a bucket or folder that these credentials may list",
                        "correct the path, or set AWS_PROFILE, AWS_REGION or AWS_ENDPOINT_URL")
-    if separator and scheme != "file":
-        raise KitError(f"{where} is no place that can be looked into", f"a folder, or {', '.join(BUCKETS)}://…")
-    path = Path(rest if separator else where).expanduser().resolve()
-    if not path.is_dir():
-        raise KitError(f"there is no folder {where}", "a run's folder, a trial or a checkpoint", "correct the path")
+    path = Path(folder).expanduser().resolve()
+    if scheme not in ("", "file") or not path.is_dir():
+        raise KitError(f"there is no folder {where}", f"a run's folder, a trial or a checkpoint, on disk or {', '.join(BUCKETS)}://…",
+                       "correct the path")
     return fsspec.filesystem("file"), "", str(path)
 
 
 def bucket_filesystem(scheme: str):
-    """pyarrow's file system for `s3`, `gs` or `gcs`, made as LLaMA-Factory makes it, at another endpoint if one is set.
+    """pyarrow's file system for `s3`, `gs` or `gcs`, as LLaMA-Factory makes it, at the environment's S3 endpoint.
 
     The endpoint is passed on here because pyarrow 23's constructors ignore it (https://github.com/apache/arrow/issues/49643).
     """
@@ -139,10 +132,7 @@ def bucket_filesystem(scheme: str):
     if scheme == "s3":
         endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
         return fs.S3FileSystem(endpoint_override=endpoint or None)
-    endpoint = os.environ.get("STORAGE_EMULATOR_HOST", "")
-    protocol, _, host = endpoint.rpartition("://")
-    return fs.GcsFileSystem(anonymous=True, scheme=protocol or "http", endpoint_override=host) if endpoint else \
-        fs.GcsFileSystem()
+    return fs.GcsFileSystem()
 
 
 def from_hub(name: str, file: str = "config.json") -> tuple[int, str]:
@@ -164,12 +154,10 @@ def hub_or_cache(name: str, file: str = "config.json"):
     from huggingface_hub import constants, utils
 
     before = constants.HF_HUB_OFFLINE, os.environ.get("HF_HUB_OFFLINE", "0")
-    if os.path.isdir(name) or from_hub(name, file)[0]:
-        yield
-        return
-    try:
+    if not os.path.isdir(name) and not from_hub(name, file)[0]:
         constants.HF_HUB_OFFLINE, os.environ["HF_HUB_OFFLINE"] = True, "1"  # the latter for processes started in between
         getattr(utils, "reset_sessions", getattr(utils, "close_session", lambda: None))()  # of huggingface_hub 0 and 1
+    try:
         yield
     finally:
         constants.HF_HUB_OFFLINE, os.environ["HF_HUB_OFFLINE"] = before

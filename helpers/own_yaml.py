@@ -1,22 +1,20 @@
 """A reader's own LLaMA-Factory YAML as `train_config`: what the run overrules in it, what it leaves open, and placeholders."""
 
+import json
 import re
 from pathlib import Path
 
 from . import files
 from .errors import KitError
-from .profiles import ROOT
+from .profiles import ROOT, Profile
 
 TEMPLATES = ROOT / "train-configs"
-RUNS_OWN = ("model_name_or_path", "template", "dataset", "dataset_dir", "output_dir", "eval_dataset", "ray_run_name",
-           "ray_storage_path")
-"""Keys that come from the run, eval_dataset where there is one; a path with its `ray_storage_filesystem` stands: a bucket."""
 DEFAULTS = {"stage": "kto", "do_train": True, "finetuning_type": "lora", "report_to": "none", "overwrite_output_dir": True,
             "ray_num_workers": 1}
 CLUSTER = ("ray_num_workers", "resources_per_worker", "ray_init_kwargs", "placement_strategy", "ddp_timeout", "logging_steps",
            "save_steps")
 """Keys that, left out, are those of the profile's own template."""
-PLACEHOLDER = re.compile(r"<[A-Za-z][^<>|]*>|\$\{[^}]*\}")
+PLACEHOLDER = re.compile(r'<[A-Za-z][^<>|"]*>|\$\{[^}]*\}')
 MEANT = ("add_tokens", "add_special_tokens", "default_system")
 """Keys whose text may hold what looks like a placeholder."""
 
@@ -30,43 +28,43 @@ def path_of(name: str) -> Path:
                    + ", ".join(sorted(path.name for path in TEMPLATES.glob("*.yaml"))), "correct `train_config`")
 
 
-def is_own(name: str) -> bool:
-    """Whether `train_config` is a file of the reader's, not one of ours."""
-    return path_of(name).parent != TEMPLATES
-
-
-def taken(config: dict, runs: dict, profile) -> tuple[dict, list[str]]:
+def taken(config: dict, facts: dict, heldout: str | None, profile: Profile) -> tuple[dict, list[str]]:
     """(the reader's `config` as it is trained in a run, a line for each key that was overruled or filled in).
 
-    `runs`: the keys that the run decides (RUNS_OWN), with their values. KitError where it trains anything but KTO.
+    `facts`: the keys that the run decides, with their values; `heldout`: its rows to evaluate on. KitError where it trains
+    anything but KTO.
     """
     if config.get("stage", "kto") != "kto":
         raise KitError(f"the config's stage is {config['stage']}", "stage: kto: feedback of single replies is what there is here",
                        "take a KTO config")
     usual = DEFAULTS | {key: value for key, value in files.read_yaml(path_of(profile.train_config)).items() if key in CLUSTER}
     filled = {key: value for key, value in usual.items() if key not in config}
-    theirs = {key for key in config if key in RUNS_OWN and not (key == "ray_storage_path" and config.get("ray_storage_filesystem"))}
-    ours = {key: value for key, value in runs.items() if key in theirs or key not in config and key != "eval_dataset"}
+    ours = dict(facts)
+    if "eval_dataset" in config:
+        ours["eval_dataset"] = heldout
+    if config.get("ray_storage_path") and config.get("ray_storage_filesystem"):  # a bucket, which stands
+        del ours["ray_storage_path"]
     if not profile.gpu:
         ours |= {key: False for key in ("bf16", "fp16", "pure_bf16") if config.get(key)}
     said = [f"{key}: {value} (yours: {config[key]})" for key, value in ours.items() if key in config and config[key] != value]
     said += [f"{key}: {value} (you left it out)" for key, value in filled.items()]
-    return {**filled, **config, **ours}, said
+    return filled | config | ours, said
 
 
 def deepspeed(name: str, config_file: Path) -> dict:
     """The content of a DeepSpeed file that a config names: beside that config or above it, or in train-configs/."""
     for folder in (*config_file.parents, TEMPLATES):
-        if (folder / Path(name).expanduser()).is_file():
-            return files.read_yaml(folder / Path(name).expanduser())
+        if (path := folder / Path(name).expanduser()).is_file():
+            return files.read_yaml(path)
     raise KitError(f"deepspeed: there is no file {name}", f"one beside {config_file.name}, or in train-configs/: "
                    + ", ".join(sorted(path.name for path in TEMPLATES.glob("*.json"))), "correct `deepspeed`")
 
 
 def refuse_unfinished(config: dict) -> None:
     """KitError for placeholders left in a config, and for a bucket as `ray_storage_path` without its filesystem key."""
-    found = [f"{path}: {text}" for path, text in texts(config) if PLACEHOLDER.search(text) and path.split(".")[0] not in MEANT
-             and not (".env_vars." in path and text.startswith("${"))]  # Ray itself fills those in
+    found = [f"{key}: {text}" for key, value in config.items() if key not in MEANT
+             for text in PLACEHOLDER.findall(json.dumps(value, default=str))
+             if not (key == "ray_init_kwargs" and text.startswith("$"))]  # Ray itself fills those in
     if found:
         raise KitError(f"the config has placeholders left in it: {'; '.join(found)}", "values", "fill them in, or take the keys out")
     path, filesystem = str(config.get("ray_storage_path") or ""), config.get("ray_storage_filesystem")
@@ -76,17 +74,3 @@ def refuse_unfinished(config: dict) -> None:
         raise KitError(f"ray_storage_path is {path} {says}: Ray would take it for a folder of that name",
                        "the filesystem by name, and the path without it",
                        f"ray_storage_filesystem: {filesystem or scheme} and ray_storage_path: {bucket}")
-
-
-def texts(content, path: str = ""):
-    """(where, text) of every text in a config, keys that look like placeholders among them."""
-    if isinstance(content, dict):
-        for key, value in content.items():
-            if PLACEHOLDER.search(str(key)):
-                yield path or str(key), str(key)
-            yield from texts(value, f"{path}.{key}" if path else str(key))
-    elif isinstance(content, list):
-        for value in content:
-            yield from texts(value, path)
-    elif isinstance(content, str):
-        yield path, content

@@ -3,7 +3,7 @@
 import os
 from pathlib import Path
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ValidationError
 
 from . import files, secrets
 from .errors import KitError, closest
@@ -12,36 +12,22 @@ ROOT = Path(__file__).resolve().parent.parent
 """The project's folder: relative paths in a profile are relative to it."""
 
 
-class Profile(BaseModel):
-    """One entry of profiles.yaml.
-
-    `storage`: default folder for runs; `train_config`: file in train-configs/; `model_name_or_path` and its chat
-    `template`, `dataset`: the defaults; `ray_address`: `local` starts an own Ray instance, `auto` or host:port joins one;
-    `gpu`: whether workers get GPUs; `overrides`: LLaMA-Factory keys; `worker_packages`: a requirements file that a cluster's
-    workers get from pip through Ray's runtime environment, on whichever node (empty: what their image has). Where one of the
-    environment variables `job_variables` is set this is a job on a cluster of its own: `job_storage` is its default, and
-    `workspace_storage`, another cluster's, is refused.
-    """
-
-    model_config = ConfigDict(extra="forbid")
+class Profile(BaseModel, extra="forbid"):
+    """One entry of profiles.yaml."""
 
     name: str
-    storage: str = ""
-    train_config: str
+    storage: str = ""  # default folder for runs
+    train_config: str  # file in train-configs/
     model_name_or_path: str
-    template: str
+    template: str  # the model's chat template
     dataset: str
-    ray_address: str = "auto"
-    gpu: bool = True
-    overrides: dict = {}
-    worker_packages: str = ""
-    job_variables: list[str] = []
-    job_storage: str = ""
-    workspace_storage: str = ""
-
-    @property
-    def in_job(self) -> bool:
-        return any(os.environ.get(name) for name in self.job_variables)
+    ray_address: str = "auto"  # `local` starts an own Ray instance; `auto` or host:port joins one
+    gpu: bool = True  # whether workers get GPUs
+    overrides: dict = {}  # LLaMA-Factory keys
+    worker_packages: str = ""  # requirements file, installed by Ray for a cluster's workers; empty: what their image has
+    job_variables: list[str] = []  # one of them set in the environment: this is a job, on a cluster of its own
+    job_storage: str = ""  # a job's default
+    workspace_storage: str = ""  # another cluster's, refused in a job
 
 
 def known() -> dict[str, dict]:
@@ -70,13 +56,13 @@ def storage_for(profile: Profile, storage: str = "") -> Path:
 
     A relative path is relative to the project's folder, so that notebooks and terminal agree.
     """
-    own = profile.job_storage if profile.in_job else profile.storage
-    chosen = storage or os.environ.get("KTO_STORAGE", "") or own
+    in_job = any(os.environ.get(name) for name in profile.job_variables)
+    chosen = storage or os.environ.get("KTO_STORAGE") or (profile.job_storage if in_job else profile.storage)
     if not chosen:
         raise KitError(f"the profile {profile.name!r} has no storage of its own",
                        "a folder that every node of the cluster sees", "set `storage`, or KTO_STORAGE in the environment")
     folder = (ROOT / Path(chosen).expanduser()).resolve()
-    if profile.in_job and profile.workspace_storage and folder.is_relative_to(profile.workspace_storage):
+    if in_job and profile.workspace_storage and folder.is_relative_to(profile.workspace_storage):
         raise KitError(f"this is a job, and {folder} belongs to the workspace's own cluster: the job's nodes see another, empty one",
                        f"storage that outlives clusters, such as {profile.job_storage}",
                        "set `storage` to a folder in /mnt/user_storage (yours) or /mnt/shared_storage (everyone's)")

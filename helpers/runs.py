@@ -14,7 +14,6 @@ from .errors import KitError
 from .profiles import Profile, load, storage_for
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
-
 LONGEST = 38
 """Characters of a temp folder's name, beyond which the paths of Ray's sockets in it exceed Linux' 107."""
 CACHES = {"XDG_CACHE_HOME": "", "HF_HOME": "huggingface", "MPLCONFIGDIR": "matplotlib", "TRITON_CACHE_DIR": "triton",
@@ -75,7 +74,9 @@ class Run:
         before = output.parent
         if not output.is_absolute() or output.name != self.output_dir.name or before == PurePosixPath(self.folder):
             return content
-        places = ((str(before), str(self.folder)), (str(before.parent), str(self.storage)))
+        here = str(self.storage)  # what is below it already was written since
+        places = {here: here, str(before): str(self.folder), str(before.parent): here}
+        start = re.compile(f"(^|(?<=,))({'|'.join(map(re.escape, places))})(?=[/,]|$)")  # adapters are a list in one text
 
         def moved(value):
             if isinstance(value, dict):
@@ -83,25 +84,13 @@ class Run:
                 return {key: moved(inner) for key, inner in value.items()} | renamed
             if isinstance(value, list):
                 return [moved(inner) for inner in value]
-            return ",".join(map(place, value.split(","))) if isinstance(value, str) else value  # adapters are a list in one text
-
-        def place(path: str) -> str:
-            if path == str(self.storage) or path.startswith(f"{self.storage}/"):  # written since
-                return path
-            for there, here in places:
-                if path == there or path.startswith(f"{there}/"):
-                    return here + path[len(there):]
-            return path
+            return start.sub(lambda found: places[found[2]], value) if isinstance(value, str) else value
 
         return moved(content)
 
     def show(self, path: Path | str) -> str:
         """`path` as it may appear in a notebook: relative to the storage's parent, so no machine's own path is kept."""
-        path = Path(path)
-        try:
-            return str(path.relative_to(self.storage.parent))
-        except ValueError:
-            return str(path)
+        return str(path).removeprefix(f"{self.storage.parent}/")
 
 
 def locate(profile: str, storage: str, run_name: str) -> Run:
@@ -118,11 +107,9 @@ def settle(storage: Path) -> list[str]:
     They are set in this process's environment: for us and for what we start.
     """
     said = []
-    home = Path(os.environ.get("HOME") or "/nonexistent")
-    if not (home.is_dir() and os.access(home, os.W_OK)) and not CACHES.keys() <= os.environ.keys():
-        cache = storage / ".cache"
-        why = "cannot be written" if home.is_dir() else "does not exist"
-        said.append(f"the home folder {home} {why}: caches go to {cache}")
+    home, cache = Path(os.environ.get("HOME") or "/nonexistent"), storage / ".cache"
+    if not os.access(home, os.W_OK) and not CACHES.keys() <= os.environ.keys():
+        said.append(f"the home folder {home} {'cannot be written' if home.is_dir() else 'does not exist'}: caches go to {cache}")
         with suppress(OSError):  # a storage that cannot be written is somebody else's finding
             cache.mkdir(parents=True, exist_ok=True)
         for name, folder in CACHES.items():
@@ -145,10 +132,6 @@ def start(profile: str, storage: str, run_name: str) -> Run:
     for line in settle(run.storage):
         print(line, file=sys.stderr)
     refuse_if_trained(run)
-    try:
-        run.folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise KitError(f"cannot make the folder {run.folder}: {error.strerror}", "a writable storage", "correct `storage`") from None
     run.note(run_name=run_name, profile=run.profile.name, created=run.record().get("created", now()))
     return run
 

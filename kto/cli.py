@@ -3,9 +3,7 @@
 import json
 import signal
 import sys
-import tempfile
 import time
-from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -151,11 +149,11 @@ def show_config(
         raise Usage(f"-p {bare[0]} has no value", f"-p {bare[0]}=VALUE", "correct -p")
     overrides = {key: files.parse_yaml(text) for key, text in (given.split("=", 1) for given in parameter)}
     target = folders.open_run(profile, storage, run_name)
-    text = files.dump_yaml(config.resolve(target, **overrides))
+    resolved = config.resolve(target, **overrides)
     if overrides.keys() - config.resolve(target).keys():  # not a template's: LLaMA-Factory is asked, which takes a while
-        with tempfile.TemporaryDirectory(prefix="kto-") as scratch, as_usage("correct -p"):
-            config.check(files.write(Path(scratch) / "config.yaml", text))
-    typer.echo(text, nl=False)
+        with as_usage("correct -p"):
+            config.check(resolved)
+    typer.echo(files.dump_yaml(resolved), nl=False)
 
 
 def main() -> None:

@@ -11,7 +11,7 @@ from dataclasses import replace
 import pytest
 import yaml
 
-from helpers import config, files, judge, profiles
+from helpers import config, files, profiles
 from helpers.errors import KitError
 from helpers.profiles import ROOT
 
@@ -77,7 +77,7 @@ def test_the_loss_without_kl_is_refused_by_name_with_the_stock_trainer(prepared)
 def test_the_loss_without_kl_is_accepted_with_our_trainer_and_another_is_named(prepared):
     prepared.note(accelerated=True)
     config.write(prepared, config.resolve(prepared, loss="apo_zero_unpaired"))
-    with pytest.raises(KitError, match="loss: 'bco'; expected: kto or apo_zero_unpaired"):
+    with pytest.raises(KitError, match="loss: 'bco': Input should be 'kto' or 'apo_zero_unpaired'"):
         config.write(prepared, config.resolve(prepared, loss="bco"))
 
 
@@ -86,12 +86,10 @@ def test_the_loss_without_kl_is_accepted_with_our_trainer_and_another_is_named(p
     ({"eval_dataset": "a,b", "eval_on_each_dataset": True}, "a_loss or b_loss"), ({"metric_for_best_model": "rewards/margins"}, ""),
     ({}, ""), ({"metric_for_best_model": "b_loss", "eval_dataset": "a,b", "eval_on_each_dataset": True}, "")])
 def test_a_best_model_by_a_metric_that_kto_does_not_return_is_named_before_the_first_evaluation(more, expected):
-    from helpers import judge
-
-    found = judge.unknown_metric({"load_best_model_at_end": True, **more})
-    assert bool(found) == bool(expected) and all(expected in one["expected"] for one in found)
-    assert judge.unknown_metric(more) == []
-    assert judge.unknown_metric({"lr_scheduler_type": "reduce_lr_on_plateau", **more}) == found
+    found = config.unknown_metric({"load_best_model_at_end": True, **more})
+    assert bool(found) == bool(expected) and all(f"expected: {expected}" in line for line in found)
+    assert config.unknown_metric(more) == []
+    assert config.unknown_metric({"lr_scheduler_type": "reduce_lr_on_plateau", **more}) == found
 
 
 @pytest.mark.slow
@@ -115,8 +113,8 @@ def test_every_template_in_the_folder_is_accepted_by_llamafactorys_parser_on_a_m
     for name in names:
         (tmp_path / name).write_text(yaml.safe_dump(config.resolve(prepared, name)))
     code = """import json, sys, yaml
-from helpers import judge
-print("\\n" + json.dumps({path: judge.findings(yaml.safe_load(open(path))) for path in sys.argv[1:]}))"""
+from helpers import config
+print("\\n" + json.dumps({path: config.findings(yaml.safe_load(open(path))) for path in sys.argv[1:]}))"""
     done = subprocess.run([sys.executable, "-c", code, *names], cwd=tmp_path, capture_output=True, text=True,
                           env={**os.environ, "USE_RAY": "1", "LLAMAFACTORY_VERBOSITY": "ERROR"})  # fmt: skip
     assert json.loads(done.stdout.splitlines()[-1]) == dict.fromkeys(names, []), done.stderr[-2000:]
@@ -156,11 +154,9 @@ def test_a_deepspeed_file_travels_inside_the_config_so_every_node_has_it(prepare
 
 
 @pytest.mark.slow
-def test_llamafactorys_own_objection_is_passed_on(prepared, tmp_path):
-    path = tmp_path / "t.yaml"
-    path.write_text(yaml.safe_dump(config.resolve(prepared) | {"predict_with_generate": True}))
+def test_llamafactorys_own_objection_is_passed_on(prepared):
     with pytest.raises(KitError, match="predict_with_generate"):
-        config.check(path)
+        config.check(config.resolve(prepared) | {"predict_with_generate": True})
 
 
 def test_a_batch_of_one_and_a_cut_dataset_are_traps(prepared):
@@ -226,7 +222,7 @@ def test_a_clusters_workers_get_the_profiles_packages_beside_what_the_template_s
 
 def test_a_profile_whose_worker_packages_are_no_file_is_refused(prepared):
     wrong = profiles.load("anyscale").model_copy(update={"worker_packages": "locks/worker.txt"})
-    with pytest.raises(KitError, match="cannot read worker_packages"):
+    with pytest.raises(FileNotFoundError, match="locks/worker.txt"):
         config.resolve(dataclasses.replace(prepared, profile=wrong))
 
 
@@ -238,6 +234,6 @@ def test_keys_of_the_launch_that_a_later_llamafactory_no_longer_knows_are_judged
     monkeypatch.setattr(parser, "_TRAIN_ARGS", [later])
     monkeypatch.setattr(parser, "get_train_args", lambda config: later(**config))
     good = {"learning_rate": 1e-4, "ray_num_workers": 2, "ray_run_name": "run", "resources_per_worker": {"CPU": 1}}
-    assert judge.findings(good) == []
-    wrong = judge.findings(good | {"placement_strategy": "SPRAED", "ray_storage": "saves"})
-    assert [one["key"] for one in wrong] == ["ray_storage", "placement_strategy"] and "ray_storage_path" in wrong[0]["found"]
+    assert config.findings(good) == []
+    unknown, ill_typed = config.findings(good | {"placement_strategy": "SPRAED", "ray_storage": "saves"})
+    assert "no key 'ray_storage' (did you mean 'ray_storage_path'?)" in unknown and "placement_strategy: 'SPRAED'" in ill_typed

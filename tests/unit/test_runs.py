@@ -103,7 +103,7 @@ def test_notes_merge_and_are_never_half_written(run):
 
 def test_a_storage_that_cannot_be_written_is_one_clear_message(tmp_path):
     (tmp_path / "file").write_text("not a folder")
-    with pytest.raises(KitError, match="cannot make the folder"):
+    with pytest.raises(KitError, match="could not write"):
         runs.start("local", str(tmp_path / "file"), "first-run")
 
 
