@@ -28,9 +28,9 @@ REFUSE_SHARE = 0.05
 class Checked:
     """The records of a source that passed, in its order, and the ledger of all its rows.
 
-    Arrays, one entry a record: `prompts` and `replies` (64-bit hashes, a reply's together with its prompt), `words` (of the reply
-    alone), `labels` (bool), `turns` (a question and its reply are one), `lengths` (characters of the reply). `unused`: the columns
-    that were not read, with how many rows fill each.
+    Arrays, one entry a record: `places` (see `where`), `prompts` and `replies` (64-bit hashes, a reply's together with its prompt),
+    `words` (hash of the reply alone), `labels` (bool), `turns` (a question and its reply are one), `lengths` (characters of the
+    reply). `unused`: the columns that were not read, with how many rows fill each.
     """
 
     source: Source
@@ -38,42 +38,28 @@ class Checked:
     sha256: str
     ledger: Ledger
     unused: dict[str, int]
-    records: list[bytes] = field(default_factory=list, repr=False)
-    places: array = field(default_factory=lambda: array("q"), repr=False)
-    kept: dict = field(default_factory=lambda: {name: array(kind) for name, kind in KEPT.items()}, repr=False)
-    languages: list[str] = field(default_factory=list, repr=False)
-
-    def __getattr__(self, name):
-        if name not in KEPT:
-            raise AttributeError(name)
-        return np.asarray(self.kept[name]).astype(bool) if name == "labels" else np.asarray(self.kept[name])
+    records: list[bytes] = field(repr=False)
+    languages: list[str] = field(repr=False)
+    places: np.ndarray = field(repr=False)
+    prompts: np.ndarray = field(repr=False)
+    replies: np.ndarray = field(repr=False)
+    words: np.ndarray = field(repr=False)
+    labels: np.ndarray = field(repr=False)
+    turns: np.ndarray = field(repr=False)
+    lengths: np.ndarray = field(repr=False)
 
     def where(self, index: int) -> str:
         """`file:row` of what a record was made from."""
-        number, place = divmod(self.places[index], len(self.source.files))
+        number, place = divmod(int(self.places[index]), len(self.source.files))
         return f"{self.source.names[place]}:{number}"
 
-    def lines(self, indices):
-        """The records of these indices as JSON lines (bytes), in this order."""
-        return (self.records[index] for index in indices)
+    def lines(self, indices) -> list[bytes]:
+        """The records of these indices as JSON lines, in this order."""
+        return [self.records[index] for index in indices]
 
     def rows(self, indices) -> list[dict]:
         """The records of these indices: `{"messages": [{"role", "content"}, …], "label": bool, "tools": str}`."""
         return [json.loads(line) for line in self.lines(indices)]
-
-    def add(self, made: dict, place: int, number: int) -> None:
-        """Keep one record."""
-        import orjson
-
-        reply = made["messages"][-1]["content"]
-        prompt = prompt_of(made)
-        self.records.append(orjson.dumps(made) + b"\n")
-        self.places.append(number * len(self.source.files) + place)
-        self.languages.append(quality.language_of(reply))
-        kept = {"prompts": _hash(prompt), "replies": _hash(prompt + reply.encode()), "words": _hash(reply.encode()),
-                "labels": made["label"], "turns": len(made["messages"]) // 2, "lengths": len(reply)}
-        for name, value in kept.items():
-            self.kept[name].append(value)
 
     def text(self) -> str:
         """What was read, and how, in a few lines."""
@@ -104,9 +90,6 @@ def prompts_in(paths: list[Path]) -> np.ndarray:
     return np.array(found, dtype=np.uint64)
 
 
-KEPT = {"prompts": "Q", "replies": "Q", "words": "Q", "labels": "b", "turns": "i", "lengths": "i"}
-
-
 def check(source: Source, report: Path | None = None, columns: str | dict = "", scale: str = "", accept_from: float | None = None,
           stars: int = 4, strict: bool = False, refuse_share: float | None = None) -> Checked:
     """Read a source whole: recognise its shape and scale, refuse what cannot be trained on, note what is doubtful.
@@ -126,9 +109,11 @@ def check(source: Source, report: Path | None = None, columns: str | dict = "", 
             read_as = Scale(0, 0, 0, f"more votes in {parts['label']} than in {parts['against']} are accepted")
         else:
             read_as = scale_of(votes, parts["label"], scale, accept_from, stars) if votes else WORDS
-        unused = table.columns.unused(set(table.importer.used if table.importer else parts.values()))
-        checked = Checked(source, Shape(name, parts, read_as), _digest(source), ledger, unused)
-        _convert(table, checked)
+        unused = table.columns.unused(table.used if table.importer else set(parts.values()))
+        digests = [files.sha256(file) for file in source.files]
+        digest = digests[0] if len(digests) == 1 else hashlib.sha256("".join(digests).encode()).hexdigest()
+        shape = Shape(name, parts, read_as)
+        checked = Checked(source, shape, digest, ledger, unused, **_convert(table, shape, ledger))
         encodings = zip(source.names, table.encodings, strict=True)
         ledger.note("encoding", ((file, f"read as {encoding.replace('cp1252', 'Windows-1252')}") for file, encoding in encodings
                                  if encoding not in ("utf-8", "utf-8-sig", "")))
@@ -177,33 +162,39 @@ IMPORTED = {"messages": "messages", "label": "label", "system": "system", "tools
 """columns of the rows that an importer makes"""
 
 
-def _convert(table: importers.Table, checked: Checked) -> None:
-    """Every row into a record, the count of unvoted ones, or a refusal in the ledger."""
-    ledger, names = checked.ledger, checked.source.names
+def _convert(table: importers.Table, shape: Shape, ledger: Ledger) -> dict:
+    """Every row as a record, one of the unvoted, or a refusal in the ledger; returns `Checked`'s records and arrays."""
+    import orjson
+
+    source, records, languages = table.source, [], []
+    kinds = {"places": "q", "prompts": "Q", "replies": "Q", "words": "Q", "labels": "b", "turns": "i", "lengths": "i"}
+    kept = {name: array(kind) for name, kind in kinds.items()}
+    told = {"text decoded": "its turns were told apart"}
     for place, number, value in table.rows():
-        for made in rows(value, checked.shape):
+        for made in rows(value, shape):
             ledger.rows_in += 1
-            where = f"{names[place]}:{number}"
+            where = f"{source.names[place]}:{number}"
+            if isinstance(made, Refused) and made.kind == NO_VOTE:
+                ledger.unvoted += 1
+                continue
             if isinstance(made, Refused):
-                if made.kind == NO_VOTE:
-                    ledger.unvoted += 1
-                else:
-                    ledger.add(made.kind, where, made.reason)
+                ledger.add(made.kind, where, made.reason)
                 continue
             record, repairs = made
-            checked.add(record, place, number)
-            said = {"label repaired": f"read as {str(record['label']).lower()}", "text decoded": "its turns were told apart"}
+            prompt, reply = prompt_of(record), record["messages"][-1]["content"]
+            records.append(orjson.dumps(record) + b"\n")
+            languages.append(quality.language_of(reply))
+            figures = (number * len(source.files) + place, _hash(prompt), _hash(prompt + reply.encode()), _hash(reply.encode()),
+                       record["label"], len(record["messages"]) // 2, len(reply))
+            for values, figure in zip(kept.values(), figures, strict=True):
+                values.append(figure)
             for kind in repairs:
-                ledger.add(kind, where, said[kind])
+                ledger.add(kind, where, told.get(kind, f"read as {str(record['label']).lower()}"))
             for kind, reason in quality.doubtful("\n".join(turn["content"] for turn in record["messages"])):
                 ledger.add(kind, where, reason)
-    ledger.rows_out = len(checked.records)
-
-
-def _digest(source: Source) -> str:
-    """One file's own sha256; of several the sha256 of theirs, in order."""
-    digests = [files.sha256(file) for file in source.files]
-    return digests[0] if len(digests) == 1 else hashlib.sha256("".join(digests).encode()).hexdigest()
+    ledger.rows_out = len(records)
+    arrays = {name: np.asarray(values) for name, values in kept.items()}
+    return {"records": records, "languages": languages, **arrays, "labels": arrays["labels"].astype(bool)}
 
 
 def _hash(data: bytes) -> int:

@@ -9,30 +9,28 @@ from helpers.errors import KitError, closest
 
 from .labels import Votes
 from .records import MEDIA, speaker
-from .texts import listed, literal
+from .texts import as_turns, literal
 
-PARTS = {
-    "messages": ("messages", "conversations", "conversation", "dialogue", "dialog", "chat", "turns", "contents"),
-    "chosen": ("chosen", "acceptedresponse", "preferred", "chosenresponse"),
-    "rejected": ("rejected", "rejectedresponse", "dispreferred"),
-    "label": ("label", "ktotag", "rating", "feedback", "thumb", "thumbs", "stars", "vote", "reaction", "score", "userrating",
-              "userfeedback", "userscore", "thumbsup", "liked", "like", "likes", "upvotes", "helpful", "good", "correct", "grade",
-              "accepted", "desirable", "humanrating", "humanlabel", "humanfeedback", "choice", "evaluation", "satisfaction",
-              "bewertung", "note", "valoración", "avaliação", "valutazione", "оценка", "评分", "評価"),
-    "against": ("thumbsdown", "disliked", "dislike", "dislikes", "downvotes"),
-    "prompt": ("prompt", "question", "query", "instruction", "userinput", "usermessage", "userprompt", "userquery", "request",
-               "prompttext", "requesttext", "inputtext", "chatinput", "inputs", "human", "frage", "pregunta", "pergunta", "domanda",
-               "вопрос", "问题", "質問"),
-    "reply": ("completion", "response", "reply", "answer", "output", "assistant", "botresponse", "modelresponse", "modeloutput",
-              "generation", "completiontext", "responsetext", "outputtext", "chatoutput", "outputs", "generatedtext",
-              "generatedresponse", "modelanswer", "airesponse", "llmresponse", "assistantresponse", "assistantmessage", "botmessage",
-              "botreply", "antwort", "réponse", "respuesta", "resposta", "risposta", "ответ", "回答"),
-    "extra": ("input",),
-    "history": ("history", "chathistory", "conversationhistory", "messagehistory", "previousmessages", "previousturns"),
-    "system": ("system", "systemprompt", "systemmessage"),
-    "tools": ("tools", "functions"),
+_NAMES = {
+    "messages": "messages conversations conversation dialogue dialog chat turns contents",
+    "chosen": "chosen acceptedresponse preferred chosenresponse",
+    "rejected": "rejected rejectedresponse dispreferred",
+    "label": "label ktotag rating feedback thumb thumbs stars vote reaction score userrating userfeedback userscore thumbsup liked "
+             "like likes upvotes helpful good correct grade accepted desirable humanrating humanlabel humanfeedback choice evaluation "
+             "satisfaction bewertung note valoración avaliação valutazione оценка 评分 評価",
+    "against": "thumbsdown disliked dislike dislikes downvotes",
+    "prompt": "prompt question query instruction userinput usermessage userprompt userquery request prompttext requesttext inputtext "
+              "chatinput inputs human frage pregunta pergunta domanda вопрос 问题 質問",
+    "reply": "completion response reply answer output assistant botresponse modelresponse modeloutput generation completiontext "
+             "responsetext outputtext chatoutput outputs generatedtext generatedresponse modelanswer airesponse llmresponse "
+             "assistantresponse assistantmessage botmessage botreply antwort réponse respuesta resposta risposta ответ 回答",
+    "extra": "input",
+    "history": "history chathistory conversationhistory messagehistory previousmessages previousturns",
+    "system": "system systemprompt systemmessage",
+    "tools": "tools functions",
     "media": MEDIA,
 }
+PARTS = {part: names.split() for part, names in _NAMES.items()}
 """a record's part -> the columns it is found in, as `plain` spells them, the first one present counting"""
 
 TURN_KEYS = {"role", "from", "author", "speaker", "type", "content", "value", "text", "tool_calls", "function_call",
@@ -67,13 +65,14 @@ class Columns:
             if name in given or _may_be_label(name):
                 self.add_vote(name, value)
             if self.filled[name] <= 100 and isinstance(value, str) and value[:1] == "[":
-                value = listed(value)
+                value = as_turns(literal(value))
             if isinstance(value, list) and value and isinstance(value[0], dict) and value[0].keys() & {"role", "from"}:
                 self._add_turns(name, [turn for turn in value if isinstance(turn, dict)])
 
     def _add_turns(self, name: str, turns: list[dict]) -> None:
         self.unanswered[name] += self.filled[name] <= 100 and speaker(turns[-1]) == "user"
-        self.filled.update({f"{name}[].{key}" for turn in turns for key in turn if key not in TURN_KEYS and not empty(turn[key])})
+        keys = (f"{name}[].{key}" for turn in turns for key in turn if key not in TURN_KEYS and not empty(turn[key]))
+        self.filled.update(dict.fromkeys(keys, 1))
         for turn in turns:
             for key in turn.keys() - TURN_KEYS:
                 if plain(key) in PARTS["label"]:
@@ -104,25 +103,24 @@ def parse_columns(text: str | dict | None) -> dict[str, str]:
 
 
 def match(found: list[str], votes: dict[str, Votes]) -> dict[str, str]:
-    """Which column holds which part, by its name; of several that may be the label the first whose values are votes."""
+    """Which column holds which part, by its name; of several that may be the label the first whose values are votes.
+
+    Of several with votes the one with thumbs; KitError where all have ratings, for which of them counts?
+    """
     by_name = {plain(name): name for name in reversed(found)}
     matches = {part: next((by_name[name] for name in names if name in by_name), None) for part, names in PARTS.items()}
-    named = [by_name[name] for name in PARTS["label"] if name in by_name and by_name[name] in votes]
-    matches["label"] = _label([name for name in named if votes[name].are_labels], votes) or next(
-        (name for name in found if "." in name and name in votes and votes[name].are_labels), None)
-    matches["media"] = "+".join(name for name in found if plain(name) in PARTS["media"]) or None
-    if matches["against"] and plain(matches["label"] or "") not in FOR:
+    named = [by_name[name] for name in PARTS["label"] if name in by_name]
+    labels = [name for name in named if name in votes and votes[name].are_labels]
+    thumbs = [name for name in labels if votes[name].words or not set(votes[name].numbers) - {-1, 0, 1}]
+    if len(labels) > 1 and not thumbs:
+        raise KitError(f"several columns hold ratings: {', '.join(labels)}", "one that is the label",
+                       "add " + ", or ".join(f"--columns label={name}" for name in labels))
+    nested = [name for name in found if "." in name and name in votes and votes[name].are_labels]
+    matches["label"] = next(iter(thumbs or labels or nested), None)
+    matches["media"] = "+".join(name for name in found if plain(name) in PARTS["media"])
+    if plain(matches["label"] or "") not in FOR:
         del matches["against"]
-    return {part: name for part, name in matches.items() if name is not None}
-
-
-def _label(candidates: list[str], votes: dict[str, Votes]) -> str | None:
-    """Of several columns that hold votes the one with thumbs; KitError where all have ratings, for which of them counts?"""
-    thumbs = [name for name in candidates if votes[name].words or not set(votes[name].numbers) - {-1, 0, 1}]
-    if len(candidates) > 1 and not thumbs:
-        raise KitError(f"several columns hold ratings: {', '.join(candidates)}", "one that is the label",
-                       "add " + ", or ".join(f"--columns label={name}" for name in candidates))
-    return next(iter(thumbs or candidates), None)
+    return {part: name for part, name in matches.items() if name}
 
 
 def resolve(column: str, found: list[str]) -> str:

@@ -7,7 +7,7 @@ from helpers.errors import KitError
 from .columns import PARTS, plain, value_at
 from .labels import parse
 from .records import ROLES, Refused
-from .texts import literal, said
+from .texts import earlier, literal, said
 
 LIKELY = re.compile("feedback|user|thumb|vote|rating|human", re.I)
 FOLDED = re.compile(r'<details type="reasoning".*?</details>\s*', re.DOTALL)
@@ -43,8 +43,16 @@ def librechat(record: dict) -> list[dict]:
 
 def librechat_messages(records: list[dict]) -> list[dict]:
     """The messages of a conversation, as the database's collection holds them."""
-    turns = {turn["messageId"]: {**turn, "role": "user" if turn.get("isCreatedByUser") else "assistant",
-                                 "content": turn.get("text") or _spoken(turn.get("content"))} for turn in records}
+    turns = {}
+    for turn in records:
+        text, parts = turn.get("text"), turn.get("content")
+        if not text:
+            parts = parts if isinstance(parts, list) else []
+            if any(part.get("type") == "tool_call" for part in parts):  # stored without their order
+                raise Refused("words beside a call", "the message holds calls of tools")
+            texts = [part.get("text") for part in parts if part.get("type") == "text"]
+            text = "".join(text["value"] if isinstance(text, dict) else text or "" for text in texts)
+        turns[turn["messageId"]] = {**turn, "role": "user" if turn.get("isCreatedByUser") else "assistant", "content": text}
     return [{"messages": _branch(turns, key, "parentMessageId"), "label": value_at(turn, "feedback.rating")}
             for key, turn in turns.items() if turn["role"] == "assistant"]
 
@@ -57,10 +65,14 @@ def langfuse(records: list[dict]) -> list[dict]:
     for record in records:
         answered |= {part["id"]: part for part in record.get("observations") or [] if isinstance(part, dict) and "output" in part}
     scores = {key: [] for key in whole}
-    for score in (score for record in records for score in _scores(record) if isinstance(score, dict)):
-        named = _either(score, "observation_id", "observationId")
-        for key in [named] if named in answered else whole:
-            scores.setdefault(key, []).append(score)
+    for record in records:
+        found = (record.get("scores") or []) if "output" in record else [record]
+        if isinstance(found, dict):  # as the page exports them
+            found = [{"name": name, "value": value} for name, value in found.items()]
+        for score in (score for score in found if isinstance(score, dict)):
+            named = _either(score, "observation_id", "observationId")
+            for key in [named] if named in answered else whole:
+                scores.setdefault(key, []).append(score)
     return [{"messages": _exchange(answered[key].get("input"), answered[key].get("output")), "label": _human(found)}
             for key, found in scores.items()]
 
@@ -161,23 +173,6 @@ def _branch(messages: dict, key: str, parent: str) -> list[dict]:
     return turns
 
 
-def _spoken(parts) -> str:
-    """The words among LibreChat's content parts; Refused where tools were called, for those are stored without their order."""
-    parts = parts if isinstance(parts, list) else []
-    if any(part.get("type") == "tool_call" for part in parts):
-        raise Refused("words beside a call", "the message holds calls of tools")
-    texts = [part.get("text") for part in parts if part.get("type") == "text"]
-    return "".join(text["value"] if isinstance(text, dict) else text or "" for text in texts)
-
-
-def _scores(record: dict) -> list:
-    """The scores in a Langfuse record: a list, a mapping of the UI's export, or the record itself."""
-    if "output" not in record:
-        return [record]
-    scores = record.get("scores") or []
-    return [{"name": name, "value": value} for name, value in scores.items()] if isinstance(scores, dict) else scores
-
-
 def _human(scores: list[dict]):
     """What people said, among scores that evaluators may have given too."""
     by_name = {}
@@ -191,20 +186,20 @@ def _human(scores: list[dict]):
 
 def _the_vote(by_name: dict[str, list]):
     """Of several questions or scores the one that people answered with a vote; KitError where that is not clear."""
-    by_name = {name: votes for name, votes in by_name.items() if len(by_name) == 1 or _are_votes(votes)}
-    likely = [name for name in by_name if LIKELY.search(name) or plain(name) in PARTS["label"]]
-    names = likely if len(by_name) > 1 else list(by_name)
-    if len(by_name) > 1 and len(likely) != 1:
-        raise KitError(f"there are several scores: {', '.join(by_name)}",
-                       "one that people gave, with feedback, user, thumb, vote or rating in its name", "export this one alone")
-    return by_name[names[0]] if names else None
-
-
-def _are_votes(values: list) -> bool:
-    try:
-        return parse(values) is not None
-    except (ValueError, OverflowError, RecursionError):
-        return False
+    if len(by_name) > 1:
+        for name, votes in list(by_name.items()):
+            try:
+                if parse(votes) is None:
+                    del by_name[name]
+            except (ValueError, OverflowError, RecursionError):
+                del by_name[name]
+    likely = list(by_name)
+    if len(by_name) > 1:
+        likely = [name for name in by_name if LIKELY.search(name) or plain(name) in PARTS["label"]]
+        if len(likely) != 1:
+            raise KitError(f"there are several scores: {', '.join(by_name)}",
+                           "one that people gave, with feedback, user, thumb, vote or rating in its name", "export this one alone")
+    return by_name[likely[0]] if likely else None
 
 
 def _either(record: dict, one: str, other: str):
@@ -235,16 +230,10 @@ def _from_fields(fields: dict, votes: list) -> dict:
 def _side(record: dict, side: str) -> list[dict]:
     if f"conversation_{side}" in record:
         return said(record[f"conversation_{side}"], "user")
-    turns = []
-    texts = [record["prompt"], record[f"response_{side}"]]
-    prompts, replies = ([text] if isinstance(text, str) and not text.startswith("[") else _strings(text) for text in texts)
-    for prompt, reply in zip(prompts, replies, strict=False):
-        turns += [{"role": "user", "content": prompt}, {"role": "assistant", "content": reply}]
-    return turns
-
-
-def _strings(value) -> list:
-    value = literal(value) if isinstance(value, str) else value
-    if not isinstance(value, list):
-        raise Refused("not a record", "an arena's prompt and responses are lists of texts")
-    return value
+    both = [record["prompt"], record[f"response_{side}"]]
+    for place, text in enumerate(both):
+        if isinstance(text, str):
+            both[place] = literal(text) if text.startswith("[") else [text]
+        if not isinstance(both[place], list):
+            raise Refused("not a record", "an arena's prompt and responses are lists of texts")
+    return earlier(list(zip(*both, strict=False)))

@@ -16,25 +16,22 @@ from .records import Refused, shorten
 
 
 class Importer(NamedTuple):
+    """A tool's export. `needs`: dotted paths that a record has, by which it is recognised; `used`: those that are read, every other
+    one is listed as unused; `replies`: the record, or the list of records that belong together -> its judged replies; `group`: the
+    key by which records belong together, where an export has a line a message or keeps votes apart."""
+
     name: str
-    """the tool, and the version whose code or documentation the format was taken from"""
-    needs: tuple[str, ...]
-    """dotted paths that a record has; by them it is recognised"""
-    used: tuple[str, ...]
-    """dotted paths that are read; every other one is listed as unused"""
+    needs: str
     replies: Callable
-    """the record, or the list of records that belong together -> its judged replies"""
+    used: str = ""
     group: Callable | None = None
-    """the key by which records belong together, where an export has a line a message or keeps votes apart"""
 
 
 def find(records: list) -> Importer | None:
     """The importer for these records; None where they are plain rows."""
     records = [record for record in records if isinstance(record, dict)]
-    for importer in IMPORTERS:
-        if any(all(value_at(record, path) is not None for path in importer.needs) for record in records):
-            return importer
-    return None
+    return next((importer for importer in IMPORTERS for record in records
+                 if all(value_at(record, path) is not None for path in importer.needs.split())), None)
 
 
 def replies(importer: Importer, found) -> list:
@@ -59,14 +56,15 @@ class Table:
         self.importer = None if given else find(heads)
         if self.importer and self.importer.group:
             tables.refuse_what_does_not_fit(source.files, joined=True)
-        self.columns, used, broken = Columns(named), set(self.importer.used if self.importer else given.values()), "it is empty"
+        self.used = set((self.importer.used or self.importer.needs).split() if self.importer else given.values())
+        self.columns, broken = Columns(named), ""
         for _, _, value in self._raw():
             if isinstance(value, dict):
-                self.columns.add(value, used, set(given.values()))
-            elif not self.columns.names and broken == "it is empty":
+                self.columns.add(value, self.used, set(given.values()))
+            elif not broken:
                 broken = value.reason if isinstance(value, Refused) else f"{shorten(value)} is no object with columns"
         if not self.columns.names:
-            raise KitError(f"there is no row that can be read in {source.origin}: {broken}",
+            raise KitError(f"there is no row that can be read in {source.origin}: {broken or 'it is empty'}",
                            "rows with columns: JSON, JSON lines, or CSV whose first line names the columns, parted by , ; tab or |",
                            "export it again as one of these")
         if self.importer:
@@ -84,16 +82,16 @@ class Table:
         """(file's place, row's number, row or `Refused`); an importer's record makes a row for each judged reply."""
         if not self.importer:
             yield from self._raw()
-        elif not self.importer.group:
-            for place, number, value in self._raw():
-                yield from ((place, number, made) for made in replies(self.importer, value))
-        else:
+            return
+        found = self._raw()
+        if self.importer.group:
             groups = {}
-            for place, number, value in self._raw():
+            for place, number, value in found:
                 key = self.importer.group(value) if isinstance(value, dict) else (place, number)
                 groups.setdefault(key, (place, number, []))[2].append(value)
-            for place, number, values in groups.values():
-                yield from ((place, number, made) for made in replies(self.importer, values))
+            found = groups.values()
+        for place, number, value in found:
+            yield from ((place, number, made) for made in replies(self.importer, value))
 
 
 def _of_trace(record: dict):
@@ -106,50 +104,40 @@ def _of_run(record: dict):
 
 IMPORTERS = [
     # open-webui 0.6: FeedbackModel in backend/open_webui/models/feedbacks.py; edits as in Messages.svelte
-    Importer("Open WebUI 0.6, feedback export", ("snapshot.chat", "meta.message_id"),
-             ("data.rating", "meta.message_id", "snapshot.chat.chat.history.messages"), exports.open_webui),
-    Importer("Open WebUI 0.6, chats", ("chat.history.messages",), ("chat.history.messages",), exports.open_webui_chats),
+    Importer("Open WebUI 0.6, feedback export", "snapshot.chat meta.message_id", exports.open_webui,
+             "data.rating meta.message_id snapshot.chat.chat.history.messages"),
+    Importer("Open WebUI 0.6, chats", "chat.history.messages", exports.open_webui_chats),
     # LibreChat 0.8: packages/data-schemas/src/schema/message.ts; client/src/hooks/Conversations/useExportConversation.ts
-    Importer("LibreChat 0.8, conversation", ("conversationId", "messages"), ("messages",), exports.librechat),
-    Importer("LibreChat 0.8, conversation", ("conversationId", "messagesTree"), ("messagesTree",), exports.librechat),
-    Importer("LibreChat 0.8, messages", ("messageId", "conversationId", "sender"),
-             ("messageId", "parentMessageId", "conversationId", "isCreatedByUser", "text", "content", "feedback.rating"),
-             exports.librechat_messages, lambda record: record.get("conversationId")),
+    Importer("LibreChat 0.8, conversation", "conversationId messages", exports.librechat, "messages"),
+    Importer("LibreChat 0.8, conversation", "conversationId messagesTree", exports.librechat, "messagesTree"),
+    Importer("LibreChat 0.8, messages", "messageId conversationId sender", exports.librechat_messages,
+             "messageId parentMessageId conversationId isCreatedByUser text content feedback.rating",
+             lambda record: record.get("conversationId")),
     # Langfuse 3: TraceWithFullDetails and Score of its OpenAPI; traces/, observations_v2/ and scores/ of its blob storage export
-    Importer("Langfuse 3, traces with scores", ("timestamp", "output", "scores"),
-             ("id", "input", "output", "scores", "observations"), exports.langfuse, _of_trace),
-    Importer("Langfuse 3, traces and scores", ("trace_id", "name", "source"),
-             ("id", "input", "output", "trace_id", "parent_observation_id", "observation_id", "name", "value", "string_value",
-              "source"),
-             exports.langfuse, _of_trace),
-    Importer("Langfuse 3, traces and scores", ("traceId", "name", "source"),
-             ("id", "input", "output", "traceId", "parentObservationId", "observationId", "name", "value", "stringValue",
-              "source"),
-             exports.langfuse, _of_trace),
+    Importer("Langfuse 3, traces with scores", "timestamp output scores", exports.langfuse,
+             "id input output scores observations", _of_trace),
+    Importer("Langfuse 3, traces and scores", "trace_id name source", exports.langfuse,
+             "id input output trace_id parent_observation_id observation_id name value string_value source", _of_trace),
+    Importer("Langfuse 3, traces and scores", "traceId name source", exports.langfuse,
+             "id input output traceId parentObservationId observationId name value stringValue source", _of_trace),
     # LangSmith: Run and Feedback of its Python SDK 0.6 (langsmith/schemas.py)
-    Importer("LangSmith 0.6, runs", ("inputs", "outputs", "feedback_stats"), ("inputs", "outputs", "feedback_stats"), exports.langsmith,
-             _of_run),
-    Importer("LangSmith 0.6, runs and feedback", ("run_id", "key"),
-             ("id", "inputs", "outputs", "run_id", "key", "score", "value"), exports.langsmith, _of_run),
+    Importer("LangSmith 0.6, runs", "inputs outputs feedback_stats", exports.langsmith, group=_of_run),
+    Importer("LangSmith 0.6, runs and feedback", "run_id key", exports.langsmith, "id inputs outputs run_id key score value", _of_run),
     # Label Studio 1: labelstud.io/guide/task_format
-    Importer("Label Studio 1, JSON", ("data", "annotations"), ("data", "annotations"), exports.label_studio),
+    Importer("Label Studio 1, JSON", "data annotations", exports.label_studio),
     # Argilla 2: Dataset.records.to_list() and to_json()
-    Importer("Argilla 2, records", ("fields", "responses"), ("fields", "responses"), exports.argilla),
+    Importer("Argilla 2, records", "fields responses", exports.argilla),
     # lmsys/chatbot_arena_conversations, lmsys/lmsys-arena-human-preference-55k, lmarena-ai's later sets
-    Importer("arena votes", ("conversation_a", "conversation_b", "winner"),
-             ("conversation_a", "conversation_b", "winner"), exports.arena),
-    Importer("arena votes", ("response_a", "response_b", "winner_model_a"),
-             ("prompt", "response_a", "response_b", "winner_model_a", "winner_model_b", "winner_tie"), exports.arena),
-    Importer("arena votes", ("prompt", "response_a", "response_b", "winner"),
-             ("prompt", "response_a", "response_b", "winner"), exports.arena),
-    Importer("arena votes", ("prompt", "response_a", "response_b", "preference"),
-             ("prompt", "response_a", "response_b", "preference"), exports.arena),
+    Importer("arena votes", "conversation_a conversation_b winner", exports.arena),
+    Importer("arena votes", "response_a response_b winner_model_a", exports.arena,
+             "prompt response_a response_b winner_model_a winner_model_b winner_tie"),
+    Importer("arena votes", "prompt response_a response_b winner", exports.arena),
+    Importer("arena votes", "prompt response_a response_b preference", exports.arena),
     # OpenAssistant/oasst1 and oasst2, their cards
-    Importer("OASST trees", ("message_tree_id", "prompt.text"), ("prompt",), exports.oasst),
-    Importer("OASST messages", ("message_tree_id", "message_id", "text"),
-             ("message_id", "parent_id", "message_tree_id", "text", "role", "rank"),
-             exports.oasst_messages, lambda record: record.get("message_tree_id")),
+    Importer("OASST trees", "message_tree_id prompt.text", exports.oasst, "prompt"),
+    Importer("OASST messages", "message_tree_id message_id text", exports.oasst_messages,
+             "message_id parent_id message_tree_id text role rank", lambda record: record.get("message_tree_id")),
     # OpenAI's guide to direct preference optimisation, 2025
-    Importer("OpenAI, preferences", ("input.messages", "preferred_output", "non_preferred_output"),
-             ("input.messages", "input.tools", "preferred_output", "non_preferred_output"), exports.openai_preference),
+    Importer("OpenAI, preferences", "input.messages preferred_output non_preferred_output", exports.openai_preference,
+             "input.messages input.tools preferred_output non_preferred_output"),
 ]

@@ -3,7 +3,6 @@
 import json
 from collections import Counter
 from collections.abc import Iterable
-from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO
@@ -37,29 +36,19 @@ REFUSED = {
 """kinds for which a row is refused -> remedy. `strict` stops at any of them."""
 
 NOTED = {
-    "both labels": ("the same reply to the same prompt is accepted and rejected", "decide which: the two work "
-                    "against each other", True),
+    "both labels": ("the same reply to the same prompt is accepted and rejected", "decide which: they work against each other", True),
     "duplicate": ("prompt, reply and label once more", "take repeats out, unless each is a vote of its own", False),
-    "one reply, many prompts": ("the same reply to different prompts, with the same label", "take most of them out if they are "
-                                "canned texts: they teach one sentence", False),
-    "label repaired": ("words or numbers for labels were turned into true and false", "nothing: LLaMA-Factory would "
-                       "have dropped the rows", False),
-    "text decoded": ("a text held a list of turns, a transcript or a chat template", "nothing: its turns are trained, without "
-                     "the markers", False),
+    "one reply, many prompts": ("the same reply to different prompts, with the same label",
+                                "take most of them out if they are canned texts: they teach one sentence", False),
+    "label repaired": ("words or numbers for labels were turned into true and false", "nothing: they are read as stated", False),
+    "text decoded": ("a text held several turns", "nothing: they are trained, without the markers", False),
     "encoding": ("a file that is not UTF-8", "nothing, if the example reads well; else convert it to UTF-8", False),
-    "sorted by label": ("labels come in blocks, so `max_samples` would take one class", "nothing: rows are written "
-                        "shuffled", False),
-    "neighbours": ("prompts equal to the row's before: such mismatched pairs match", "nothing: rows are written so "
-                   "that neighbours differ", False),
     "label follows length": ("the label can be told from the reply's length alone", "KTO would learn length: add rows of both "
                              "labels in every length, or compare within a prompt", False),
-    "one label is rare": ("a tenth of the rows or less", "add rows of that label; until then take the weights that notebook 2 "
-                          "recommends", False),
-    "language differs by label": ("one label's replies are in another language", "mix them, or train each apart: KTO would learn "
-                                  "the language", False),
+    "one label is rare": ("a tenth of the rows or less", "add rows of that label; until then use notebook 2's weights", False),
+    "language differs by label": ("one label's replies are in another language", "KTO would learn the language: mix them", False),
     "garbled text": ("leftovers of another encoding or of a chat template", "correct the text, or take the row out", True),
-    "personal data": ("patterns of personal data in the text, shown masked", "take them out or mask them: a model can repeat what it "
-                      "was trained on", True),
+    "personal data": ("patterns of personal data in the text, shown masked", "mask them: a model can repeat what it learned", True),
     "secrets": ("patterns of passwords, keys or tokens in the text, shown masked", "revoke them, and take them out", True),
     "over the cutoff": ("rows longer than cutoff_len are cut", "raise cutoff_len, or shorten the rows", False),
 }
@@ -107,10 +96,9 @@ class Ledger:
 
     def close(self) -> None:
         """Finish the file for now."""
-        if self._open is not None:
-            with suppress(OSError):  # a full disk was reported by the write before
-                self._open.close()
-            self._open = None
+        if self._open:
+            self._open.close()
+        self._open = None
 
     @property
     def refused(self) -> dict[str, int]:

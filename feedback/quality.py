@@ -18,16 +18,17 @@ PERSONAL = {
 }
 PASSWORD = re.compile(r"(?i)\b(?:password|passwd|passwort|kennwort|mot de passe|contraseña|senha|пароль|密码|api[_-]?key|secret)\b"
                       r"[ ]?(?:is|ist|es|est|[:：=])[ ]?[\"']?(?=\S*\d)[^\s\"',;]{6,}")
-PASSWORDS = ("passw", "kennwort", "mot de passe", "contrase", "senha", "парол", "密码", "api", "secret")
 TOKEN = re.compile(r"\beyJ[\w-]{10,}\.eyJ[\w-]{10,}|\bxox[abpr]-[\w-]{10,}|\bAIza[\w-]{30,}|\b[sr]k_live_\w{10,}"
                    r"|\bBearer [\w.-]{20,}|://[^\s:/@]+:[^\s/@]{3,}@")
 """a JSON Web Token, keys of Slack, Google and Stripe, a header, a password in an address"""
-TOKENS = ("eyJ", "xox", "AIza", "k_live_", "Bearer ", "://")
+SECRETS = {
+    LITERAL: ("hf_", "akia", "asia", "aph0_", "sk-", "dapi", "ghp_", "gho_", "ghu_", "ghs_", "ghr_", "github_pat_", "private key"),
+    TOKEN: ("eyj", "xox", "aiza", "k_live_", "bearer ", "://"),
+    PASSWORD: ("passw", "kennwort", "mot de passe", "contrase", "senha", "парол", "密码", "api", "secret"),
+}
+"""pattern -> one of these, in small letters, is in what it finds: most texts have none, and are done without a search"""
 GARBLED = re.compile("Ã[\x80-\x9f]")
 DIGITS = re.compile(r"\d[\d ()./-]{6,}")
-
-ISSUED_STARTS = ("hf_", "akia", "asia", "aph0_", "sk-", "dapi", "ghp_", "gho_", "ghu_", "ghs_", "ghr_", "github_pat_", "private key")
-"""how what `helpers.secrets.LITERAL` finds begins, in small letters: texts without any are done without a search"""
 
 COMMON = {language: set(words.split()) for language, words in {
     "English": "the and is of to you it that for with are this your can",
@@ -53,12 +54,8 @@ def doubtful(text: str) -> list[tuple[str, str]]:
             break
     if "<|user|>" in text or "\ufffd" in text or ("Ã" in text and GARBLED.search(text)):
         found.append(("garbled text", "leftovers of another encoding, such as Ã‰ for É, or of a chat template, such as <|user|>"))
-    hit = LITERAL.search(text) if any(start in lower for start in ISSUED_STARTS) else None
-    if not hit and any(start in text for start in TOKENS):
-        hit = TOKEN.search(text)
-    if not hit and any(word in lower for word in PASSWORDS):
-        hit = PASSWORD.search(text)
-    if hit:
+    likely = (pattern for pattern, hints in SECRETS.items() if any(hint in lower for hint in hints))
+    if hit := next((hit for pattern in likely if (hit := pattern.search(text))), None):
         found.append(("secrets", _masked(hit[0])))
     return found
 
@@ -67,17 +64,12 @@ def look_across(checked) -> None:
     """Enter into the ledger what no single row shows."""
     where, note, labels = checked.where, checked.ledger.note, checked.labels
     order = np.lexsort((labels, checked.replies))
-    before, after = order[:-1], order[1:]
-    same, differ = checked.replies[before] == checked.replies[after], labels[before] != labels[after]
-    note("both labels", ((where(i), f"against {where(j)}") for i, j in _pairs(after, before, same & differ)))
-    note("duplicate", ((where(i), f"repeats {where(j)}") for i, j in _pairs(after, before, same & ~differ)))
+    same = np.flatnonzero(checked.replies[order[1:]] == checked.replies[order[:-1]])
+    repeats = [(where(i), where(j), labels[i] == labels[j]) for i, j in zip(order[same + 1], order[same], strict=True)]
+    note("both labels", ((here, f"against {there}") for here, there, alike in repeats if not alike))
+    note("duplicate", ((here, f"repeats {there}") for here, there, alike in repeats if alike))
     note("one reply, many prompts", _canned(checked))
     count, share = len(labels), labels.mean()
-    changes = np.count_nonzero(labels[1:] != labels[:-1])
-    if count >= 20 and changes < 0.2 * 2 * count * share * (1 - share):
-        note("sorted by label", [("all rows", f"the label changes {changes:,} times in {count:,} rows")])
-    equal = np.flatnonzero(checked.prompts[1:] == checked.prompts[:-1]) + 1
-    note("neighbours", ((where(i), f"the prompt of {where(i - 1)}") for i in equal))
     if count >= 20 and 0 < min(share, 1 - share) < RARE:
         rare = "accepted" if share < 0.5 else "rejected"
         note("one label is rare", [("all rows", f"{min(share, 1 - share):.1%} of the rows are {rare}")])
@@ -85,7 +77,13 @@ def look_across(checked) -> None:
         auc = length_auc(checked)
         if max(auc, 1 - auc) >= LENGTH_AUC:
             note("label follows length", [("all rows", lengths_in_words(checked))])
-        note("language differs by label", _languages(checked))
+        shares = {}
+        for language in sorted(set(checked.languages) - {""}):
+            mine = np.array([each == language for each in checked.languages])
+            shares[language] = mine[labels].mean(), mine[~labels].mean()
+        note("language differs by label", [
+            ("all rows", f"{language}: {accepted:.0%} of the accepted replies, {rejected:.0%} of the rejected")
+            for language, (accepted, rejected) in shares.items() if abs(accepted - rejected) >= 0.2])
 
 
 def length_auc(checked) -> float:
@@ -124,19 +122,6 @@ def _canned(checked):
         prompts = len(np.unique(checked.prompts[of_row == place]))
         if prompts >= 3:
             yield checked.where(first[place]), f"this reply stands under {prompts:,} prompts"
-
-
-def _languages(checked):
-    """A language or script whose share differs by 20 points or more between the labels."""
-    for language in sorted(set(checked.languages) - {""}):
-        mine = np.array([each == language for each in checked.languages])
-        accepted, rejected = mine[checked.labels].mean(), mine[~checked.labels].mean()
-        if abs(accepted - rejected) >= 0.2:
-            yield "all rows", f"{language}: {accepted:.0%} of the accepted replies, {rejected:.0%} of the rejected"
-
-
-def _pairs(one, other, mask):
-    return zip(one[mask], other[mask], strict=True)
 
 
 def _masked(text: str) -> str:

@@ -28,8 +28,8 @@ TOKENS = re.compile(
 """what no turn may hold: it would be trained on as if somebody had said it"""
 HINTS = ("<|", "<｜", "_of_turn>", "OS_TOKEN>", "[gMASK]", "INST]", "SYSTEM_PROMPT]", "TOOL", "SYS>>", "<image", "<video>", "<audio>",
          ";base64,")
-MEDIA = ("images", "image", "imageurl", "imageurls", "imagepath", "videos", "video", "audios", "audio", "media", "photo", "photos",
-         "screenshot", "pixelvalues", "attachments", "attachment", "files")
+MEDIA = ("images image imageurl imageurls imagepath videos video audios audio media photo photos screenshot pixelvalues attachments "
+         "attachment files")
 """columns, and keys of turns, that hold what is no text, as `columns.plain` spells them"""
 
 FAULTS = {
@@ -77,13 +77,18 @@ def _check(messages: list[dict]) -> None:
     """Refuse what LLaMA-Factory 0.9.3 would drop silently, misread, or end on."""
     turns = messages[1:] if messages and messages[0]["role"] == "system" else messages
     for place, turn in enumerate(messages, 1):
-        if turn["role"] not in ("system", *ODD, *EVEN):
-            raise Refused("unknown role", f"turn {place} is said by {shorten(turn['role'])}")
-        if not isinstance(turn["content"], str):
-            raise Refused("text", f"turn {place} is {shorten(turn['content'])}, expected text")
-        if found := _foreign(turn["content"]):
+        role, text = turn["role"], turn["content"]
+        if role not in ("system", *ODD, *EVEN):
+            raise Refused("unknown role", f"turn {place} is said by {shorten(role)}")
+        if not isinstance(text, str):
+            raise Refused("text", f"turn {place} is {shorten(text)}, expected text")
+        data = text.encode("utf-8", "surrogatepass")  # most texts have no trace of a fault, and are done without a search
+        found = CONTROL.search(text) if b"\xc2" in data or b"\xed" in data or b"\0" in data else None
+        if not found and any(hint in text for hint in HINTS):
+            found = TOKENS.search(text)
+        if found:
             kind, words = FAULTS[found.lastgroup]
-            raise Refused(kind, f"turn {place} ({turn['role']}): {words.format(found[0])}")
+            raise Refused(kind, f"turn {place} ({role}): {words.format(found[0])}")
     if len(turns) < 2 or len(turns) % 2:
         raise Refused("turn order", f"{len(turns)} turns: a question and a reply in turn are needed")
     for place, turn in enumerate(turns):
@@ -91,19 +96,16 @@ def _check(messages: list[dict]) -> None:
         if turn["role"] not in expected:
             raise Refused("turn order", f"turn {place + 1} is {turn['role']}, expected {' or '.join(expected)}")
         if not turn["content"].strip():
-            last = place == len(turns) - 1
-            raise Refused("empty reply" if last else "empty turn",
-                          "the reply is empty" if last else f"turn {place + 1} ({turn['role']}) is empty")
+            kind = "empty reply" if place == len(turns) - 1 else "empty turn"
+            raise Refused(kind, "the reply is empty" if kind == "empty reply" else f"turn {place + 1} ({turn['role']}) is empty")
         if turn["role"] == "function_call":
-            _check_call(turn["content"])
-
-
-def _foreign(text: str):
-    """The first thing in a text that nobody said; most texts have no trace of any, and are done without a search."""
-    data = text.encode("utf-8", "surrogatepass")  # there such characters begin with one of three bytes, which is quickly seen
-    found = CONTROL.search(text) if b"\xc2" in data or b"\xed" in data or b"\0" in data else None
-    marked = ("<" in text or "[" in text or ";base64," in text) and any(hint in text for hint in HINTS)
-    return found or (TOKENS.search(text) if marked else None)
+            try:  # LLaMA-Factory 0.9.3 ends the whole run on a call that is anything else
+                calls = json.loads(THOUGHT.sub("", turn["content"]))
+                for call in calls if isinstance(calls, list) else [calls]:
+                    if not isinstance(call["name"], str) or "arguments" not in call:
+                        raise KeyError
+            except (KeyError, TypeError, ValueError, RecursionError):
+                raise Refused("function call", "a function call is not JSON with `name` and `arguments`") from None
 
 
 def speaker(turn) -> str:
@@ -119,7 +121,7 @@ def _turn(turn) -> dict:
     if not isinstance(turn, dict):
         raise Refused("not a record", f"a turn is {shorten(turn)}, expected an object with role and content")
     role = speaker(turn)
-    if media := next((key for key in turn if key.lower().replace("_", "") in MEDIA and turn[key]), None):
+    if media := next((key for key in turn if key.lower().replace("_", "") in MEDIA.split() and turn[key]), None):
         raise Refused("images", f"a turn has {media}; this kit trains text")
     content = next((turn[key] for key in ("content", "value", "text", "parts") if turn.get(key) is not None), "")
     if isinstance(content, dict):
@@ -164,53 +166,37 @@ def _openai_calls(calls) -> str:
 
 def _in_the_calls_order(turns: list) -> list:
     """The results of parallel calls as the calls stand: OpenAI's API takes them in any order, and only the names of both tell."""
-    lists = [turn["tool_calls"] for turn in turns if isinstance(turn, dict) and isinstance(turn.get("tool_calls"), list)]
-    calls = [call.get("id") for asked in lists for call in asked if isinstance(call, dict)]
-    if len(calls) < 2 or not all(isinstance(call, str) for call in calls) or len(set(calls)) < len(calls):
-        return turns
-    place, ordered = {call: number for number, call in enumerate(calls)}, []
+    calls, group, keys = {}, 0, []
     for turn in turns:
-        at = len(ordered)
-        if (mine := place.get(_answers(turn))) is not None:
-            while at and place.get(_answers(ordered[at - 1]), -1) > mine:
-                at -= 1
-        ordered.insert(at, turn)
-    return ordered
-
-
-def _answers(turn) -> str | None:
-    """The id of the call that a turn is the result of."""
-    call = turn.get("tool_call_id") if isinstance(turn, dict) else None
-    return call if isinstance(call, str) else None
+        turn = turn if isinstance(turn, dict) else {}
+        answered = turn.get("tool_call_id")
+        known = isinstance(answered, str) and answered in calls
+        group += not known  # every other turn stays where it is
+        keys.append((group, calls[answered] if known else -1))
+        if isinstance(asked := turn.get("tool_calls"), list):
+            ids = [call.get("id") for call in asked if isinstance(call, dict)]
+            calls = {call: place for place, call in enumerate(ids) if isinstance(call, str)}
+    return [turns[place] for place in sorted(range(len(turns)), key=keys.__getitem__)]
 
 
 def _join_results(messages: list[dict]) -> list[dict]:
     """The results of parallel calls as one observation: a JSON list where all are JSON, else one below the other."""
     joined = []
     for turn in messages:
-        both = joined and joined[-1]["role"] == turn["role"] == "observation"
-        if both and isinstance(turn["content"], str) and isinstance(joined[-1]["content"], str):
+        if joined and joined[-1]["role"] == turn["role"] == "observation":
             joined[-1].setdefault("results", [joined[-1]["content"]]).append(turn["content"])
         else:
             joined.append(turn)
     for turn in joined:
-        if results := turn.pop("results", None):
+        results = turn.pop("results", [])
+        if not all(isinstance(result, str) for result in results):
+            raise Refused("text", f"the results of calls are {shorten(results)}, expected texts")
+        if results:
             try:
                 turn["content"] = json.dumps([json.loads(result) for result in results], ensure_ascii=False, allow_nan=False)
             except (ValueError, RecursionError):
                 turn["content"] = "\n".join(results)
     return joined
-
-
-def _check_call(content: str) -> None:
-    """LLaMA-Factory 0.9.3 ends the whole run on a function call that is not JSON with name and arguments."""
-    try:
-        calls = json.loads(THOUGHT.sub("", content))
-        for call in calls if isinstance(calls, list) else [calls]:
-            if not isinstance(call["name"], str) or "arguments" not in call:
-                raise KeyError
-    except (KeyError, TypeError, ValueError, RecursionError):
-        raise Refused("function call", "a function call is not JSON with `name` and `arguments`") from None
 
 
 def _tools(tools) -> str:
@@ -228,14 +214,12 @@ def _tools(tools) -> str:
             tool["name"], tool["description"] = "" + tool["name"], "" + (tool.get("description") or "")
             parameters["required"] = [] + (parameters.get("required") or [])
             given = (parameters.get("properties") or {}).items()
-            parameters["properties"] = {name: _parameter(value) for name, value in given if value is not None}
+            parameters["properties"] = properties = {name: dict(value) for name, value in given if value is not None}
+            for value in properties.values():
+                if value.get("items"):
+                    value["items"] = {} | value["items"]
+                if value.get("enum"):
+                    value["enum"] = [option if isinstance(option, str) else json.dumps(option) for option in value["enum"]]
         return json.dumps(tools, ensure_ascii=False, allow_nan=False).encode().decode() if tools else ""
     except (AttributeError, KeyError, TypeError, ValueError, RecursionError):
         raise Refused("tools", f"{shorten(tools)} is no JSON list of tools with name and parameters") from None
-
-
-def _parameter(value: dict) -> dict:
-    fitting = {"items": {} | value["items"]} if value.get("items") else {}
-    if value.get("enum"):
-        fitting["enum"] = [option if isinstance(option, str) else json.dumps(option) for option in value["enum"]]
-    return value | fitting

@@ -97,11 +97,8 @@ def register(checked, heldout: np.ndarray, datasets: Path, seed: int = 42, name:
     what run.json is to know: name, heldout_name, source, sha256 (the source's), train_sha256 (of the file that is trained
     on), rows, heldout_rows, accepted, rejected, refused, …
     """
-    orders = []
-    for side in (~heldout, heldout):
-        indices = np.flatnonzero(side)
-        orders.append(indices[shuffled(checked.prompts[indices], seed)])
-    train, rest = orders
+    sides = np.flatnonzero(~heldout), np.flatnonzero(heldout)
+    train, rest = (indices[shuffled(checked.prompts[indices], seed)] for indices in sides)
     parts = [("", checked.lines(train))] + ([("_heldout", checked.lines(rest))] if len(rest) else [])
     written = write(datasets, name or checked.source.name, parts)
     names = list(written)
@@ -116,38 +113,34 @@ def register(checked, heldout: np.ndarray, datasets: Path, seed: int = 42, name:
     }
 
 
-def write(folder: Path, name: str, parts: list[tuple[str, object]]) -> dict[str, str]:
+def write(folder: Path, name: str, parts: list[tuple[str, list[bytes]]]) -> dict[str, str]:
     """Write each part's JSON lines to `<name>_<hash><suffix>.jsonl`, register them; name -> its file's sha256, in order.
 
-    `parts`: (suffix, iterable of lines as bytes). The hash is of all parts' content: equal content has equal names, and
-    nothing is ever overwritten by something else. A file is whole or not there.
+    `parts`: (suffix, lines). The hash is of all parts' content: equal content has equal names, and nothing is ever
+    overwritten by something else. A file is whole or not there.
     """
     files.registry(folder)  # a broken registry is better found before than after
-    digest, beside, own = hashlib.sha256(), [], []
+    digest, own = hashlib.sha256(), []
+    for suffix, lines in parts:
+        digest.update(suffix.encode())
+        own.append(hashlib.sha256())
+        for line in lines:
+            digest.update(line)
+            own[-1].update(line)
+    names = [f"{name}_{digest.hexdigest()[:8]}{suffix}" for suffix, _ in parts]
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        for suffix, lines in parts:
-            digest.update(suffix.encode())
-            handle, path = tempfile.mkstemp(dir=folder, prefix=".", suffix=".partial")
-            beside.append(Path(path))
-            own.append(hashlib.sha256())
-            with os.fdopen(handle, "wb", buffering=1 << 20) as file:
-                for line in lines:
-                    file.write(line)
-                    digest.update(line)
-                    own[-1].update(line)
-                file.flush()
-                os.fsync(file.fileno())
-            os.chmod(path, 0o644)
-        names = [f"{name}_{digest.hexdigest()[:8]}{suffix}" for suffix, _ in parts]
-        for part, path in zip(names, beside, strict=True):
-            os.replace(path, folder / f"{part}.jsonl")
+        with tempfile.TemporaryDirectory(dir=folder, prefix=".", suffix=".partial") as beside:
+            for part, (_, lines) in zip(names, parts, strict=True):
+                with open(f"{beside}/{part}.jsonl", "wb") as file:
+                    file.writelines(lines)
+                    file.flush()
+                    os.fsync(file.fileno())
+            for part in names:
+                os.replace(f"{beside}/{part}.jsonl", folder / f"{part}.jsonl")
     except OSError as error:
         raise KitError(f"could not write the dataset to {folder}: {error.strerror}",
                        "a writable folder with free space", "free some space or choose another storage") from None
-    finally:
-        for path in beside:
-            path.unlink(missing_ok=True)
     update(folder, {part: {"file_name": f"{part}.jsonl", **ENTRY} for part in names})
     return {part: its_own.hexdigest() for part, its_own in zip(names, own, strict=True)}
 

@@ -60,7 +60,8 @@ def turns_in(text: str, side: str) -> list[dict] | None:
     """
     listlike = text.lstrip()[:1] in ("[", "{", "(", '"')
     asks = side == "user" and ASKED.match(text) and OPEN.search(text)
-    if not (listlike or asks or any(hint in text for hint in HINTS) or _has_speaker(text) or PRINTED.match(text)):
+    lines = (line for line in text.splitlines() if ":" in line[:64] or "：" in line[:64])
+    if not (listlike or asks or any(hint in text for hint in HINTS) or any(map(SPEAKER.match, lines)) or PRINTED.match(text)):
         return None
     if listlike and (turns := _written(text, side)) is not None:
         return turns
@@ -83,33 +84,27 @@ def turns_in(text: str, side: str) -> list[dict] | None:
     return None if bare == text else [{"role": side or "assistant", "content": bare.strip()}]
 
 
-def _has_speaker(text: str) -> bool:
-    return any(SPEAKER.match(line) for line in text.splitlines() if ":" in (head := line[:64]) or "：" in head)
-
-
 def _written(text: str, side: str) -> list[dict] | None:
     """The turns of a list, or of a request or an answer of an API, written as JSON or Python; None where the text is neither."""
-    if (turns := listed(text)) is not None:
+    value = literal(text)
+    if (turns := as_turns(value)) is not None:
         return turns
-    if text.lstrip()[0] == '"':  # JSON in JSON
-        inner = literal(text)
-        return turns_in(inner, side) if isinstance(inner, str) and inner[:1] in ("[", "{") else None
+    if isinstance(value, str):  # JSON in JSON
+        return turns_in(value, side) if value[:1] in ("[", "{") else None
     if TURNS.search(text):
-        value = literal(text)
         if isinstance(value, dict) and value.keys() & {"messages", "message", "choices", "generations"}:
             return said(value, side)
         raise Refused("turns as text", f"{shorten(text)} looks like a list of turns, but is neither JSON nor Python")
     return None
 
 
-def listed(text: str) -> list[dict] | None:
-    """A list of turns written as JSON or as a Python literal: dicts, or (speaker, words) tuples. None where it is none."""
-    value = literal(text)
+def as_turns(value) -> list[dict] | None:
+    """A list of turns, dicts or (speaker, words) pairs, or one of them; None where it is none."""
     values = value if isinstance(value, list | tuple) else [value]
     if values and all(isinstance(turn, list | tuple) and len(turn) == 2 and str(turn[0]).lower() in ROLES for turn in values):
         return [{"role": role, "content": content} for role, content in values]
-    known = all(isinstance(turn, dict) and (turn.keys() & {"role", "from"}) and
-                (turn.keys() & {"content", "value", "tool_calls"}) for turn in values)
+    known = all(isinstance(turn, dict) and turn.keys() & {"role", "from"} and turn.keys() & {"content", "value", "tool_calls"}
+                for turn in values)
     return list(values) if values and known else None
 
 
@@ -166,7 +161,7 @@ def said(value, side: str, repairs: list | None = None) -> list[dict]:
         return [{"role": side or None, "content": value}] if turns is None else turns
     if isinstance(value, list | tuple):
         if value and all(isinstance(turn, list | tuple) and len(turn) == 2 for turn in value):
-            return listed(repr(value)) or earlier(value)
+            return as_turns(value) or earlier(value)
         return [_langchain(turn) if isinstance(turn, dict) else turn for turn in value]
     if not isinstance(value, dict):
         return [{"role": side, "content": value}]

@@ -152,7 +152,7 @@ def test_strict_stops_at_a_refused_row_and_shows_it(tmp_path):
 def test_strict_passes_what_only_wants_mention(tmp_path):
     values = [row("a"), row("a"), row("b", label=0)]
     noted = checked_of(tmp_path, values, strict=True).ledger.noted
-    assert noted == {"label repaired": 1, "duplicate": 1, "neighbours": 1}
+    assert noted == {"label repaired": 1, "duplicate": 1}
 
 
 def test_a_reply_that_is_both_accepted_and_rejected_is_noted_and_stops_strict(tmp_path):
@@ -179,13 +179,6 @@ def test_labels_in_words_and_numbers_are_repaired_and_said_to_be(tmp_path):
 def test_one_class_only_is_an_error_even_without_strict(tmp_path, label):
     with pytest.raises(KitError, match="every usable row is (accepted|rejected)"):
         checked_of(tmp_path, [row(f"{i}", label=label) for i in range(5)])
-
-
-def test_rows_sorted_by_label_are_noted_and_mixed_ones_not(tmp_path):
-    in_blocks = [row(f"{i}", label=i < 20) for i in range(40)]
-    mixed = [row(f"{i}", label=i % 3 < 2) for i in range(40)]
-    assert "sorted by label" in checked_of(tmp_path, in_blocks).ledger.counts
-    assert "sorted by label" not in checked_of(tmp_path, mixed).ledger.counts
 
 
 def test_the_dataset_that_comes_along_is_without_a_problem(tmp_path):

@@ -140,10 +140,7 @@ def test_a_name_that_is_not_registered_lists_those_that_are(tmp_path):
 
 
 def test_a_full_disk_leaves_no_half_dataset_and_the_registry_as_it_was(tmp_path, monkeypatch):
-    import os
-
-    full = lambda **_: (os.open("/dev/full", os.O_WRONLY), str(tmp_path / ".x.partial"))  # noqa: E731
-    monkeypatch.setattr(register.tempfile, "mkstemp", full)
+    monkeypatch.setattr(register, "open", lambda *_: open("/dev/full", "wb", buffering=0), raising=False)
     with pytest.raises(KitError, match="No space left on device"):
         register.write(tmp_path, "data", [("", [b'{"label": true}\n'])])
     assert list(tmp_path.iterdir()) == []
