@@ -8,16 +8,18 @@ tokens reach the workers in memory instead of `env_vars`, which Ray logs; `--end
 
 import argparse
 import hashlib
-import json
 import os
 import signal
 import sys
 import tempfile
 import threading
 import time
+from contextlib import suppress
 from pathlib import Path
 
-from . import checkpoints, cluster, files, profiles, secrets
+from filelock import FileLock, Timeout
+
+from . import checkpoints, choose, cluster, files, profiles, secrets
 from .errors import KitError
 from .resume_exactly import install as install_exact_resume
 
@@ -26,30 +28,23 @@ RAY_KEYS = ("ray_run_name", "ray_storage_path", "ray_storage_filesystem", "ray_n
 """What LLaMA-Factory 0.9.3 and 0.9.4 take as RayArguments and this module takes itself; 0.9.5 refuses four of them."""
 
 
-def main(argv: list[str] | None = None) -> None:
+def main() -> None:
     words = argparse.ArgumentParser(prog="python -m helpers.trainer", description=__doc__.partition("\n")[0])
     words.add_argument("config", type=Path, help="LLaMA-Factory's YAML")
     words.add_argument("--retries", type=int, default=2, help="times that lost workers are replaced before training fails")
     words.add_argument("--accelerated", choices=("auto", "true", "false"), default="false",
                        help="with kto_accelerator's trainer: where it is proved, in any case, or never")
     words.add_argument("--end-with-stdin", action="store_true", help="end when standard input closes")
-    given = words.parse_args(argv)
-
-    from filelock import FileLock, Timeout
-
+    given = words.parse_args()
     secrets.load()
     config = files.read_yaml(given.config)
-    lock = FileLock(given.config.resolve().parent / "train.lock")
-    try:
-        lock.acquire(timeout=2)  # held by the process that trains: it is free when that is gone, however it went
+    try:  # the lock is held by the process that trains: it is free when that is gone, however it went
+        with FileLock(given.config.resolve().parent / "train.lock", timeout=2):
+            if given.end_with_stdin:
+                threading.Thread(target=end_with_stdin, daemon=True).start()
+            trainer_for(config, given.retries, given.accelerated).fit()
     except Timeout:
         sys.exit(f"{given.config.parent.name} is being trained at this moment: one launch of a run at a time")
-    if given.end_with_stdin:
-        threading.Thread(target=end_with_stdin, daemon=True).start()
-    try:
-        trainer_for(config, given.retries, given.accelerated).fit()
-    finally:
-        lock.release()
 
 
 def end_with_stdin() -> None:
@@ -61,26 +56,35 @@ def end_with_stdin() -> None:
     os._exit(128 + signal.SIGTERM)  # the kernel then ends what Ray started on this machine
 
 
-def trainer_for(config: dict, retries: int = 2, accelerated: str = "false"):
+def trainer_for(config: dict, retries: int, accelerated: str):
     """The TorchTrainer of a LLaMA-Factory config, in a Ray that is connected as `ray_init_kwargs` says."""
     connect(config.get("ray_init_kwargs") or {})
     from ray import train
     from ray.train.torch import TorchTrainer
 
-    version_2 = ".v2." in TorchTrainer.__module__
+    workers, each = config.get("ray_num_workers", 1), config.get("resources_per_worker") or {"GPU": 1}
+    storage, name = config.get("ray_storage_path", "./saves"), config.get("ray_run_name")
+    bucket, reference = config.get("ray_storage_filesystem"), ""
+    if not bucket:
+        storage = os.path.abspath(storage)
+        reference = f"{storage}/reference"
+    # Each launch has a folder, <ray_storage_path>/<ray_run_name>/TorchTrainer_…: Train V1 makes it by itself, V2 would continue from
+    # the newest checkpoint of an earlier launch of the same name.
+    if ".v2." in TorchTrainer.__module__:
+        storage, name = f"{storage}/{name}" if name else storage, f"TorchTrainer_{time.strftime('%Y-%m-%d_%H-%M-%S')}_{os.getpid()}"
+    # What a reader of the log needs to know; Train V2 prints nothing of the config.
+    facts = {key: value for key, value in config.items() if isinstance(value, int | float) or key == "model_name_or_path"}
+    for key, value in ({"world_size": workers} | facts).items():
+        print(f"[kto] {key}: {value}", flush=True)
     fresh = not list(Path(config.get("output_dir") or ".").glob("checkpoint-*"))
-    each = config.get("resources_per_worker") or {"GPU": 1}
-    each = json.loads(each) if isinstance(each, str) else each
-    say(config, version_2)
-    bucket, storage = config.get("ray_storage_filesystem"), os.path.abspath(config.get("ray_storage_path", "./saves"))
-    loop = {"args": config, "fresh": fresh, "accelerated": accelerated,  # Train V1 keeps it in params.json
-            "reference": "" if bucket else f"{storage}/reference"}
     return TorchTrainer(
         train_loop,
-        train_loop_config=loop,
-        scaling_config=train.ScalingConfig(num_workers=config.get("ray_num_workers", 1), use_gpu=bool(each.get("GPU")),
-                                           resources_per_worker=each, placement_strategy=config.get("placement_strategy", "PACK")),
-        run_config=train.RunConfig(**storage_of(config, version_2), failure_config=train.FailureConfig(max_failures=retries)),
+        train_loop_config={"args": config, "fresh": fresh, "accelerated": accelerated, "reference": reference},  # V1: params.json
+        scaling_config=train.ScalingConfig(num_workers=workers, use_gpu=bool(each.get("GPU")), resources_per_worker=each,
+                                           placement_strategy=config.get("placement_strategy", "PACK")),
+        run_config=train.RunConfig(name=name, storage_path=storage,
+                                   storage_filesystem=files.bucket_filesystem(bucket) if bucket else None,
+                                   failure_config=train.FailureConfig(max_failures=retries)),
     )
 
 
@@ -102,31 +106,6 @@ def connect(kwargs: dict) -> None:
     ray.init(**{**kwargs, "runtime_env": environment})
 
 
-def storage_of(config: dict, version_2: bool) -> dict:
-    """Where Ray keeps this launch's checkpoints: `<ray_storage_path>/<ray_run_name>/TorchTrainer_…`, a folder for each launch.
-
-    Train V1 makes that folder by itself. V2 would continue from the newest checkpoint of an earlier launch of the same name.
-    """
-    path, name = config.get("ray_storage_path", "./saves"), config.get("ray_run_name")
-    where = {}
-    if filesystem := config.get("ray_storage_filesystem"):
-        where["storage_filesystem"] = files.bucket_filesystem(filesystem)
-    else:
-        path = str(Path(path).absolute())
-    if version_2:
-        path, name = f"{path}/{name}" if name else path, f"TorchTrainer_{time.strftime('%Y-%m-%d_%H-%M-%S')}_{os.getpid()}"
-    return {"storage_path": path, "name": name, **where}
-
-
-def say(config: dict, version_2: bool) -> None:
-    """The facts that a reader of the log needs. Train V1 prints the whole config in a table, V2 nothing of it."""
-    facts = {"world_size": config.get("ray_num_workers", 1)}
-    if version_2:
-        facts |= {key: value for key, value in config.items() if isinstance(value, int | float) or key == "model_name_or_path"}
-    for key, value in facts.items():
-        print(f"[kto] {key}: {value}", flush=True)
-
-
 def train_loop(config: dict) -> None:
     """What each worker runs: LLaMA-Factory's training function, from the newest checkpoint where this is a restart."""
     os.environ["USE_RAY"] = "1"
@@ -134,45 +113,36 @@ def train_loop(config: dict) -> None:
     from llamafactory.train import tuner
     from ray import train
 
+    first = train.get_context().get_world_rank() == 0
     args = {key: value for key, value in config["args"].items() if key not in RAY_KEYS}
     if config["fresh"] and "overwrite_output_dir" in TrainingArguments.__dataclass_fields__:
         args["overwrite_output_dir"] = True  # else a restart would take up a checkpoint that this launch left half written
-    launch = launch_folder()
-    if start := newest(launch) or str(args.get("resume_from_checkpoint") or ""):
+    # From the newest complete checkpoint of this launch, of which Ray may not know where it was the last before a kill.
+    launch, start = launch_folder(), str(args.get("resume_from_checkpoint") or "")
+    with suppress(KitError):  # the folder is made with the first checkpoint
+        start = next((str(item.path) for item in reversed(checkpoints.find(launch)) if item.complete), start)
+    if start:
         args["resume_from_checkpoint"] = fetched(start, launch) if "://" in start else start
-    if args.get("resume_from_checkpoint"):
         install_exact_resume()
-        if train.get_context().get_world_rank() == 0:
+        if first:
             print(f"[kto] resume_from_checkpoint: {args['resume_from_checkpoint']}", flush=True)
-    loss, asked = args.pop("loss", "kto"), config["accelerated"]
     if args.get("stage") == "kto":
         from kto_accelerator import everyone
 
         everyone.install()
+    loss, asked, taken = args.pop("loss", "kto"), config["accelerated"], False
     os.environ.setdefault("KTO_REFERENCE_DIR", config["reference"])  # the accelerator's; shared by every run on this storage
-    if not (asked != "false" and accelerate(args, asked, loss)) and loss != "kto":
+    if asked != "false":  # kto_accelerator's trainer; with `auto` where it is proved
+        import kto_accelerator
+
+        proved, why = kto_accelerator.supports(args, kto_accelerator.shape_of(args, hub=True))
+        if taken := proved or asked == "true":
+            kto_accelerator.install(loss)
+        if first:
+            print(f"[kto] trainer {'kto_accelerator' if taken else 'of LLaMA-Factory, for ' + why}", flush=True)
+    if loss != "kto" and not taken:
         raise RuntimeError(f"LLaMA-Factory's own trainer has no loss {loss!r}\n  expected: kto\n  fix:      --accelerated=true")
-    if not callable(getattr(tuner, "_training_function", None)):
-        from llamafactory.extras.env import VERSION
-
-        raise RuntimeError(f"LLaMA-Factory {VERSION} has no llamafactory.train.tuner._training_function, which is run here\n"
-                           "  expected: LLaMA-Factory 0.9.3 to 0.9.5\n  fix:      run `make install`")
     tuner._training_function({"args": args, "callbacks": [report_callback()]})
-
-
-def accelerate(args: dict, asked: str, loss: str) -> bool:
-    """Take kto_accelerator's trainer in this worker; with `auto`, where it is proved. Returns whether; the log says it too."""
-    from ray import train
-
-    import kto_accelerator
-
-    proved, why = kto_accelerator.supports(args, kto_accelerator.shape_of(args, hub=True))
-    taken = proved or asked == "true"
-    if taken:
-        kto_accelerator.install(loss)
-    if train.get_context().get_world_rank() == 0:
-        print(f"[kto] trainer {'kto_accelerator' if taken else 'of LLaMA-Factory, for ' + why}", flush=True)
-    return taken
 
 
 def launch_folder() -> str:
@@ -185,27 +155,13 @@ def launch_folder() -> str:
     return folder if kind == "local" else f"{kind}://{folder}"
 
 
-def newest(launch: str) -> str:
-    """The newest complete checkpoint of this launch, empty before there is one: Ray may not know of the last before a kill."""
-    try:
-        saved = [item for item in checkpoints.find(launch) if item.complete]
-    except KitError:  # the folder is made with the first checkpoint
-        return ""
-    return str(saved[-1].path) if saved else ""
-
-
 def fetched(address: str, launch: str) -> str:
     """The folder of a checkpoint at an address such as s3://…: a copy, made once on each node in each launch."""
-    from filelock import FileLock
-
-    bucket, _, path = files.open_folder(address)
     name = hashlib.sha256(f"{launch} {address}".encode()).hexdigest()[:16]
     folder = Path(tempfile.gettempdir(), f"kto-checkpoint-{os.getuid()}-{name}")
     with FileLock(f"{folder}.lock"):
-        if not folder.exists():
-            bucket.get(f"{path}/", f"{folder}.partial/", recursive=True)
-            os.rename(f"{folder}.partial", folder)
-    return str(folder)
+        chosen, _ = choose.latest(checkpoints.find(address))
+        return str(choose.fetch(chosen, folder).path)
 
 
 def report_callback():
