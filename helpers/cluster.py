@@ -23,8 +23,6 @@ LOOPBACK = ("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
 """Set before ray is imported: Ray 2.57 and later turn 127.0.0.1 into the machine's reachable address without it."""
 SUPPORTED = {"llamafactory": ("0.9.3", "0.9.5"), "transformers": ("4.52", "4.57"), "ray": ("2.48", "2.60"), "python": ("3.11", "3.12")}
 """The oldest and the newest release that was tried."""
-PINS = ("accelerator_type:", "anyscale/accelerator_shape:")
-"""How resources are called that name a kind of GPU or node."""
 
 
 def packages() -> list[dict]:
@@ -229,8 +227,7 @@ def placed(config: dict, there: list[dict], more: dict | None) -> Finding:
         if total["CPU"] >= workers * need.get("CPU", 0) + 1:
             return Finding("OK", f"{says} fit (nodes: {len(there)})")
         trainer, fit = " beside Ray Train's trainer, which takes one CPU", workers - 1
-    here = ", ".join(f"{name} {total[name]:g}" for name in need)
-    found = f"{says} are asked for{trainer}, {fit} fit (nodes: {len(there)}; {here})"
+    found = f"{says} are asked for{trainer}, {fit} fit (nodes: {len(there)}; {', '.join(f'{name} {total[name]:g}' for name in need)})"
     limit = total if more is None else more
     lacking = [name for name in need if limit and limit.get(name, 0) < workers * need[name]]
     if more is None:
@@ -240,9 +237,4 @@ def placed(config: dict, there: list[dict], more: dict | None) -> Finding:
     else:
         return Finding("WARN", f"{found}; the cluster scales, {'far enough for this' if more else 'how far it does not say'}",
                        "launch: the nodes come when they are asked for, in minutes")
-    if any(name.startswith(PINS) for name in lacking):
-        kinds = sorted({name for node in [*there, more or {}] for name in node if name.startswith(PINS)})
-        remedy = f"take the pin out of resources_per_worker, or name one of: {', '.join(kinds) or 'none is there'}"
-    else:
-        remedy = f"lower ray_num_workers, or add nodes{' with GPUs' if 'GPU' in lacking else ''}"
-    return Finding("FAIL", found, remedy)
+    return Finding("FAIL", found, "lower ray_num_workers or resources_per_worker (a pinned kind of GPU or node, too), or add nodes")

@@ -1,9 +1,7 @@
 """Secrets: read from the environment or a secret store's file, sent to workers in memory, masked in everything that is written.
 
-A secret is the value of an environment variable whose name ends like HF_TOKEN, AWS_SECRET_ACCESS_KEY or MLFLOW_TRACKING_PASSWORD,
-or the password in an address (https://user:password@host). NAME_FILE=/run/secrets/name, the convention of container images, is read
-into NAME. To a cluster they travel as a setup hook of the runtime environment: held in the memory of Ray's control store, run when
-a worker starts. (Ray writes a runtime environment's `env_vars` to every node's runtime_env_agent.log, and shows them in its dashboard.)
+A secret is the value of an environment variable whose name ends like HF_TOKEN or AWS_SECRET_ACCESS_KEY, or the password in an address
+(https://user:password@host). They reach a cluster in a setup hook, which Ray keeps in memory; `env_vars` it would write to logs.
 """
 
 import json
@@ -33,7 +31,7 @@ LITERAL = re.compile("|".join(ISSUED.values()))
 
 
 def load() -> list[str]:
-    """Read every secret NAME whose NAME_FILE is set into the environment; the variables whose file could not be read."""
+    """Read NAME from the file that NAME_FILE names, the convention of container images; the variables whose file cannot be read."""
     unread = []
     for variable in [name for name in os.environ if name.endswith("_FILE") and NAME.search(name.removesuffix("_FILE"))]:
         try:

@@ -1,9 +1,8 @@
 """LLaMA-Factory's training on Ray Train: the one process that every profile launches.
 
-`python -m helpers.trainer config.yaml` takes the YAML of `USE_RAY=1 llamafactory-cli train config.yaml`, and runs LLaMA-Factory's own
-training function in a TorchTrainer, with or without GPUs, on Ray Train V1 and V2. Beyond the stock command: a checkpoint is copied when
-every worker has written its part; a lost worker or node is replaced and training resumes from the newest complete checkpoint, exactly;
-tokens reach the workers in memory instead of `env_vars`, which Ray logs; `--end-with-stdin` ends everything with its launcher.
+`python -m helpers.trainer config.yaml` does what `USE_RAY=1 llamafactory-cli train config.yaml` does, on Ray Train V1 and V2. Beyond
+that, a checkpoint is copied when every worker has written its part, a lost worker or node is replaced and training resumes exactly from
+the newest complete checkpoint, and tokens reach the workers in memory instead of `env_vars`, which Ray logs.
 """
 
 import argparse
