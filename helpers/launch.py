@@ -159,10 +159,8 @@ class Training:
                     yield events
                     time.sleep(0 if ended else 0.3)
             yield parser.feed(b"\n")
-            self.note_end()
-        except BaseException:
+        finally:
             self.stop()
-            raise
 
     def wait(self) -> "Training":
         """Follow silently to the end. Raises KitError if the training failed."""
@@ -180,20 +178,15 @@ class Training:
         return self
 
     def stop(self) -> None:
-        """End driver, workers and the Ray instance they started, within 15 s; notes it in run.json."""
+        """End driver, workers and the Ray instance they started, within 15 s, if they have not ended; the end is noted in run.json."""
         if self.process.poll() is None:
             self.stopped = True
             self.process.terminate()
             with suppress(subprocess.TimeoutExpired):
                 self.process.wait(10)
-        self.note_end()
-
-    def note_end(self) -> None:
-        """The end in run.json. What is left of the training's processes is killed: Ray's agents outlive a lost driver by a minute."""
-        with suppress(ProcessLookupError, PermissionError):
+        with suppress(ProcessLookupError, PermissionError):  # after a lost driver Ray's agents would stay a minute
             os.killpg(self.process.pid, signal.SIGKILL)
-        code = self.process.wait()
-        training = self.run.record().get("training", {})
+        code, training = self.process.wait(), self.run.record().get("training", {})
         if training.get("status") == "running":
             status = "stopped" if self.stopped else "failed" if code else "finished"
             # A disk that is full or read-only takes no note; where it ended the training, `check` explains it.
