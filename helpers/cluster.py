@@ -157,27 +157,28 @@ def read_everywhere(profile: Profile, datasets: Path, names: list[str]):
     with ray_cluster(profile, num_cpus=1) as ray:
         from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-        probe, mine = ray.remote(num_cpus=0, max_retries=1)(seen), seen(datasets, names)
+        probe = ray.remote(num_cpus=0, max_retries=1)(seen)
         pins = [NodeAffinitySchedulingStrategy(node["NodeID"], soft=False) for node in ray.nodes() if node["Alive"]]
-        answers = ray.get([probe.options(scheduling_strategy=pin).remote(datasets, names) for pin in pins])
-    table = pd.DataFrame([{"node": place, "dataset": name, "rows": answer[name][0], "same": answer[name] == mine[name]}
-                          for place, answer in enumerate(answers, 1) for name in names])
+        asked = [(place, name, probe.options(scheduling_strategy=pin).remote(datasets, name))
+                 for place, pin in enumerate(pins, 1) for name in names]
+        answers = [(place, name, ray.get(answer)) for place, name, answer in asked]
+    mine = {name: seen(datasets, name) for name in names}
+    table = pd.DataFrame([{"node": place, "dataset": name, "rows": answer[0], "same": answer == mine[name]}
+                          for place, name, answer in answers])
     if not table["same"].all():
         raise KitError(f"not every node reads the data in {datasets}:\n{table.to_string(index=False)}",
                        "a storage that all nodes share", "set `storage` to a shared folder")
     return table
 
 
-def seen(datasets: Path, names: list[str]) -> dict[str, tuple[int, str]]:
-    """Rows and sha256 of each dataset as this node sees it; 0 and the error's words where it cannot."""
-    found = {}
-    for name in names:
-        try:
-            path = files.data_file(datasets, name)
-            found[name] = path.read_bytes().count(b"\n"), files.sha256(path)
-        except (OSError, KitError) as error:
-            found[name] = 0, f"{type(error).__name__}: {error}"
-    return found
+def seen(datasets: Path, name: str) -> tuple[int, str]:
+    """Rows and sha256 of a dataset as this node sees it; 0 and the error's words where it cannot."""
+    try:
+        path = files.data_file(datasets, name)
+        with path.open("rb") as file:
+            return sum(1 for _ in file), files.sha256(path)
+    except (OSError, KitError) as error:
+        return 0, f"{type(error).__name__}: {error}"
 
 
 def nodes(ray) -> list[dict]:

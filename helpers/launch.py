@@ -48,10 +48,9 @@ def config_of(run: Run) -> dict:
 
 def environment(run: Run, launcher: str = "helpers.trainer") -> dict[str, str]:
     """What is set besides the environment that this process has."""
-    settings = {"RAY_DEDUP_LOGS": "0",  # Ray would merge the workers' lines, and with them steps
-                "PYTHONUNBUFFERED": "1", "TOKENIZERS_PARALLELISM": "false"}
-    if launcher == "llamafactory-cli":
-        settings = {"USE_RAY": "1", **settings}
+    settings = {"USE_RAY": "1"} if launcher == "llamafactory-cli" else {}
+    settings |= {"RAY_DEDUP_LOGS": "0",  # Ray would merge the workers' lines, and with them steps
+                 "PYTHONUNBUFFERED": "1", "TOKENIZERS_PARALLELISM": "false"}
     if run.profile.ray_address == "local":
         settings |= {"RAY_USAGE_STATS_ENABLED": "0", cluster.LOOPBACK[0]: cluster.LOOPBACK[1]}
         if Path(config_of(run)["model_name_or_path"]).is_dir():

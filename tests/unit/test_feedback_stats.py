@@ -106,6 +106,6 @@ def test_labels_differ_in_the_figures_without_colour():
 
 def test_what_a_node_sees_is_rows_and_hash_or_the_reason(tmp_path):
     (name,) = register.write(tmp_path, "data", [("", [b"{}\n", b"{}\n"])])
-    seen = cluster.seen(tmp_path, [name, "other"])
-    assert seen[name][0] == 2
-    assert seen["other"][0] == 0 and "no dataset 'other'" in seen["other"][1]
+    assert cluster.seen(tmp_path, name)[0] == 2
+    rows, words = cluster.seen(tmp_path, "other")
+    assert rows == 0 and "no dataset 'other'" in words
