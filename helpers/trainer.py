@@ -159,8 +159,10 @@ def fetched(address: str, launch: str) -> str:
     name = hashlib.sha256(f"{launch} {address}".encode()).hexdigest()[:16]
     folder = Path(tempfile.gettempdir(), f"kto-checkpoint-{os.getuid()}-{name}")
     with FileLock(f"{folder}.lock"):
-        chosen, _ = choose.latest(checkpoints.find(address))
-        return str(choose.fetch(chosen, folder).path)
+        if not folder.exists():
+            chosen, _ = choose.latest(checkpoints.find(address))
+            choose.fetch(chosen, folder)
+    return str(folder)
 
 
 def report_callback():
