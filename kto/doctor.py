@@ -1,6 +1,6 @@
 """Preflight checks: what would make a training run fail, found in seconds before the launch, each with its fix.
 
-This machine, the registry, the hub and MLflow are asked here; the cluster and its nodes in a process of their own (kto.nodes),
+This machine, the registry, the hub and MLflow are asked here; a cluster and its nodes in a process of their own (kto.nodes),
 because Ray ends one that joins by a node which has just been lost.
 """
 
@@ -15,8 +15,11 @@ from pathlib import Path
 
 from helpers import chat_template, cluster, files, own_yaml, profiles, secrets
 from helpers import config as configs
-from helpers.errors import Finding, KitError
+from helpers.errors import Finding
 from helpers.runs import settle
+
+from . import nodes
+from .nodes import tried
 
 LIMIT = 18.0
 """Seconds for everything; usually it takes 6."""
@@ -31,46 +34,33 @@ def examine(profile: str, storage: str = "", values: dict | None = None) -> list
     config = configs.template(values.get("train_config") or loaded.train_config) | loaded.overrides
     config |= {key: value for key, value in values.items() if key not in ("train_config", "dataset", "overrides")}
     config |= values.get("overrides", {})
-    try:
-        own_yaml.refuse_unfinished(config)
-    except KitError as error:
-        found.append(failed(error))
-    found += packages()
-    try:
-        folder = profiles.storage_for(loaded, storage)
-        found.append(Finding("OK", f"{cluster.disk(folder):.0f} GiB of disk are free where runs are kept"))
-    except KitError as error:
-        return [*found, failed(error)]
+    found += tried(lambda: own_yaml.refuse_unfinished(config) or []) + tried(packages)
+    found += tried(lambda: [Finding("OK", f"{cluster.disk(profiles.storage_for(loaded, storage)):.0f} GiB of disk are free "
+                                          "where runs are kept")])
+    if found[-1].status == "FAIL":
+        return found
+    folder = profiles.storage_for(loaded, storage)
     found += [Finding("WARN", text) for text in settle(folder)]
+    model = values.get("model_name_or_path") or loaded.model_name_or_path
+    shape, of_hub = base_model(model)
+    reach = model if of_hub and of_hub[0].status == "OK" else ""
+    local = next((str(path) for path in (Path(model).expanduser(), folder / "models" / model) if path.is_dir()), reach)
+    spoken = {"template": loaded.template} | config | {"model_name_or_path": local}
+    data, registered = dataset(folder, values.get("dataset") or loaded.dataset)
+    fast, says = configs.accelerated(config | {"model_name_or_path": local or model}, values.get("accelerated", "auto"), shape)
+    question = {"profile": profile, "storage": str(folder), "config": config, "data": data, "shape": shape, "model": reach,
+                "accelerated": fast}
     with ThreadPoolExecutor() as at_once:
         tracking = at_once.submit(mlflow)
-        model = values.get("model_name_or_path") or loaded.model_name_or_path
-        shape, of_hub = base_model(model)
-        reach = model if of_hub and of_hub[0].status == "OK" else ""
-        local = next((str(path) for path in (Path(model).expanduser(), folder / "models" / model) if path.is_dir()), reach)
-        spoken = {"template": loaded.template} | config | {"model_name_or_path": local}
         fits = at_once.submit(chat_template.asked, spoken, until - time.monotonic()) if local else None
-        data, registered = dataset(folder, values.get("dataset") or loaded.dataset)
-        found += [registered, *of_hub, tracking.result()]
-        fast, says = configs.accelerated(config | {"model_name_or_path": local or model}, values.get("accelerated", "auto"), shape)
-        found.append(Finding("OK", says))
-        question = {"profile": profile, "storage": str(folder), "config": config, "data": data, "shape": shape,
-                    "model": reach, "accelerated": fast}
-        found += on_the_cluster(question, until - time.monotonic())
-        return found + (fits.result() if fits else [])
-
-
-def failed(error: KitError) -> Finding:
-    return Finding("FAIL", error.found, error.remedy or error.expected)
+        asked = tried(nodes.everywhere, question) if loaded.ray_address == "local" else on_the_cluster(question, until)
+        return [*found, registered, *of_hub, tracking.result(), Finding("OK", says), *asked, *(fits.result() if fits else [])]
 
 
 def packages() -> list[Finding]:
     """The packages of this machine, judged as notebook 1 judges them."""
     rows = cluster.packages()
-    try:
-        return cluster.refuse_unsupported(rows) or [Finding("OK", f"{len(rows)} packages here are as pinned")]
-    except KitError as error:
-        return [failed(error)]
+    return cluster.refuse_unsupported(rows) or [Finding("OK", f"{len(rows)} packages here are as pinned")]
 
 
 def dataset(storage: Path, name: str) -> tuple[dict, Finding]:
@@ -79,10 +69,9 @@ def dataset(storage: Path, name: str) -> tuple[dict, Finding]:
     if name in known:
         path = files.data_file(storage / "datasets", name)
         return {str(path): files.sha256(path)}, Finding("OK", f"the dataset {name!r} is registered")
-    if Path(name).is_file() or (profiles.ROOT / "dataset-configs" / f"{name}.json").is_file():
-        return {}, Finding("OK", f"the dataset {name!r} is there; 02_data checks and registers it")
-    if "://" in name or name.count("/") == 1:
-        return {}, Finding("OK", f"the dataset {name!r} is fetched and registered by 02_data; not looked at here")
+    template = profiles.ROOT / "dataset-configs" / f"{name}.json"
+    if Path(name).is_file() or template.is_file() or "://" in name or name.count("/") == 1:
+        return {}, Finding("OK", f"the dataset {name!r} is not registered yet; 02_data fetches, checks and registers it")
     return {}, Finding("FAIL", f"there is no dataset {name!r}",
                        f"give a file, an address, or one of: {', '.join(known) or 'none registered yet'}")
 
@@ -99,13 +88,12 @@ def base_model(model: str) -> tuple[dict | None, list[Finding]]:
     if code == 200:
         with contextlib.suppress(ValueError):
             return json.loads(text), [Finding("OK", f"the hub gives {model} to {token}")]
-    if code in (401, 403):
-        return None, [Finding("FAIL", f"the hub refuses {model} to {token} ({code})",
-                              "accept the licence on the model's page, and set HF_TOKEN or HF_TOKEN_FILE")]
-    if code == 404:
-        return None, [Finding("FAIL", f"the hub knows no model {model}", "correct model_name_or_path")]
-    return None, [Finding("FAIL", f"the hub did not answer for {model} ({code or text})",
-                          "look at HF_ENDPOINT and the network, or give a folder that every node sees")]
+    licence = (f"the hub refuses {model} to {token} ({code})",
+               "accept the licence on the model's page, and set HF_TOKEN or HF_TOKEN_FILE")
+    away = (f"the hub did not answer for {model} ({code or text})",
+            "look at HF_ENDPOINT and the network, or give a folder that every node sees")
+    unknown = (f"the hub knows no model {model}", "correct model_name_or_path")
+    return None, [Finding("FAIL", *{401: licence, 403: licence, 404: unknown}.get(code, away))]
 
 
 def mlflow() -> Finding:
@@ -126,23 +114,16 @@ def mlflow() -> Finding:
                        "start it (make mlflow); without it nothing is lost: `kto track RUN` sends it later")
     if answer.ok:
         return Finding("OK", f"MLflow at {shown} answers and lets us in")
-    if answer.status_code in (401, 403):
-        return Finding("FAIL", f"MLflow at {shown} refuses ({answer.status_code})",
-                       "set MLFLOW_TRACKING_TOKEN, or _USERNAME and _PASSWORD")
-    return Finding("FAIL", f"{shown} does not answer as MLflow does ({answer.status_code})",
-                   "correct MLFLOW_TRACKING_URI")
+    return Finding("FAIL", f"MLflow at {shown} refuses ({answer.status_code})",
+                   "correct MLFLOW_TRACKING_URI, or set MLFLOW_TRACKING_TOKEN, or _USERNAME and _PASSWORD")
 
 
-def on_the_cluster(question: dict, seconds: float) -> list[Finding]:
+def on_the_cluster(question: dict, until: float) -> list[Finding]:
     """What kto.nodes finds, from a process of its own; a finding too where it has not answered in time."""
     try:
-        done = subprocess.run([sys.executable, "-m", "kto.nodes"], input=json.dumps(question), text=True,
-                              cwd=profiles.ROOT, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
-                              timeout=max(1.0, seconds))
+        done = subprocess.run([sys.executable, "-m", "kto.nodes"], input=json.dumps(question), text=True, cwd=profiles.ROOT,
+                              stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, timeout=max(1.0, until - time.monotonic()))
         return [Finding(*row) for row in json.loads(done.stdout.splitlines()[-1])]
-    except subprocess.TimeoutExpired:
+    except (subprocess.TimeoutExpired, IndexError, ValueError):
         return [Finding("FAIL", f"the cluster was not joined, or did not answer, within {LIMIT:g} s",
-                        "look at its head node: ray status")]
-    except (IndexError, ValueError):
-        return [Finding("FAIL", "Ray ended the process that joined the cluster, as it does when a node was just lost",
-                        "ask again in a minute; then look at the nodes: ray status")]
+                        "look at its nodes: ray status; where one was just lost, ask again in a minute")]

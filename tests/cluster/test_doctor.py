@@ -43,7 +43,6 @@ def test_a_node_with_a_storage_of_its_own_is_named_by_the_doctor(nodes, tmp_path
         assert time.monotonic() - started < 40  # 20 on a machine that does nothing else
         failed = {finding.found: finding.remedy for finding in findings if finding.status == "FAIL"}
         assert [found for found in failed if "does not see what was written there from here" in found], findings
-        assert any(finding.found == "the nodes reach each other" and finding.status == "OK" for finding in findings)
     finally:  # it says good-bye: a driver that joins soon after could pick a node that is lost but not yet missed
         leaving = nodes.nodes.pop(alone)
         leaving.terminate()
