@@ -30,7 +30,7 @@ def run(
     run_name: Annotated[str, typer.Option(help="The run's folder. Default: the profile and the time.")] = None,
     resume: Annotated[str, typer.Option(help="auto: resume --run-name where it stopped; if-any: or begin it.")] = "",
     start_from: Annotated[str, typer.Option(help="On top of this run's best, an adapter's folder or a hub id: -p start_from.")] = "",
-    retries: Annotated[int, typer.Option(help="How often a failed training is resumed by itself.")] = 0,
+    retries: Annotated[int, typer.Option(help="How often lost workers are replaced: -p retries.")] = None,
     log: Annotated[bool, typer.Option("--log", help="The training's own log to stdout too, for a job's log.")] = False,
     as_json: AsJson = False,
 ) -> None:
@@ -43,10 +43,11 @@ def run(
     began = time.monotonic()
     if resume not in ("", "auto", "if-any"):
         raise Usage(f"--resume {resume}", "auto or if-any", "correct --resume; a step is chosen in notebook 5")
-    values = parameters.typed([*parameter, *([f"start_from={start_from}"] if start_from else [])])
+    options = [f"start_from={start_from}"] if start_from else []
+    values = parameters.typed([*parameter, *options, *([] if retries is None else [f"retries={retries}"])])
     job.take_secrets()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # a stopped job tidies up like an interrupted one
-    target = pipeline.run(profile, storage, run_name, values, resume, retries, say, log)
+    target = pipeline.run(profile, storage, run_name, values, resume, say, log)
     show(pipeline.summary(target) | {"total seconds": round(time.monotonic() - began)}, as_json)
 
 

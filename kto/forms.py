@@ -1,9 +1,8 @@
 """`kto export`: every form of export that is asked for, each with its proof or its figures, as notebook 6 makes them."""
 
-from helpers import card, proof, serving
+from helpers import card, export, proof, serving
 from helpers.errors import KitError
 from helpers.evaluate import Scorer, earlier_adapters, heldout
-from helpers.export import adapter, adapter_facts, choose, unservable
 from helpers.merging import merge
 from helpers.quantise import SCHEMES, calibration, compare, quantise
 from helpers.runs import Run
@@ -22,23 +21,23 @@ def make(run: Run, forms: list[str], checkpoint: str = "best", say=print) -> lis
     if unknown := [form for form in forms if form not in FORMS]:
         raise KitError(f"there is no form of export {', '.join(map(repr, unknown))}", f"some of {','.join(FORMS)}",
                        "correct --as")
-    chosen, _, why = choose(run, checkpoint)
+    chosen, _, why = export.choose(run, checkpoint)
     say(f"{chosen.name}: {why}")
     config, merged, shown, facts = run.config(), run.export / "merged", [], {"checkpoint": str(chosen)}
-    ruled_out = {finding.kind: finding for finding in unservable(config)}
+    ruled_out = {finding.kind: finding for finding in export.unservable(config)}
     for finding in ruled_out.values():
         say(str(finding))
-    quantised = [form for form in forms if form in SCHEMES and "merge" not in ruled_out]
-    merging = ("merged" in forms or bool(quantised)) and "merge" not in ruled_out
+    quantised = [form for form in forms if form in SCHEMES]
+    merging = "merge" not in ruled_out and bool(quantised or "merged" in forms)
     alone = "adapter" in forms and "adapter" not in ruled_out
     if merging or (alone and earlier_adapters(config)):
         scorer = Scorer(config, chosen)
         rows = scorer.rows(heldout(run))
     if alone:
-        folder = adapter(run, chosen)
+        folder = export.adapter(run, chosen)
         if earlier_adapters(config):
             proof.prove(scorer, folder, rows[:6])
-        shown, facts["adapter"] = [adapter_facts(folder)], str(folder)
+        shown, facts["adapter"] = [export.adapter_facts(folder)], str(folder)
         say(f"adapter: {folder}, with {serving.write(run, folder).name}")
     if merging:
         if "merged" in forms or not (merged / "config.json").is_file():
@@ -46,14 +45,12 @@ def make(run: Run, forms: list[str], checkpoint: str = "best", say=print) -> lis
         evidence, facts["merged"] = proof.prove(scorer, merged, rows[:6]), str(merged)
         shown = evidence.to_dict("records")
         say(f"merged: {merged}; {proof.verdict(evidence)}")
-    if quantised:
-        some = calibration(scorer.rows(config["dataset"]))
         for form in quantised:
             say(f"{form}: {SCHEMES[form]} ...")
-            quantise(run, form, some)
-        say("held-out figures before and after ...")
-        models = {"merged": merged} | {form: run.export / form for form in quantised}
-        facts["quantised"] = shown = compare(scorer, models, rows).to_dict("records")
+            quantise(run, form, calibration(scorer.rows(config["dataset"])))
+        if quantised:
+            models = {"merged": merged} | {form: run.export / form for form in quantised}
+            facts["quantised"] = shown = compare(scorer, models, rows).to_dict("records")
     run.note(export={**run.record().get("export", {}), **facts})
     card.write(run)
     return shown

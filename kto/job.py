@@ -47,7 +47,7 @@ def submit(
     parameter: Values = [],  # noqa: B006
     run_name: Annotated[str, typer.Option(help="The run's folder. The same name again resumes it.")] = "",
     secret: Secrets = [],  # noqa: B006
-    retries: Annotated[int, typer.Option(help="How often a failed training is resumed by itself.")] = 2,
+    retries: Annotated[int, typer.Option(help="How often lost workers are replaced: -p retries.")] = 2,
     follow: Annotated[bool, typer.Option(help="Stay and watch.")] = True,
     address: Address = "",
 ) -> None:

@@ -13,6 +13,9 @@ NOTEBOOKS = ROOT / "notebooks"
 COMMON = ("profile", "storage", "run_name")
 PATHS = ("dataset", "model_name_or_path", "train_config", "start_from")
 """Parameters that may name a file or folder."""
+READERS = {"int": int, "float": float, "dict": lambda text: dict(json.loads(text)),
+           "bool": lambda text: {"true": True, "false": False}[text.lower()]}
+"""How the text of a parameter becomes a value, by the type that its notebook gives it; others stay text."""
 
 
 def notebooks() -> list[Path]:
@@ -49,12 +52,7 @@ def typed(assignments: list[str]) -> dict:
             raise Usage(f"-p {name} has no value", f"-p {name}=VALUE, a {there[name]['type']}", "correct -p")
         kind = there[name]["type"]
         try:
-            if kind == "bool":
-                values[name] = {"true": True, "false": False}[text.lower()]
-            elif kind == "dict":
-                values[name] = dict(json.loads(text))
-            else:
-                values[name] = {"int": int, "float": float}.get(kind, str)(text)
+            values[name] = READERS.get(kind, str)(text)
         except (ValueError, KeyError, TypeError):
             raise Usage(f"{name}={text}: {text!r} is not a value of type {kind}", f"a {kind}", "correct -p") from None
         if name in PATHS and text and Path(text).exists():  # the notebooks run in a folder of their own

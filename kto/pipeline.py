@@ -17,14 +17,12 @@ from helpers.runs import Run
 from . import compare, parameters
 from .terminal import Usage, as_usage
 
-PAUSE = 10.0
-"""Seconds before a failed training run is resumed by itself, doubled each time: a lost node may be replaced meanwhile."""
 ENDING = 30.0
 """Grace period for a training process whose notebook died."""
 
 
-def run(profile: str, storage: str, name: str | None, values: dict, resume: str, retries: int, say, log: bool) -> Run:
-    """Everything that `kto run` does. A training run that fails is resumed from its last checkpoint, `retries` times at most."""
+def run(profile: str, storage: str, name: str | None, values: dict, resume: str, say, log: bool) -> Run:
+    """Everything that `kto run` does."""
     with as_usage():
         begin, target = "01", runs.locate(profile, storage, runs.default_name(profile) if name is None else name)
     if resume == "auto" and (name is None or not target.record_file.exists()):
@@ -43,19 +41,11 @@ def run(profile: str, storage: str, name: str | None, values: dict, resume: str,
             say(why)
         else:
             runs.start(profile, storage, target.name)
-        for attempt in range(retries + 1):
-            try:
-                return execute(target, values, say, begin, log)
-            except KeyboardInterrupt:
-                say(f"to go on: kto run --storage {target.storage} --run-name {target.name} --resume auto")
-                raise
-            except KitError as error:
-                if attempt == retries or target.record().get("training", {}).get("status") != "failed":
-                    raise
-                say(f"error: {error}")
-            time.sleep(PAUSE * 2**attempt)
-            begin, why = prepare_resume(target)
-            say(why)
+        try:
+            return execute(target, values, say, begin, log)
+        except KeyboardInterrupt:
+            say(f"to go on: kto run --storage {target.storage} --run-name {target.name} --resume auto")
+            raise
 
 
 def model_of(storage: Path, start_from: str) -> dict:

@@ -157,6 +157,7 @@ def test_every_command_explains_itself():
 
 def test_a_run_that_is_being_trained_is_not_made_ready_to_go_on(run, monkeypatch):
     run.log_file.write_text("a line")
+    run.config_file.write_text("max_steps: 4\n")
     run.note(training={"status": "running"})
     before = sorted(run.folder.iterdir())
     monkeypatch.setattr(pipeline, "ENDING", 0.5)
