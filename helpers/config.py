@@ -12,20 +12,14 @@ import sys
 import typing
 from pathlib import Path
 
+from kto_accelerator.enable import LOSSES, supports
+
 from . import export, files, own_yaml, secrets
 from .errors import KitError, closest
 from .own_yaml import TEMPLATES
 from .profiles import ROOT
 from .runs import Run, refuse_if_trained
-
-RAY_TYPES = {
-    "ray_run_name": str | None,
-    "ray_storage_path": str,
-    "ray_storage_filesystem": typing.Literal["s3", "gs", "gcs"] | None,
-    "resources_per_worker": dict | str,
-    "placement_strategy": typing.Literal["SPREAD", "PACK", "STRICT_SPREAD", "STRICT_PACK"],
-}
-"""Keys that LLaMA-Factory 0.9.5 no longer knows, with their types; helpers.trainer takes them itself."""
+from .trainer import RAY_KEYS
 
 
 def template(name: str) -> dict:
@@ -114,8 +108,6 @@ def accelerated(config: dict, asked, shape: dict | None = None) -> tuple[bool, s
 
     `asked`: auto (where it is proved), true or false. `shape`: the model's config.json; by default read where the model is a folder.
     """
-    from kto_accelerator import supports
-
     asked = str(asked).lower()
     if asked not in ("auto", "true", "false"):
         raise KitError(f"accelerated is {asked!r}", "auto, true or false", "correct `accelerated`")
@@ -135,13 +127,9 @@ def traps(config: dict, record: dict) -> list[str]:
     if config.get("per_device_train_batch_size", 1) == 1 and config.get("loss", "kto") == "kto":
         found.append("per_device_train_batch_size is 1: the reference point is estimated from a single mismatched pair a "
                      "step, very noisily; 4 or more where memory allows")
-    if "report_to" not in config:
-        found.append("report_to is missing: every tracker installed would be tried; write `report_to: none`")
     rows, cut = record.get("dataset", {}).get("rows", 0), config.get("max_samples")
     if cut and rows > cut:
         found.append(f"max_samples takes the first {cut} of {rows} rows, before any shuffle")
-    if not Path(config["output_dir"]).is_absolute():
-        found.append("output_dir is relative: Ray Train changes the worker's folder, and it is lost with the node")
     return found
 
 
@@ -178,13 +166,11 @@ def findings(config: dict) -> list[str]:
     """Every unknown key and ill-typed value, then, if there are none, what LLaMA-Factory's own parser objects to."""
     from llamafactory.hparams import parser
 
-    from kto_accelerator.enable import LOSSES
-
     theirs = {}  # name -> annotated type of every field that LLaMA-Factory's argument classes accept
     for cls in parser._TRAIN_ARGS:
         hints = typing.get_type_hints(cls)
         theirs |= {field.name: hints[field.name] for field in dataclasses.fields(cls) if field.init}
-    types = {"loss": typing.Literal[LOSSES]} | RAY_TYPES | theirs
+    types = {"loss": typing.Literal[LOSSES]} | dict.fromkeys(RAY_KEYS, typing.Any) | theirs  # LLaMA-Factory 0.9.5 lacks some of these
     found = [f"LLaMA-Factory knows no key {key!r}{closest(key, types)}" for key in config if key not in types]
     found += [line for key, value in config.items() if key in types and (line := ill_typed(key, value, types[key]))]
     return found or unknown_metric(config) or objections({key: value for key, value in config.items() if key in theirs}, parser)
@@ -194,15 +180,15 @@ def ill_typed(key: str, value, hint) -> str:
     """What is said if `value` is not of the field's type. Strict: LLaMA-Factory converts nothing that comes from YAML."""
     from pydantic import ConfigDict, TypeAdapter, ValidationError
 
-    expected = getattr(hint, "__name__", None) or str(hint).replace("typing.", "")
-    if isinstance(value, str) and set(typing.get_args(hint) or [hint]) <= {float, int, bool, type(None)}:
+    kinds = typing.get_args(hint) or [hint]
+    if isinstance(value, str) and set(kinds) <= {float, int, bool, type(None)}:
         number = re.fullmatch(r"([+-]?\d+)(\.\d*)?([eE][+-]?\d+)", value)
         says = f" (in quotes; write {number[1]}{number[2] or '.0'}{number[3]})" if number else ""
-        return f"{key}: {value!r} is text{says}; expected: {expected}"
+        return f"{key}: {value!r} is text{says}; expected: {kinds[0].__name__}"
     try:
         TypeAdapter(hint, config=ConfigDict(arbitrary_types_allowed=True)).validate_python(value)
     except ValidationError as error:
-        return f"{key}: {value!r}: {error.errors()[0]['msg']}; expected: {expected}"
+        return f"{key}: {value!r}: {error.errors()[0]['msg']}"
     except Exception:  # a type that pydantic cannot describe is left to LLaMA-Factory
         pass
     return ""

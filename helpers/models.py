@@ -49,22 +49,14 @@ def describe(model_dir: str) -> dict:
 
 
 def generate(model_name_or_path: str, prompts: list[str], max_new_tokens: int = 24) -> list[str]:
-    """Greedy replies of a local model to single prompts, by transformers (float32 on CPU, bfloat16 on a GPU)."""
+    """Greedy replies of a local model to single prompts, by transformers."""
     with quietly():
-        import torch
-        from transformers import AutoModelForCausalLM, AutoTokenizer
+        from transformers import pipeline
 
-        device, dtype = ("cuda", torch.bfloat16) if torch.cuda.is_available() else ("cpu", torch.float32)
-        tokenizer = AutoTokenizer.from_pretrained(model_name_or_path)
-        model = AutoModelForCausalLM.from_pretrained(model_name_or_path, torch_dtype=dtype).to(device)
-    replies = []
-    for prompt in prompts:
-        chat = [{"role": "user", "content": prompt}]
-        inputs = tokenizer.apply_chat_template(chat, add_generation_prompt=True, return_tensors="pt", return_dict=True).to(device)
-        inputs.pop("token_type_ids", None)  # of some tokenizers; generate() refuses it
-        out = model.generate(**inputs, max_new_tokens=max_new_tokens, do_sample=False)
-        replies.append(tokenizer.decode(out[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True).strip())
-    return replies
+        talk = pipeline("text-generation", model_name_or_path, torch_dtype="auto")
+        chats = [[{"role": "user", "content": prompt}] for prompt in prompts]
+        answers = talk(chats, max_new_tokens=max_new_tokens, do_sample=False, return_full_text=False)
+    return [answer[0]["generated_text"].strip() for answer in answers]
 
 
 def _from_package(name: str, models_dir: Path) -> Path:
@@ -77,11 +69,7 @@ def _from_package(name: str, models_dir: Path) -> Path:
         if (target / "config.json").is_file():
             return target
         package, file = PACKAGED[name]
-        try:
-            gguf = next(Path(f.locate()) for f in metadata.files(package) or [] if f.name == file)
-        except (metadata.PackageNotFoundError, StopIteration):
-            raise KitError(f"the package {package} is not installed, and the model {name!r} comes inside it",
-                           f"{file} among the installed packages", "run `make install`") from None
+        gguf = next(Path(f.locate()) for f in metadata.files(package) if f.name == file)
         with files.new_folder(target) as folder, quietly(), silence(), _read_once():
             from transformers import AutoModelForCausalLM
 

@@ -67,10 +67,8 @@ def refuse_unfinished(config: dict) -> None:
              if not (key == "ray_init_kwargs" and text.startswith("$"))]  # Ray itself fills those in
     if found:
         raise KitError(f"the config has placeholders left in it: {'; '.join(found)}", "values", "fill them in, or take the keys out")
-    path, filesystem = str(config.get("ray_storage_path") or ""), config.get("ray_storage_filesystem")
-    scheme, slashes, bucket = path.partition("://")
+    scheme, slashes, bucket = str(config.get("ray_storage_path")).partition("://")
     if slashes:
-        says = f"with ray_storage_filesystem: {filesystem}" if filesystem else "without ray_storage_filesystem"
-        raise KitError(f"ray_storage_path is {path} {says}: Ray would take it for a folder of that name",
+        raise KitError(f"ray_storage_path is {scheme}://{bucket}: Ray would take it for a folder of that name",
                        "the filesystem by name, and the path without it",
-                       f"ray_storage_filesystem: {filesystem or scheme} and ray_storage_path: {bucket}")
+                       f"ray_storage_filesystem: {scheme} and ray_storage_path: {bucket}")

@@ -103,7 +103,7 @@ def test_a_bucket_with_its_filesystem_stays_and_one_without_is_named_before_the_
     assert config.resolve(prepared, own(tmp_path, "ray_storage_path: bucket/runs\nray_storage_filesystem: s3\n"))["ray_storage_path"] == "bucket/runs"
     with pytest.raises(KitError, match="ray_storage_filesystem: s3 and ray_storage_path: bucket/runs"):
         config.resolve(prepared, ray_storage_path="s3://bucket/runs")
-    with pytest.raises(KitError, match="with ray_storage_filesystem: s3: Ray would take it"):
+    with pytest.raises(KitError, match="ray_storage_path is s3://bucket/runs: Ray would take it"):
         config.resolve(prepared, ray_storage_path="s3://bucket/runs", ray_storage_filesystem="s3")
 
 
