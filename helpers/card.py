@@ -57,6 +57,7 @@ def text(run: Run) -> str:
     record, config, base = run.record(), run.config(), public_name(run)
     adapter, on_hub = config.get("finetuning_type", "lora") == "lora", _is_hub(base)
     base = base if on_hub else Path(base).name
+    link = f"[{base}](https://huggingface.co/{base})" if on_hub else base
     licence = next((name for start, name in LICENCES.items() if base.startswith(start)), "")
     about = {"base_model": base if on_hub else "", "library_name": "peft" if adapter else "transformers",
              "pipeline_tag": "text-generation", "license": licence,
@@ -72,8 +73,7 @@ def text(run: Run) -> str:
     alone = ADAPTER if (run.export / "adapter" / run.name).is_dir() else ""
     parts = [
         f"---\n{files.dump_yaml({key: value for key, value in about.items() if value})}---\n\n# {run.name}\n",
-        f"[{base}](https://huggingface.co/{base}), aligned to thumbs-up/thumbs-down feedback with KTO "
-        "(Ethayarajh et al., 2024).\n" if on_hub else f"{base}, aligned with KTO (Ethayarajh et al., 2024).\n",
+        f"{link}, aligned to thumbs-up/thumbs-down feedback with KTO (Ethayarajh et al., 2024).\n",
         PACKAGED if record.get("model", {}).get("name") in PUBLIC else "",
         f"Licence of the base model, which holds for what is derived from it: {licence or 'see its own card'}.\n",
         f"Training started from the base with {' and '.join(start)} merged into it.\n" if start else "",

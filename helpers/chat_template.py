@@ -16,9 +16,10 @@ from . import files
 from .errors import Finding, KitError
 from .profiles import ROOT
 
-SYSTEM, QUESTION = {"role": "system", "content": "Be brief."}, {"role": "user", "content": "What is tea?"}
+SYSTEM, QUESTION = "Be brief.", {"role": "user", "content": "What is tea?"}
 ANSWER, ANOTHER = {"role": "assistant", "content": "A drink."}, {"role": "user", "content": "And coffee?"}
-DIALOGUES = ([QUESTION], [SYSTEM, QUESTION], [QUESTION, ANSWER, ANOTHER])
+DIALOGUES = (("", [QUESTION]), (SYSTEM, [QUESTION]), ("", [QUESTION, ANSWER, ANOTHER]))
+MESSAGES = [([{"role": "system", "content": system}] if system else []) + turns for system, turns in DIALOGUES]
 SAME = "give `template` the model's own (LLaMA-Factory's list: its README, Supported Models)"
 KEYS = ("template", "default_system", "enable_thinking", "tool_format")
 """The keys of a config that decide how a row becomes tokens, besides cutoff_len."""
@@ -126,15 +127,15 @@ def finding(config: dict) -> Finding:
     except KitError as error:
         return say("FAIL", error.found, error.remedy)
 
-    # Tokens that the model has no embedding for.
-    written = [training(template, tokenizer, dialogue) for dialogue in DIALOGUES]
+    # Tokens that the model has no embedding for, in what training reads: (prompt, reply).
+    written = [template.encode_oneturn(tokenizer, [*turns, ANSWER], system or None, None) for system, turns in DIALOGUES]
     beyond = {tokenizer.decode(token) for pair in written for ids in pair for token in ids if token >= entries}
     if beyond and not config.get("resize_vocab"):
         return say("FAIL", f"the template {name} writes {', '.join(sorted(beyond))}, for which the model has no embedding "
                    f"(it has {entries:,})", f"{SAME}, or resize_vocab: true to learn new ones")
 
     # The prompts of both, token by token.
-    prompts, theirs = [prompt for prompt, _ in written], [served(own, dialogue) for dialogue in DIALOGUES]
+    prompts, theirs = [prompt for prompt, _ in written], [served(own, messages) for messages in MESSAGES]
     differ = [(ours, other) for ours, other in zip(prompts, theirs, strict=True) if other is not None and ours != other]
     if not differ and any(theirs):
         return say("OK", f"the template {name} writes dialogues as the tokenizer's own chat template does")
@@ -155,26 +156,20 @@ def finding(config: dict) -> Finding:
                f"has {there!r}", SAME, "the model is trained in a form that a server will not ask it in")
 
 
-def training(template, tokenizer, dialogue: list[dict]) -> tuple[list[int], list[int]]:
-    """(prompt, reply) as token ids, as LLaMA-Factory's processor writes them in training."""
-    system = dialogue[0]["content"] if dialogue[0]["role"] == "system" else None
-    return template.encode_oneturn(tokenizer, [turn for turn in dialogue if turn["role"] != "system"] + [ANSWER], system, None)
-
-
-def served(tokenizer, dialogue: list[dict]) -> list[int] | None:
-    """The prompt's ids by the tokenizer's chat template; None where it has none, or refuses the dialogue (a system prompt)."""
+def served(tokenizer, messages: list[dict]) -> list[int] | None:
+    """The prompt's ids by the tokenizer's chat template; None where it has none, or refuses the messages (a system prompt)."""
     from jinja2 import TemplateError
 
     try:
-        return list(tokenizer.apply_chat_template(dialogue, add_generation_prompt=True)) if tokenizer.chat_template else None
+        return list(tokenizer.apply_chat_template(messages, add_generation_prompt=True)) if tokenizer.chat_template else None
     except TemplateError:
         return None
 
 
 def default_system(tokenizer) -> str:
     """The system prompt that the chat template writes where none is given."""
-    without, given = (tokenizer.apply_chat_template(dialogue, tokenize=False) for dialogue in DIALOGUES[:2])
-    before, _, after = given.partition(SYSTEM["content"])
+    without, given = (tokenizer.apply_chat_template(messages, tokenize=False) for messages in MESSAGES[:2])
+    before, _, after = given.partition(SYSTEM)
     inside = without.startswith(before) and without.endswith(after)
     return without[len(before):len(without) - len(after)] if inside else ""
 

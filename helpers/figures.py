@@ -18,7 +18,7 @@ def _figure(title: str, unit: str):
 
 
 def labels(counts):
-    """Bars of accepted and rejected rows for each part, from the DataFrame of `data_stats.counts`. -> Figure"""
+    """Bars of accepted and rejected rows for each part, from the DataFrame of `feedback.stats.counts`. -> Figure"""
     figure, axes = _figure("Labels", "rows")
     for place, (name, (colour, _, hatch)) in zip((-0.2, 0.2), STYLE.items(), strict=True):
         bars = axes.bar([i + place for i in range(len(counts))], counts[name], 0.38, label=name, color=colour, hatch=hatch,
@@ -118,10 +118,9 @@ def held_out(scores, chosen: int):
 def timeline(checkpoints, total_steps: int, seconds_a_step: float, restart_seconds: float, chosen, title: str):
     """A Figure of two panels over the optimiser steps: which saves there are, and the minutes a failure would cost.
 
-    `checkpoints`: things with `.step`, `.complete`, `.trial` (helpers.checkpoints); `total_steps`: steps of the whole
-    training; `restart_seconds`: starting up again; `chosen`: the one that is taken, drawn as a star. The cost of a
-    failure at step s is restart + (s - last complete save before it) x time a step; the saw's height is what
-    `save_steps` decides.
+    `checkpoints`: of helpers.checkpoints; `total_steps`: of the whole training; `restart_seconds`: starting up again;
+    `chosen`: the one that is taken, a star. A failure at step s costs the restart and the steps since the last complete
+    save before it: the saw's height is what `save_steps` decides.
     """
     placed = [item for item in checkpoints if item.step is not None]
     figure = picture((10, 4))
@@ -158,8 +157,8 @@ def cost(checkpoints, total_steps: int, seconds_a_step: float, restart_seconds: 
 def timing(checkpoints, started: str) -> tuple[float, float]:
     """Seconds a step, and seconds from the last launch (`started`, as run.json has it) to its first step, by the times of the saves.
 
-    With a single save in the newest trial the two cannot be told apart: all of the time is in the steps. A trial that resumed is taken
-    to have begun at an earlier one's last save. A run that was copied may have lost its times: the figures are then meaningless.
+    With a single save in the newest trial all of the time is in the steps. A trial that resumed is taken to have begun at an earlier
+    one's last save. In a copied run, whose files have lost their times, the figures mean nothing.
     """
     placed = sorted((item for item in checkpoints if item.step is not None), key=lambda item: (item.time, item.step))
     placed = [item for item in placed if item.layout.startswith("Ray")] or placed

@@ -47,8 +47,9 @@ def training(table, checkpoints=(), title: str = ""):
     if not len(table):
         raise KitError("this training has no logged metrics to draw", "a window",
                        "fewer steps than logging_steps log none: see train.log")
+    table = _to_draw(table)
     figure, panels = _panels(title, [table])
-    train = _split(table, "train")
+    train = table[table["split"] == "train"]
     for axes, (_, _, columns) in zip(panels, PANELS, strict=False):
         for column, style in columns.items():
             _draw(axes, train, column, style)
@@ -74,7 +75,8 @@ def compare(tables: dict):
     """
     from matplotlib.lines import Line2D
 
-    crowded = any(len(_split(table, "train")) > CROWDED for table in tables.values())
+    tables = {name: _to_draw(table) for name, table in tables.items()}
+    crowded = any((table["split"] == "train").sum() > CROWDED for table in tables.values())
     figure, panels = _panels("Running means over 1/25 of a run's windows" if crowded else "", tables.values())
     for number, (name, table) in enumerate(tables.items()):
         colour, marker = RUN_STYLES[number % len(RUN_STYLES)]
@@ -82,7 +84,7 @@ def compare(tables: dict):
             for column, style in columns.items():
                 label = f"{name}, {style['label']}" if len(columns) > 1 else name
                 style = {**style, "color": colour, "marker": marker, "label": label}
-                _draw(axes, _split(table, "train"), column, style, faint=False, band=len(tables) <= 3)
+                _draw(axes, table[table["split"] == "train"], column, style, faint=False, band=len(tables) <= 3)
                 _draw_evaluations(axes, table, column, style)
     runs = {name: handle for handle, name in zip(*panels[0].get_legend_handles_labels(), strict=True) if HELD_OUT not in name}
     columns = min(4 if max(map(len, runs)) <= 25 else 2, len(runs))
@@ -100,7 +102,7 @@ def compare(tables: dict):
 
 def _panels(title: str, tables):
     """(Figure, its axes): one for each of PANELS, the fifth only where a table has it."""
-    fifth = any(_finite(table, "rewards/auc").notna().any() for table in tables)
+    fifth = any(table["rewards/auc"].notna().any() for table in tables)
     figure = picture((10, 9 if fifth else 6))
     if title:
         figure.suptitle(title, color=INK)
@@ -122,7 +124,7 @@ def _panels(title: str, tables):
 
 def _draw(axes, rows, column: str, style: dict, faint: bool = True, band: bool = True) -> None:
     """The line of one column, its points, and its band of two standard errors where they are known."""
-    style, values = {"linewidth": 1.6, "markersize": 4, **style}, _finite(rows, column)
+    style, values = {"linewidth": 1.6, "markersize": 4, **style}, rows[column]
     if len(values) > CROWDED:  # faint points, and a running mean that is computed at every eighth of its window
         window = len(values) // 25
         if faint:
@@ -132,8 +134,8 @@ def _draw(axes, rows, column: str, style: dict, faint: bool = True, band: bool =
         values, band = means[:: -max(1, window // 8)][::-1], False
         style["markevery"] = max(1, len(values) // 8)
     axes.plot(rows["step"][values.index], values, **style)
-    if band and f"{column} error" in rows:
-        low, high = values - 2 * rows[f"{column} error"], values + 2 * rows[f"{column} error"]
+    if band and (error := rows.get(f"{column} error")) is not None:
+        low, high = values - 2 * error, values + 2 * error
         label = f"_{BAND}" if axes.collections else BAND
         axes.fill_between(rows["step"], low, high, color=style["color"], alpha=0.15, linewidth=0, label=label)
 
@@ -141,44 +143,36 @@ def _draw(axes, rows, column: str, style: dict, faint: bool = True, band: bool =
 def _draw_evaluations(axes, table, column: str, style: dict, markers: str = "") -> None:
     """Held-out values: open markers on a dotted line of the same colour; `markers`: of the second set and the next."""
     for number, split in enumerate(split for split in table["split"].unique() if split != "train"):
-        rows = _split(table, split)
-        values = _finite(rows, column).dropna()
-        if len(values):
+        rows = table[(table["split"] == split) & table[column].notna()]
+        if len(rows):
             own = {"linestyle": ":", "marker": (style["marker"] + markers)[number % (1 + len(markers))],
                    "label": style["label"] + HELD_OUT + (f" ({split.removeprefix('eval_')})" if split != "eval" else "")}
-            axes.plot(rows["step"][values.index], values, markersize=7, markerfacecolor="white", zorder=4, **{**style, **own})
+            axes.plot(rows["step"], rows[column], markersize=7, markerfacecolor="white", zorder=4, **{**style, **own})
 
 
 def _note_missing(axes, rows, columns) -> None:
     """Say on the panel how many windows have no value: nothing drawn must not read as nothing wrong."""
-    lost = _finite(rows, "loss").isna()
     if "rewards/chosen" in columns or "rewards/margins" in columns:  # lacking where the window had no such rows, which is no fault
-        lacking, colour = max((_finite(rows, column).isna() & ~lost).sum() for column in columns), INK
+        lacking, colour = max((rows[column].isna() & rows["loss"].notna()).sum() for column in columns), INK
         words = f"{lacking} of {len(rows)} windows lack chosen or rejected rows"
     else:
-        lacking, colour = _finite(rows, next(iter(columns))).isna().sum(), VERMILLION
+        lacking, colour = rows[next(iter(columns))].isna().sum(), VERMILLION
         words = f"not a finite number in {lacking} of {len(rows)} windows"
     if lacking and "rewards/auc" not in columns:
         axes.text(0.99, 0.05, words, transform=axes.transAxes, ha="right", fontsize=8, color=colour, zorder=6,
                   bbox={"facecolor": "white", "edgecolor": "none", "pad": 1, "alpha": 0.8})
 
 
-def _finite(rows, column: str):
-    """The column as floats; NaN where it has no finite value, or where there is no such column."""
+def _to_draw(table):
+    """PANELS' columns as finite numbers or NaN, the loss corrected for short groups, and the rewards' errors where rows are known."""
     import numpy as np
 
-    values = rows[column].astype(float) if column in rows else rows["step"] * np.nan
-    return values.where(np.isfinite(values))
-
-
-def _split(table, split: str):
-    """The rows of "train" or "eval": their loss corrected for short groups, and their rewards' errors, where known."""
-    rows = table[table["split"] == split]
-    if "loss_mean" in rows:
-        rows = rows.assign(loss=rows["loss_mean"].fillna(rows["loss"]))
-    if split == "train" and "rows" in rows:
-        rows = rows.join(metrics.band(rows).drop(columns="step").add_suffix(" error"))
-    return rows
+    columns = [column for _, _, columns in PANELS for column in columns]
+    table = table.reset_index(drop=True)
+    if "loss_mean" in table:
+        table["loss"] = table["loss_mean"].fillna(table["loss"])
+    drawn = table.reindex(columns=columns).astype(float).replace([np.inf, -np.inf], np.nan).join(table[["step", "split"]])
+    return drawn.join(metrics.band(table).drop(columns="step").add_suffix(" error")) if "rows" in table else drawn
 
 
 def picture(size: tuple[float, float]):
