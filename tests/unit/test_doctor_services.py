@@ -130,7 +130,7 @@ def answer(**changed) -> dict:
 def test_what_a_node_has_otherwise_is_named_with_the_node():
     mine = answer()["versions"]
     said = {f.status: f for f in nodes.compare([answer(), answer(name="10.0.0.3", versions=mine | {"peft": "0.17.0"})], {})}
-    assert "10.0.0.3: peft 0.17.0 (here: 0.15.2)" in said["FAIL"].found
+    assert f"10.0.0.3: peft 0.17.0 (here: {mine['peft']})" in said["FAIL"].found
     wrong = answer(storage="does not see what was written there from here", free=1.0, data={"/s/d.jsonl": "cannot be read: No such file"})
     failed = " ".join(f.found for f in nodes.compare([wrong], {"/s/d.jsonl": "abc"}) if f.status == "FAIL")
     assert "10.0.0.2 does not see" in failed and "1.0 GiB free" in failed and "d.jsonl cannot be read" in failed
