@@ -179,7 +179,13 @@ def test_the_loss_without_kl_is_trls_on_the_same_batch_and_makes_no_mismatched_p
     assert differs > 1e-5 or "use_dora" in settings  # KL was not 0 all the time
 
 
-def test_a_loss_that_there_is_not_is_refused():
+@pytest.fixture
+def compared(monkeypatch):
+    """As if the installed LLaMA-Factory were one that was compared, on every stack."""
+    monkeypatch.setattr(enable, "VERSIONS", (enable.installed_version(),))
+
+
+def test_a_loss_that_there_is_not_is_refused(compared):
     with pytest.raises(RuntimeError, match="no loss 'bco'"):
         kto_accelerator.install("bco")
 
@@ -418,7 +424,7 @@ def test_the_command_trains_with_it_by_a_function_that_ray_sends_by_name(monkeyp
     assert len(cloudpickle.dumps(tuner._training_function)) < 100  # its name, not its code
 
 
-def test_what_is_supported_is_said_with_the_reason(tmp_path):
+def test_what_is_supported_is_said_with_the_reason(tmp_path, compared):
     good = {"stage": "kto", "finetuning_type": "lora", "model_name_or_path": "meta-llama/Meta-Llama-3-8B-Instruct"}
     assert kto_accelerator.supports(good) == (True, "")
     (tmp_path / "config.json").write_text('{"model_type": "gpt2"}')

@@ -14,6 +14,7 @@ import yaml
 from helpers import config, files, profiles
 from helpers.errors import KitError
 from helpers.profiles import ROOT
+from kto_accelerator import enable
 
 
 @pytest.fixture
@@ -196,7 +197,8 @@ def test_an_adapter_that_would_be_trained_further_against_the_bare_base_is_refus
     assert config.resolve(prepared, adapter_name_or_path="earlier/adapter", create_new_adapter=True)["create_new_adapter"]
 
 
-def test_the_faster_trainer_is_taken_where_it_is_proved_and_the_reader_is_told_how_to_turn_it_off():
+def test_the_faster_trainer_is_taken_where_it_is_proved_and_the_reader_is_told_how_to_turn_it_off(monkeypatch):
+    monkeypatch.setattr(enable, "VERSIONS", (enable.installed_version(),))
     lora = {"stage": "kto", "finetuning_type": "lora", "model_name_or_path": "org/name"}
     taken, says = config.accelerated(lora, "auto", {"model_type": "llama"})
     assert taken and "-p accelerated=false" in says
