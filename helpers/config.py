@@ -47,8 +47,12 @@ def resolve(run: Run, train_config: str = "", **overrides) -> dict:
     own_yaml.refuse_unfinished(config)
     if isinstance(config.get("deepspeed"), str):  # the file's content goes along: every node has it
         config["deepspeed"] = own_yaml.deepspeed(config["deepspeed"], own_yaml.path_of(train_config or profile.train_config))
-    if profile.worker_packages and address != "local":
-        config["ray_init_kwargs"] = with_packages(config.get("ray_init_kwargs") or {}, profile.worker_packages)
+    ray = config.get("ray_init_kwargs") or {}
+    environment = ray.get("runtime_env") or {}
+    if address != "local" and profile.worker_packages and not {"pip", "uv", "conda", "container", "image_uri"} & environment.keys():
+        lines = (ROOT / profile.worker_packages).read_text().splitlines()
+        packages = [line for line in lines if line and not line.startswith("#")]
+        config["ray_init_kwargs"] = ray | {"runtime_env": environment | {"pip": packages}}  # what the config brings itself stands
     if config.get("adapter_name_or_path") and not config.get("create_new_adapter"):
         raise KitError(
             "adapter_name_or_path without create_new_adapter trains that adapter further against the bare base: another objective",
@@ -82,15 +86,6 @@ def template_in_run(run: Run, train_config: str = "") -> tuple[dict, list[str]]:
     return facts | files.read_yaml(path), []
 
 
-def with_packages(kwargs: dict, requirements: str) -> dict:
-    """`ray_init_kwargs` by which the workers get the lines of a requirements file; a `pip` or `uv` of its own stands."""
-    environment = kwargs.get("runtime_env") or {}
-    if {"pip", "uv", "conda", "container", "image_uri"} & environment.keys():
-        return kwargs
-    lines = [line for line in (ROOT / requirements).read_text().splitlines() if line and not line.startswith("#")]
-    return kwargs | {"runtime_env": environment | {"pip": lines}}
-
-
 def add_evaluation(config: dict, heldout: str | None) -> None:
     """Add what LLaMA-Factory wants besides `eval_steps`: the rows (those that 02 held out), in batches as in training."""
     config.setdefault("eval_strategy", "steps")
@@ -122,7 +117,7 @@ def accelerated(config: dict, asked, shape: dict | None = None) -> tuple[bool, s
 
 
 def traps(config: dict, record: dict) -> list[str]:
-    """What LLaMA-Factory accepts and KTO suffers from, a sentence each with its remedy. Empty: nothing to say."""
+    """What LLaMA-Factory accepts and KTO suffers from, a sentence each with its remedy."""
     found = []
     if config.get("per_device_train_batch_size", 1) == 1 and config.get("loss", "kto") == "kto":
         found.append("per_device_train_batch_size is 1: the reference point is estimated from a single mismatched pair a "
@@ -148,7 +143,7 @@ def write(run: Run, config: dict) -> Path:
 
 
 def check(config: dict) -> None:
-    """Ask LLaMA-Factory's own parser (`findings`). KitError names every wrong key and the closest valid one.
+    """KitError names every wrong key and the closest valid one, by LLaMA-Factory's own parser.
 
     In a process of its own, because importing the parser takes 9 s, prints, and sets up logging.
     """
@@ -195,8 +190,7 @@ def ill_typed(key: str, value, hint) -> str:
 
 
 def unknown_metric(config: dict) -> list[str]:
-    """The metric that decides on the best model, or on the learning rate, where a KTO evaluation does not return it: the training
-    would end at its first evaluation."""
+    """A metric for the best model, or for the learning rate, that no KTO evaluation returns: training ends at the first one."""
     if not (config.get("load_best_model_at_end") or config.get("lr_scheduler_type") == "reduce_lr_on_plateau"):
         return []
     sets = config.get("eval_dataset") or []
@@ -209,8 +203,7 @@ def unknown_metric(config: dict) -> list[str]:
 
 
 def objections(config: dict, parser) -> list[str]:
-    """What LLaMA-Factory's parser itself says to the whole config. A config for GPUs can be judged on a machine without one: the
-    questions that the parser puts to the hardware are answered with yes."""
+    """What LLaMA-Factory's parser says to the whole config, its questions about the hardware answered with yes."""
     import transformers.training_args as training_args
 
     for module in (training_args, parser):

@@ -24,9 +24,8 @@ class Dumper(yaml.SafeDumper):
     """It quotes the text "5e-06", so that it stays a text."""
 
 
-for side in (Loader, Dumper):
-    side.add_implicit_resolver("tag:yaml.org,2002:float", re.compile(r"[-+]?\d[\d_]*(?:\.[\d_]*)?[eE][-+]?\d+$"),
-                               list("-+0123456789"))
+yaml.add_implicit_resolver("tag:yaml.org,2002:float", re.compile(r"[-+]?\d[\d_]*(?:\.[\d_]*)?[eE][-+]?\d+$"),
+                           list("-+0123456789"), Loader, Dumper)
 
 
 def parse_yaml(text: str):
@@ -106,20 +105,13 @@ def open_folder(where) -> tuple:
 
     scheme, _, folder = str(where).rpartition("://")
     if scheme in BUCKETS:
-        disk, folder = ArrowFSWrapper(bucket_filesystem(scheme)), folder.rstrip("/")
-        try:
-            if disk.isdir(folder):
-                return disk, f"{scheme}://", folder
-            found = "there is no such folder"
-        except OSError as error:
-            found = str(error)
-        raise KitError(f"cannot list {where}: {found}", "a bucket or folder that these credentials may list",
-                       "correct the path, or set AWS_PROFILE, AWS_REGION or AWS_ENDPOINT_URL")
-    path = Path(folder).expanduser().resolve()
-    if scheme not in ("", "file") or not path.is_dir():
+        disk, prefix, folder = ArrowFSWrapper(bucket_filesystem(scheme)), f"{scheme}://", folder.rstrip("/")
+    else:
+        disk, prefix, folder = fsspec.filesystem("file"), "", str(Path(folder).expanduser().resolve())
+    if scheme not in ("", "file", *BUCKETS) or not disk.isdir(folder):
         raise KitError(f"there is no folder {where}", f"a run's folder, a trial or a checkpoint, on disk or {', '.join(BUCKETS)}://…",
-                       "correct the path")
-    return fsspec.filesystem("file"), "", str(path)
+                       "correct the path; for a bucket, set AWS_PROFILE, AWS_REGION or AWS_ENDPOINT_URL")
+    return disk, prefix, folder
 
 
 def bucket_filesystem(scheme: str):

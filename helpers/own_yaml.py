@@ -31,8 +31,7 @@ def path_of(name: str) -> Path:
 def taken(config: dict, facts: dict, heldout: str | None, profile: Profile) -> tuple[dict, list[str]]:
     """(the reader's `config` as it is trained in a run, a line for each key that was overruled or filled in).
 
-    `facts`: the keys that the run decides, with their values; `heldout`: its rows to evaluate on. KitError where it trains
-    anything but KTO.
+    `facts`: what the run decides; `heldout`: its rows to evaluate on. KitError where it trains anything but KTO.
     """
     if config.get("stage", "kto") != "kto":
         raise KitError(f"the config's stage is {config['stage']}", "stage: kto: feedback of single replies is what there is here",
@@ -56,8 +55,7 @@ def deepspeed(name: str, config_file: Path) -> dict:
     for folder in (*config_file.parents, TEMPLATES):
         if (path := folder / Path(name).expanduser()).is_file():
             return files.read_yaml(path)
-    raise KitError(f"deepspeed: there is no file {name}", f"one beside {config_file.name}, or in train-configs/: "
-                   + ", ".join(sorted(path.name for path in TEMPLATES.glob("*.json"))), "correct `deepspeed`")
+    raise KitError(f"deepspeed: there is no file {name}", f"one beside {config_file.name}, or in train-configs/", "correct `deepspeed`")
 
 
 def refuse_unfinished(config: dict) -> None:

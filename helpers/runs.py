@@ -64,10 +64,9 @@ class Run:
         return self.relocated(files.read_yaml(self.config_file))
 
     def relocated(self, content):
-        """`content` (a config, run.json, or part of one) with every path below the run's former storage below its present one.
+        """`content` (a config or run.json) of a run that was moved or copied: paths below its former storage are below this one.
 
-        So a run that was moved or copied, as from a cluster to a laptop, can be opened. Where its folder was is read off its
-        config.yaml: `output_dir` is `<folder>/output`. The folder may have a new name.
+        Where its folder was is read off its config.yaml: `output_dir` is `<folder>/output`. The folder may have a new name.
         """
         config = files.read_yaml(self.config_file) if self.config_file.exists() else {}
         output = PurePosixPath(str(config.get("output_dir") or ""))
@@ -102,10 +101,8 @@ def locate(profile: str, storage: str, run_name: str) -> Run:
 
 
 def settle(storage: Path) -> list[str]:
-    """Use other folders where the home cannot be written or the temp folder's name is too long; a sentence for each that is new.
-
-    They are set in this process's environment: for us and for what we start.
-    """
+    """Where the home cannot be written or the temp folder's name is too long, set others in this process's environment, for us
+    and for what we start. A sentence for each that is new."""
     said = []
     home, cache = Path(os.environ.get("HOME") or "/nonexistent"), storage / ".cache"
     if not os.access(home, os.W_OK) and not CACHES.keys() <= os.environ.keys():
@@ -150,7 +147,7 @@ def open_run(profile: str, storage: str, run_name: str, needs: str = "run.json",
     run = locate(profile, storage, run_name)
     settle(run.storage)
     if not (run.folder / needs).exists():
-        there = sorted(p.parent.name for p in run.storage.glob("*/run.json")) if run.storage.exists() else []
+        there = sorted(p.parent.name for p in run.storage.glob("*/run.json"))
         raise KitError(f"the run {run_name!r} has no {needs} (looked in {run.folder})",
                        f"what {made_by} makes; runs in this storage: {', '.join(there) or 'none'}",
                        f"run {made_by} with the same profile, storage and run_name, or correct run_name")
@@ -159,11 +156,10 @@ def open_run(profile: str, storage: str, run_name: str, needs: str = "run.json",
 
 def of_folder(folder: Path) -> Run:
     """The run whose folder this is, by its own run.json. KitError where there is none."""
-    file = Path(folder) / "run.json"
-    if not file.is_file():
-        raise KitError(f"{folder} is no run's folder: no run.json there", "a folder in a storage", "correct the path")
     folder = Path(folder).resolve()
-    return locate(files.read_json(file)["profile"], str(folder.parent), folder.name)
+    if not (folder / "run.json").is_file():
+        raise KitError(f"{folder} is no run's folder: no run.json there", "a folder in a storage", "correct the path")
+    return locate(files.read_json(folder / "run.json")["profile"], str(folder.parent), folder.name)
 
 
 def now() -> str:

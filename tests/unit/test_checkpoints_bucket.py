@@ -73,7 +73,7 @@ def test_what_is_not_kept_is_removed_from_the_bucket_too(bucket, tmp_path):
 
 
 def test_a_bucket_that_is_not_there_is_one_clear_message(bucket):
-    with pytest.raises(KitError, match="cannot list s3://no-such-bucket/runs"):
+    with pytest.raises(KitError, match="there is no folder s3://no-such-bucket/runs"):
         checkpoints.find("s3://no-such-bucket/runs")
 
 
