@@ -1,15 +1,39 @@
-"""The failures that are known by their words: the pattern of the decisive line, why it happens, what to do.
-
-`explain` finds which line decided; a cause is looked for in that failure's own words alone, in this order.
-"""
+"""Failures in the words of logs: how deaths, waiting and ends are told; of known causes the pattern, why it happens, what to do."""
 
 import re
 from typing import NamedTuple
 
+DEATH = re.compile(  # how others report a process that could print nothing more
+    r"A worker died or was killed|actor (?:is dead|died)|ActorDiedError|ActorUnavailableError|WorkerCrashedError"
+    r"|^Fatal Python error|(?:^|: +\d+ )(?:Killed|Segmentation fault|Bus error|Aborted)\b|^zsh: (?:killed|segm|abort|bus)"
+    r"|SIG(?:SEGV|BUS|ABRT|KILL|FPE|ILL) received|is killed by signal|(?:exitcode\s*:|return code =) -(?!15\b)\d+"
+    r"|[Oo]ut of memory: Killed|oom[-_]kill|OOMKilled|memory pressure"
+    r"|running low on memory|exit code 137|marked dead|[Rr]aylet.*(?:died|terminated)|node has died|NodeDiedError"
+    r"|memory allocation of \d+ bytes failed|terminate called after|what\(\): |DUE TO TIME LIMIT"
+    r"|Watchdog caught collective operation timeout|watchdog got stuck|low on resource|terminated abruptly|abruptly died"
+    r"|Failed to connect to GCS")
+SPOKEN = re.compile(  # errors that programs print without a traceback
+    r"command not found|: No module named |can't open file|^\S+: error: |^ *ERROR: |^Error: |^[\w./-]+: .*: "
+    r"(?:Permission denied|No such file or directory|No space left on device|Read-only file system|Killed)$")
+RAYLET_GONE = re.compile(r"Raylet is terminated|marked dead|node has (?:died|crashed)")
+LOST_PEER = re.compile(
+    r"Connection (?:closed|reset|refused)|Broken pipe|remote process exited|Timed out waiting|Socket Timeout|NCCL error"
+    r"|closed by peer|DistBackendError|DistNetworkError|heartbeat\b|Application timeout|ncclRemoteError")
+WAITING = re.compile(
+    r"No available node types|has not started in the last|insufficient cluster resources|cannot be scheduled right now"
+    r"|Waiting for .*(?:resources|nodes|workers)|client socket has timed out|failed to connect.*retrying")
+QUESTION = re.compile(r"(?:choice|key|[Pp]assword|token|\[[Yy]/[Nn]\])[^:?]*[:?]? *$")
+STOPPED = re.compile(r"SIGTERM received|[Rr]eceived SIGTERM|being preempted|^Terminated$")
+REPORT = re.compile(r"(?:failed \(exitcode:|exits with return code =) (-?)(?!0)\d+(?:\) local_rank: (\d+))?")
+START = re.compile(
+    r"Started (?:a local Ray instance|distributed worker processes|training worker group of)|Connected to Ray cluster")
+FINISHED = re.compile(r"\{'train_runtime'|Training completed after|\*\*\*\*\* train metrics|RUNNING -> FINISHED")
+NO_CAUSE = re.compile(r"WARN|[Ww]arning:|^\[W\d|Exception ignored|Logging error|DEBUG|\bretry(?:ing)?\b|: ignored")
+ASIDE = re.compile(r"Assertion .* failed|\bERROR\b(?!.* tun\w+\.py)|CUDA error|FATAL")  # belongs to what follows
+GUESSES = re.compile(r" (?:There are some potential root causes|Possible reasons include|This can happen when).*")  # Ray's lists
+
 
 class Cause(NamedTuple):
-    """`pattern`: a regular expression for a line of the failure."""
-
     name: str
     pattern: str
     why: str
@@ -29,8 +53,7 @@ CAUSES = [
           r"/dev/shm|No space left on device at \S*multiprocessing|unable to (?:open|write to|mmap).*torch_"
           r"|shm.*No space left|[Bb]us error|code[ =:]+-7\b|insufficient shared memory",
           "data loader workers and NCCL hand over batches in /dev/shm; a container gives it 64 MB",
-          "start the container with a larger one (--shm-size, an emptyDir of medium Memory), or "
-          "dataloader_num_workers: 0"),
+          "give the container more (--shm-size, an emptyDir of medium Memory), or dataloader_num_workers: 0"),
     Cause("the disk is full",
           r"No space left on device|Errno 28|Disk quota exceeded|StorageFull|PytorchStreamWriter failed"
           r"|file write failed|low on resource: ephemeral", "checkpoints hold the optimiser too and are written twice (output/ and Ray's copy)",
@@ -38,7 +61,7 @@ CAUSES = [
     Cause("a GPU ran out of memory",
           r"CUDA out of memory|CUDA error: out of memory|OutOfMemoryError: (?:CUDA|HIP)|CUBLAS_STATUS_ALLOC_FAILED",
           "activations and the float32 logits grow with rows x tokens x vocabulary",
-          "in this order: per_device_train_batch_size down and gradient_accumulation_steps up; cutoff_len down; "
+          "in this order: per_device_train_batch_size down, gradient_accumulation_steps up; cutoff_len down; "
           "disable_gradient_checkpointing: false; enable_liger_kernel: true; quantization_bit: 4"),
     Cause("a node ran out of memory",
           r"running low on memory|memory pressure|Out of memory: Killed|oom[-_]kill|OOMKilled"
@@ -49,19 +72,16 @@ CAUSES = [
     Cause("a token id lies outside the embedding",
           r"index out of range in self|srcIndex < srcSelectDimSize|vectorized_gather_kernel.*index out",
           "the template or tokenizer adds tokens that the model's embedding has no rows for",
-          "take the model's own `template` (and its own tokenizer); resize_vocab: true only where new tokens are "
-          "meant"),
+          "the model's own `template` and tokenizer; resize_vocab: true only where new tokens are meant"),
     Cause("a CUDA kernel failed",
           r"device-side assert|illegal memory access|no kernel image|CUDA error|cuDNN error|CUBLAS_STATUS",
           "a wrong index or label, a build for other GPUs, or a GPU with a fault",
-          "run once with CUDA_LAUNCH_BLOCKING=1: the traceback then ends at the operation; nvidia-smi -q shows a "
-          "GPU's faults"),
+          "CUDA_LAUNCH_BLOCKING=1 once: the traceback then ends at the operation; nvidia-smi -q shows a GPU's faults"),
     Cause("no GPU can be used",
           r"Found no NVIDIA driver|driver (?:version )?(?:is|on your system is) (?:insufficient|too old)"
           r"|No CUDA GPUs are available|doesn't support bf16|no CUDA-capable device|Torch not compiled with CUDA",
           "the worker sees no GPU, or its driver is older than this torch",
-          "resources_per_worker: {GPU: 1}, a matching driver (nvidia-smi); without a GPU bf16: false and fp16: "
-          "false"),
+          "resources_per_worker: {GPU: 1}, a matching driver (nvidia-smi); without a GPU bf16: false, fp16: false"),
     Cause("the model is gated",
           r"GatedRepoError|gated repo\b|Access to model .* is restricted|40[13] Client Error.*(?:hugg|hf|/resolve/)",
           "the hub gives this model only to accounts that accepted its licence",
@@ -71,8 +91,8 @@ CAUSES = [
           "a placeholder or a slip in HF_ENDPOINT (or another address) was taken as it stands",
           "unset HF_ENDPOINT, or give a whole address: https://…"),
     Cause("MLflow could not be reached",
-          r"MlflowException|api_token not set|Failed to (?:connect|reach).*mlflow|mlflow.*(?:Connection refused"
-          r"|Max retries)", "report_to: mlflow logs from inside the training and ends it when the server is away",
+          r"MlflowException|api_token not set|Failed to (?:connect|reach).*mlflow|mlflow.*(?:Connection refused|Max retries)",
+          "report_to: mlflow logs from inside the training and ends it when the server is away",
           "report_to: none (this project sends the same figures itself, outside the training), or start the server"),
     Cause("the hub cannot be reached",
           r"couldn't connect to 'https?://|NameResolutionError|LocalEntryNotFoundError|OfflineModeIsEnabled"
@@ -134,11 +154,8 @@ CAUSES = [
           "bf16: true, or upcast: pure_bf16: false and infer_dtype: auto; the model's torch_dtype: float32"),
     Cause("the dataset was not read",
           r"Undefined dataset|Cannot find valid samples|Cannot open .*dataset_info\.json|File .* not found\."
-          r"|ArrowInvalid|JSON parse error|CastError",
+          r"|ArrowInvalid|JSON parse error|CastError|DatasetGenerationError",
           "the registry or the file is not where the workers look, it is malformed, or no row is valid",
-          "run 02_data again with the same run_name, on storage that every node sees"),
-    Cause("the dataset was not read", r"DatasetGenerationError",
-          "the libraries could not build the dataset; the line before says why",
           "run 02_data again with the same run_name, on storage that every node sees"),
     Cause("too many files are open", r"Too many open files|Errno 24|ulimit -n",
           "the limit of open files is low and workers share tensors through files",

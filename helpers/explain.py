@@ -1,7 +1,6 @@
 """A failed training explained by its log: the line that decided, where it came from; for known causes why, and what to do.
 
-The first failure in time decides: of a worker's exceptions the root of the chain, through the wrappers of Ray, torchrun and
-`raise … from`. Warnings and samples of the data are never causes. A log without an error is said to be that.
+The first failure in time decides: of a worker's exceptions the root of the chain. Warnings and samples of the data are never causes.
 """
 
 import re
@@ -10,38 +9,22 @@ from collections import deque
 from pathlib import Path
 from typing import NamedTuple
 
-from . import logs
-from .causes import GO_ON, cause_of
-from .tracebacks import FRAME, OF_A_GROUP, TOLD_OF, WRAPPERS, Trouble
+from . import causes, logs
 
-DEATH = re.compile(  # how others report a process that could print nothing more
-    r"A worker died or was killed|actor (?:is dead|died)|ActorDiedError|ActorUnavailableError|WorkerCrashedError"
-    r"|^Fatal Python error|(?:^|: +\d+ )(?:Killed|Segmentation fault|Bus error|Aborted)\b|^zsh: (?:killed|segm|abort|bus)"
-    r"|SIG(?:SEGV|BUS|ABRT|KILL|FPE|ILL) received|is killed by signal|(?:exitcode\s*:|return code =) -(?!15\b)\d+"
-    r"|[Oo]ut of memory: Killed|oom[-_]kill|OOMKilled|memory pressure"
-    r"|running low on memory|exit code 137|marked dead|[Rr]aylet.*(?:died|terminated)|node has died|NodeDiedError"
-    r"|memory allocation of \d+ bytes failed|terminate called after|what\(\): |DUE TO TIME LIMIT"
-    r"|Watchdog caught collective operation timeout|watchdog got stuck|low on resource|terminated abruptly|abruptly died"
-    r"|Failed to connect to GCS")
-SPOKEN = re.compile(  # errors that programs print without a traceback
-    r"command not found|: No module named |can't open file|^\S+: error: |^ *ERROR: |^Error: |^[\w./-]+: .*: "
-    r"(?:Permission denied|No such file or directory|No space left on device|Read-only file system|Killed)$")
-RAYLET_GONE = re.compile(r"Raylet is terminated|marked dead|node has (?:died|crashed)")
-LOST_PEER = re.compile(
-    r"Connection (?:closed|reset|refused)|Broken pipe|remote process exited|Timed out waiting|Socket Timeout|NCCL error"
-    r"|closed by peer|DistBackendError|DistNetworkError|heartbeat\b|Application timeout|ncclRemoteError")
-WAITING = re.compile(
-    r"No available node types|has not started in the last|insufficient cluster resources|cannot be scheduled right now"
-    r"|Waiting for .*(?:resources|nodes|workers)|client socket has timed out|failed to connect.*retrying")
-QUESTION = re.compile(r"(?:choice|key|[Pp]assword|token|\[[Yy]/[Nn]\])[^:?]*[:?]? *$")
-STOPPED = re.compile(r"SIGTERM received|[Rr]eceived SIGTERM|being preempted|^Terminated$")
-REPORT = re.compile(r"(?:failed \(exitcode:|exits with return code =) (-?)(?!0)\d+(?:\) local_rank: (\d+))?")
-START = re.compile(
-    r"Started (?:a local Ray instance|distributed worker processes|training worker group of)|Connected to Ray cluster")
-FINISHED = re.compile(r"\{'train_runtime'|Training completed after|\*\*\*\*\* train metrics|RUNNING -> FINISHED")
-NO_CAUSE = re.compile(r"WARN|[Ww]arning:|^\[W\d|Exception ignored|Logging error|DEBUG|\bretry(?:ing)?\b|: ignored")
-ASIDE = re.compile(r"Assertion .* failed|\bERROR\b(?!.* tun\w+\.py)|CUDA error|FATAL")  # belongs to what follows
-GUESSES = re.compile(r" (?:There are some potential root causes|Possible reasons include|This can happen when).*")  # Ray's lists
+EXCEPTION = re.compile(r"((?:[A-Za-z_]\w*\.)*[A-Za-z_]\w*)(\(\w+\))?(?:: .*|:?\s*)$")
+FRAME = re.compile(  # Python's, IPython's and rich's
+    r"(?P<margin>\s*(?:\| *)?)File \"(?P<a>[^\"]+)\", line (?P<b>\d+)(?:, in (?P<c>.+))?"
+    r"|(?:File )?(?P<d>(?<=File )\S+?|Cell In\[\d+\])(?::|, line )(?P<e>\d+)(?:,? in (?P<f>[\w.]+))?"
+    r"|[│|] (?P<g>/\S+\.py):(?P<h>\d+) in (?P<i>\w+)")
+OF_A_GROUP = re.compile(r" {4,}\| |\s+\+-")  # one of the exceptions in an ExceptionGroup
+TOLD_OF = re.compile(r"\[Rank (\d+)[\d, ]*(?: Error Snippet)?\]:?$|\s+rank +: (\d+) \(local_rank|-- Process (\d+) terminated with")
+CHAINED = ("The above exception was the direct cause", "During handling of the above exception")
+WRAPPERS = re.compile(
+    r"RayTaskError|TrainingFailedError|ChildFailedError|WorkerGroupError|ControllerError|RayTrainError|UserException"
+    r"|TuneError|Process(?:Raised|Exited)Exception|DatasetGenerationError|CalledProcessError|SystemExit|RuntimeEnvSetupError"
+    r"|exception causes must derive from BaseException"  # Ray's own slip over an error that is no exception of a worker
+    r"|Caught \w+ in (?:DataLoader worker|replica)")
+
 
 
 class Explanation(NamedTuple):
@@ -60,6 +43,58 @@ class Explanation(NamedTuple):
         rows = [("at:", self.where), *(("", line) for line in self.around), ("why:", self.why), ("fix:", self.fix)]
         first = f"{self.name}: {self.line}" if not self.line.startswith(self.name) else self.line
         return "\n".join([first, *(f"  {title:<9} {text}" for title, text in rows if text)])
+
+
+class Trouble:
+    """A failure in the log: an exception chain of one worker, or one line. `errors`: (its line, where it was raised)."""
+
+    def __init__(self, at: int, teller: str | None, line: str = "", windows: int = 0):
+        self.at, self.teller, self.worker, self.windows = at, teller, teller, windows
+        self.errors = [(line, "")] if line else []
+        self.before, self.more, self.members = [], [], []  # lines before it; the rest of its last message; exceptions of a group
+        self.frame, self.inside, self.chained, self.over, self.doubtful, self.margin = "", False, False, False, False, 0
+
+    def chain(self) -> list[tuple[str, str]]:
+        """The errors in time, without wrappers where there are others."""
+        return [error for error in self.errors if not WRAPPERS.search(error[0][:90])] or self.errors
+
+    def rank(self) -> int:
+        """0 an exception or a death, 1 a peer that is gone, or a mere word, 2 a wrapper, 3 a warning's."""
+        chain = self.chain()
+        first = chain[0][0]
+        lost_peer = causes.LOST_PEER.search(first) and len(chain) < 3  # a server that refuses makes a longer chain
+        word = not self.frame and causes.SPOKEN.search(first) and not causes.DEATH.search(first)
+        return 3 if self.doubtful else 2 if WRAPPERS.search(first[:90]) else 1 if lost_peer or word else 0
+
+    def add(self, text: str) -> bool:
+        """Take a line that belongs to the traceback; False where it does not."""
+        if (frame := FRAME.match(text)) and not (self.errors and OF_A_GROUP.match(text)):
+            file, line, function = (frame[a] or frame[b] or frame[c] for a, b, c in ("adg", "beh", "cfi"))
+            self.frame, self.inside = f"{file}:{line}" + (f", in {function}" if function else ""), True
+            self.margin = max(0, len(frame["margin"] or "") - 2)
+        elif self.inside and (found := exception(text, self.margin)):
+            self.errors.append((text.strip(" |"), self.frame))
+            # Ray puts the worker's own traceback inside the message of its wrapper: there frames go on.
+            self.frame, self.inside, self.chained, self.over, self.more = "", bool(found[2]), False, False, []
+            if told := re.search(r"\(pid=(\d+), ip=([\w.:-]+)", text):
+                self.worker = f"{told[2]}:{told[1]}"
+        elif self.errors and OF_A_GROUP.match(text):
+            self.members += [text.strip(" |")] if exception(text, text.rfind("| ") + 2) else []
+        elif text.startswith(CHAINED):
+            self.chained = True
+        elif self.errors and self.errors[-1][0].endswith(":") and not self.inside and not self.over:
+            self.errors[-1] = f"{self.errors[-1][0]} {text.strip()}", self.errors[-1][1]  # a message that begins below
+        elif self.inside or self.chained or self.over or len(self.more) == 3 or text[0] in "[{(*0123":
+            return self.inside or self.chained
+        else:
+            self.more.append(text.strip())
+        return True
+
+
+def exception(text: str, margin: int) -> re.Match | None:
+    """The name of an exception at the start of a traceback's last line, behind `margin` characters of frame."""
+    found = EXCEPTION.match(text, margin) if not text[:margin].strip(" |") else None
+    return found if found and ("." in found[1] or found[1][0].isupper()) else None
 
 
 class Reader:
@@ -89,8 +124,8 @@ class Reader:
         if begins and not (trouble and trouble.errors and OF_A_GROUP.match(text)):
             if not (trouble and trouble.chained):
                 trouble = Trouble(self.at, worker, windows=self.count)
-                trouble.before = [line for line in recent if ASIDE.search(line) and not NO_CAUSE.search(line)][-2:]
-                trouble.doubtful = bool(recent and NO_CAUSE.search(recent[-1]))
+                trouble.before = [line for line in recent if causes.ASIDE.search(line) and not causes.NO_CAUSE.search(line)][-2:]
+                trouble.doubtful = bool(recent and causes.NO_CAUSE.search(recent[-1]))
                 trouble.worker, self.told = worker or self.told, None
                 self.open[worker] = trouble
                 self.troubles.append(trouble)
@@ -115,39 +150,30 @@ class Reader:
         """What a line outside tracebacks says: a start, progress, the end, waiting, a death, an error."""
         if re.match(r"(?:\w+\.)*\w+(?:Error|Exception|Interrupt): ", text):
             self.bare = self.at, text.strip()
-        if START.search(text):
+        if causes.START.search(text):
             self.earlier = [trouble for trouble in self.troubles if trouble.errors] or self.earlier
             self.troubles, self.finished, self.waiting = [], -1, ""
-        if FINISHED.search(text):
+        if causes.FINISHED.search(text):
             self.finished = self.progressed[worker] = self.at
         elif "{'loss'" in text and "metrics=" not in text:
             self.windows = self.progressed[worker] = self.at
             self.count, self.waiting = self.count + 1, ""
-        elif WAITING.search(text):
+        elif causes.WAITING.search(text):
             self.waiting = text
-        elif STOPPED.search(text):
+        elif causes.STOPPED.search(text):
             self.stopped = self.stopped or text
-        elif self.finished < 0 and (told := REPORT.search(text)):
+        elif self.finished < 0 and (told := causes.REPORT.search(text)):
             # torchrun's and DeepSpeed's reports count where the process had no words of its own.
             teller = f"rank{told[2]}" if told[2] else None
             if told[1] or not any(trouble.teller in (teller, None) for trouble in self.troubles):
                 self.troubles.append(Trouble(self.at, teller, text.strip(), self.count))
-        elif self.finished < 0 and not NO_CAUSE.search(text) and (DEATH.search(text) or SPOKEN.search(text)):
-            self.troubles.append(Trouble(self.at, worker, GUESSES.sub("", text.strip()), self.count))
+        elif self.finished < 0 and not causes.NO_CAUSE.search(text) and (causes.DEATH.search(text) or causes.SPOKEN.search(text)):
+            self.troubles.append(Trouble(self.at, worker, causes.GUESSES.sub("", text.strip()), self.count))
 
     def lasting(self) -> list[Trouble]:
         """What ended the launch: no failure that the training survived for windows, and none before a good end."""
         return [trouble for trouble in self.troubles if trouble.errors and self.count - trouble.windows < 5
                 and trouble.at > max(self.finished, self.progressed.get(trouble.teller, -1))]
-
-
-def rank(trouble: Trouble) -> int:
-    """0 an exception or a death, 1 a peer that is gone, or a mere word, 2 a wrapper, 3 a warning's."""
-    chain = trouble.chain()
-    first = chain[0][0]
-    lost_peer = LOST_PEER.search(first) and len(chain) < 3  # a server that refuses makes a longer chain
-    word = not trouble.frame and SPOKEN.search(first) and not DEATH.search(first)
-    return 3 if trouble.doubtful else 2 if WRAPPERS.search(first[:90]) else 1 if lost_peer or word else 0
 
 
 def explain(log: Path | str) -> Explanation:
@@ -164,18 +190,18 @@ def explain(log: Path | str) -> Explanation:
             troubles = [Trouble(reader.bare[0], None, reader.bare[1])]
     if not troubles:
         return _without_error(reader, log)
-    decisive = min(troubles, key=lambda trouble: (rank(trouble), trouble.at))
+    decisive = min(troubles, key=lambda trouble: (trouble.rank(), trouble.at))
 
     # The cause is looked for in this failure's own words; the reason of a death is told by others, later.
     chain = decisive.chain()
     texts = [f"{error} at {place}" for error, place in chain] + decisive.before
-    cause = cause_of(texts)
-    unsaid = DEATH.search(chain[0][0]) and (not cause or cause.name.startswith("a worker"))
-    if unsaid or LOST_PEER.search(chain[0][0]):  # workers print on for a while when their node's raylet is gone
+    cause = causes.cause_of(texts)
+    unsaid = causes.DEATH.search(chain[0][0]) and (not cause or cause.name.startswith("a worker"))
+    if unsaid or causes.LOST_PEER.search(chain[0][0]):  # workers print on for a while when their node's raylet is gone
         words = [(other.at, error) for other in reader.troubles for error, _ in other.errors]
-        decisive.more = [error for at, error in words if RAYLET_GONE.search(error)
-                         or unsaid and at > decisive.at and DEATH.search(error)] + decisive.more
-        cause = cause_of(texts + decisive.more)
+        decisive.more = [error for at, error in words if causes.RAYLET_GONE.search(error)
+                         or unsaid and at > decisive.at and causes.DEATH.search(error)] + decisive.more
+        cause = causes.cause_of(texts + decisive.more)
     at = max((at for at in range(len(chain)) if cause and re.search(cause.pattern, texts[at])), default=0)
     around = [f"before: {text}" for text in decisive.before]
     more = decisive.members + (decisive.more if at == len(chain) - 1 else [])
@@ -188,6 +214,7 @@ def explain(log: Path | str) -> Explanation:
 
 
 def _without_error(reader: Reader, log: Path) -> Explanation:
+    last, reached = reader.last.strip()[:300], f"{'after the last' if reader.windows > 0 else 'before the first'} logged window"
     if shutil.disk_usage(log.parent).free < 1 << 20:
         return Explanation("the disk is full", f"{log.parent} has no space left: the log may lack its last words",
                            fix="free space, or another `storage`")
@@ -195,17 +222,16 @@ def _without_error(reader: Reader, log: Path) -> Explanation:
         return Explanation("the training waits for resources", reader.waiting[:300], "", (),
                            "the cluster has not, or not yet, the CPUs, GPUs or nodes that the workers ask for",
                            "compare `ray status` with ray_num_workers and resources_per_worker")
-    if not reader.last:
+    if not last:
         return Explanation("nothing was printed", "the log is empty")
     if reader.troubles and reader.troubles[-1].frame:
-        return Explanation("the log ends inside a traceback", reader.last.strip()[:300], reader.troubles[-1].frame, (),
+        return Explanation("the log ends inside a traceback", last, reader.troubles[-1].frame, (),
                            "the log was cut here, or is still being written", "look for its end where it was written")
-    if QUESTION.search(reader.last):
-        return Explanation("the training waits for an answer", reader.last.strip()[:300], "", (),
-                           "a library asks at a terminal, and nobody is there", "report_to: none, or a key in its environment")
-    reached = "after the last logged window" if reader.windows > 0 else "before the first logged window"
+    if causes.QUESTION.search(reader.last):
+        return Explanation("the training waits for an answer", last, "", (), "a library asks at a terminal, and nobody is there",
+                           "report_to: none, or a key in its environment")
     if reader.stopped:
-        return Explanation("stopped from outside", reader.stopped[:300], reached, (), "a time limit or `kill`", GO_ON)
-    return Explanation("the log ends without an error", reader.last.strip()[:300], reached, (),
+        return Explanation("stopped from outside", reader.stopped[:300], reached, (), "a time limit or `kill`", causes.GO_ON)
+    return Explanation("the log ends without an error", last, reached, (),
                        "it still runs, or was killed from outside: for memory, with its node, with its terminal",
                        "if no process of it lives: the exit status (137: killed), `dmesg | grep oom`, its node's log")

@@ -4,14 +4,13 @@ import html
 import os
 import sys
 import time
+from datetime import timedelta
 
 from . import metrics, plots, watchdog
 from .errors import KitError
 
-LOOK, SAY = 5.0, 30.0
-"""Seconds between looks at new windows (a figure takes a quarter of a second), and between printed lines."""
-SHARE = 0.005
-"""Of one core, that looking may take: after a slow look at a long run the next one waits longer."""
+LOOK, SAY, SHARE = 5.0, 30.0, 0.005
+"""Seconds between looks at new windows, and between printed lines; the share of a core that looking at a long run may take."""
 NUMBERS = {"loss": "loss", "rewards/chosen": "chosen", "rewards/rejected": "rejected", "rewards/margins": "margin",
            "kl_mean": "KL"}
 
@@ -73,7 +72,7 @@ class View:
                 self.done, self.total, self.left = event.data["done"], event.data["total"], event.data.get("remaining")
             elif event.kind == "phase":
                 self.phase = event.data["phase"]
-            elif event.kind == "checkpoint" and "step" in event.data:  # Ray's own report of it names no step
+            elif event.kind == "checkpoint":
                 self.checkpoints.add(event.data["step"])
             self.windows += event.kind in ("metrics", "eval")
 
@@ -107,12 +106,5 @@ class View:
         """Where the training stands, in one line."""
         last = table.iloc[-1] if len(table) else {}
         numbers = [f"{name} {last[key]:.3g}" for key, name in NUMBERS.items() if key in last and last[key] == last[key]]
-        left = f", {duration(self.left)} left" if self.left else ""
+        left = f", {timedelta(seconds=round(self.left))} left" if self.left else ""
         return f"{self.phase}, step {self.done} of {self.total or '?'}{left}" + (f": {', '.join(numbers)}" if numbers else "")
-
-
-def duration(seconds: float) -> str:
-    """`3 min 20 s`."""
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s" if minutes else f"{rest} s"

@@ -126,22 +126,8 @@ def band(frame, span: int = 9):
 
 def write_jsonl(frame, path: Path) -> Path:
     """One JSON record a window, atomically; a missing number is null, an infinite one the string "inf" or "-inf"."""
-    plain = frame.astype(object).where(frame.notna(), None).replace({math.inf: "inf", -math.inf: "-inf"})
+    plain = frame.replace({math.inf: "inf", -math.inf: "-inf"}).astype(object).where(frame.notna(), None)
     return files.write(Path(path), "".join(json.dumps(record) + "\n" for record in plain.to_dict("records")))
-
-
-def read_jsonl(path: Path):
-    """The table that `write_jsonl` wrote (its `attrs` aside). KitError where the file is not one."""
-    import pandas as pd
-
-    try:
-        records = [json.loads(line) for line in Path(path).read_text().splitlines()]
-        frame = pd.DataFrame(records, columns=COLUMNS)
-        return frame.astype({key: "int64" if key == "step" else float for key in COLUMNS if key != "split"})
-    except OSError as error:
-        raise KitError(f"cannot read {path}: {error.strerror}", "a run's metrics.jsonl", "run 04_train first") from None
-    except (ValueError, TypeError) as error:
-        raise KitError(f"{path} is not a table of metrics: {error}", "what write_jsonl writes") from None
 
 
 def reconcile(frame, trainer_state: Path):
@@ -192,7 +178,7 @@ def summary(frame) -> str:
                               ("rewards/rejected", "rejected reward", 3), ("rewards/margins", "margin", 3),
                               ("kl_mean", "KL of a micro-batch", 3)):
         words.append(f"  {name}: {first_mean[key]:.{digits}f} → {last_mean[key]:.{digits}f}")
-    mean, error = last_margin(train, some)
+    mean, error = last_margin(train, train.index[-some:])
     if error != error:
         words.append("  too few windows to judge the margin")
     elif abs(mean) > 2 * error:
@@ -207,8 +193,8 @@ def summary(frame) -> str:
     return "\n".join(words).replace(" nan", " none logged")
 
 
-def last_margin(train, windows: int) -> tuple[float, float]:
-    """Mean of the last `windows` margins and its standard error; NaN where the windows are too few to tell."""
-    margins = train["rewards/margins"].dropna().tail(windows)
+def last_margin(train, windows) -> tuple[float, float]:
+    """Mean of the margins in `windows` (of the index) and its standard error; NaN where the windows are too few to tell."""
+    margins = train["rewards/margins"][windows].dropna()
     errors = band(train)["rewards/margins"].reindex(margins.index).dropna()
     return margins.mean(), float((errors**2).sum() ** 0.5 / len(errors)) if len(errors) else math.nan

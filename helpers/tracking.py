@@ -1,7 +1,6 @@
 """MLflow: a copy of a run's parameters, metrics, config, figures and adapter. A failure here never stops a training run.
 
-The folder is the truth and MLflow a copy: `sync` sends whatever the server does not have yet, so it can be called at any time
-and any number of times. A server that goes away costs nothing; what could not be sent goes with the next call.
+The folder is the truth: `sync` sends whatever the server does not have yet, and can be called at any time and any number of times.
 """
 
 import contextlib
@@ -17,12 +16,14 @@ from .runs import Run
 from .secrets import mask
 
 TAG = "kto.run_folder"
-UNITS = {"step", "epoch", "split"}
+UNITS = ["step", "epoch", "split"]
 PATIENCE = {"MLFLOW_HTTP_REQUEST_TIMEOUT": "5", "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1", "GIT_PYTHON_REFRESH": "quiet"}
 """MLflow's own defaults are 120 s and 7 retries: a server that is away would hold the sender for a quarter of an hour."""
 WORKERS_NEED = ("MLFLOW_RUN_ID", "MLFLOW_TRACKING_URI", "MLFLOW_EXPERIMENT_NAME", "MLFLOW_TRACKING_USERNAME",
                 "MLFLOW_TRACKING_PASSWORD", "MLFLOW_TRACKING_TOKEN", "DATABRICKS_HOST", "DATABRICKS_TOKEN")
 ENDS = {"finished": "FINISHED", "failed": "FAILED", "stopped": "KILLED"}
+FILES = {"config.yaml": None, "metrics.jsonl": None, "figures/*.png": "figures", "export/adapter/*/adapter_*": "adapter"}
+"""Patterns in the run's folder -> the folder that they go to."""
 
 
 def uri_for(run: Run) -> str:
@@ -52,39 +53,49 @@ def sync(run: Run, table=None, there: dict | None = None) -> dict:
 
     Files (config, figures, adapter) are sent once the training has ended, by every call anew.
 
-    `table`: a metrics table; default: what the run's log says, or its metrics.jsonl if the log is gone. `there`: metric -> the
-    steps that MLflow is known to have, which a caller of many syncs keeps; default: MLflow is asked. KitError where MLflow
-    cannot be reached or refuses: nothing is lost, `kto track RUN` sends it later.
+    `table`: a metrics table; default: what the run's log says. `there`: metric -> the steps that MLflow is known to have, which a
+    caller of many syncs keeps; default: MLflow is asked. KitError where MLflow cannot be reached or refuses.
     """
+    from mlflow.entities import Metric
     from mlflow.exceptions import MlflowException
 
+    uri = uri_for(run)
     try:
         mlflow = client(run)
         run_id = run_of(mlflow, run)
-        if table is None and run.trained:
-            table = metrics.joined(run.log_file, run.config().get("logging_steps"))
-        elif table is None and run.metrics_file.exists():
-            table = metrics.read_jsonl(run.metrics_file)
-        points = 0 if table is None else _send(mlflow, run_id, table, {} if there is None else there)
+        if table is None:
+            table = metrics.joined(run.log_file, run.config().get("logging_steps")) if run.trained else metrics.table([], 1)
+        points, there, now = [], {} if there is None else there, int(time.time() * 1000)
+        for split, rows in table.groupby("split"):
+            for column in rows.columns.difference(UNITS):
+                name = column if split == "train" else f"{split}/{column}"
+                if name not in there:  # a long run's history is 10,000 rows a metric: asked for once
+                    there[name] = {point.step for point in mlflow.get_metric_history(run_id, name)}
+                points += [Metric(name, float(value), now, int(step)) for step, value in zip(rows["step"], rows[column], strict=True)
+                           if value == value and step not in there[name]]
+        for start in range(0, len(points), 1000):
+            mlflow.log_batch(run_id, metrics=points[start : start + 1000])
+        for point in points:
+            there[point.key].add(point.step)
+
         if (status := run.record().get("training", {}).get("status")) in ENDS:
-            for file, folder in _artifacts(run):
-                mlflow.log_artifact(run_id, str(file), folder)
+            for pattern, folder in FILES.items():
+                for file in sorted(run.folder.glob(pattern)):
+                    mlflow.log_artifact(run_id, str(file), folder)
             mlflow.set_terminated(run_id, ENDS[status])
         info, url = mlflow.get_run(run_id).info, "make mlflow, then http://127.0.0.1:5000"
-        if uri_for(run).startswith("http"):
-            url = f"{shown(uri_for(run)).rstrip('/')}/#/experiments/{info.experiment_id}/runs/{info.run_id}"
-        return {"run_id": run_id, "points": points, "url": url}
+        if uri.startswith("http"):
+            url = f"{shown(uri).rstrip('/')}/#/experiments/{info.experiment_id}/runs/{info.run_id}"
+        return {"run_id": run_id, "points": len(points), "url": url}
     except (MlflowException, OSError) as error:
-        reason = re.sub(r"//[^/@\s]+@", "//", str(error).splitlines()[0])[:300]
-        raise KitError(f"MLflow at {shown(uri_for(run))} cannot be reached: {reason}",
+        raise KitError(f"MLflow at {shown(uri)} cannot be reached: {shown(str(error).splitlines()[0])[:300]}",
                        "a server that answers (make mlflow), and MLFLOW_TRACKING_USERNAME and _PASSWORD or _TOKEN if it asks for them",
                        f"nothing is lost: `kto track {run.folder}` sends it later") from None
 
 
-def shown(uri: str) -> str:
-    """The address without a user name or password in it."""
-    scheme, separator, rest = uri.partition("://")
-    return f"{scheme}{separator}{rest.rpartition('@')[2]}"
+def shown(text: str) -> str:
+    """Addresses without a user name or password in them."""
+    return re.sub(r"//[^/\s]+@", "//", text)
 
 
 def experiment_of(mlflow, run: Run) -> str:
@@ -142,38 +153,6 @@ def parameters(run: Run) -> dict:
     data = {f"data.{key}": dataset[key] for key in ("source", "sha256", "rows", "accepted", "rejected") if key in dataset}
     config = {key: value for key, value in run.config().items() if key != "ray_init_kwargs"}
     return config | {"profile": run.profile.name} | data
-
-
-def _send(mlflow, run_id: str, table, there: dict[str, set[int]]) -> int:
-    """log_batch of the points that MLflow does not have, and note them in `there`. Returns how many."""
-    from mlflow.entities import Metric
-
-    now, points = int(time.time() * 1000), []
-    for split, rows in table.groupby("split"):
-        prefix = "" if split == "train" else f"{split}/"
-        for column in [name for name in rows.columns if name not in UNITS and rows[name].dtype.kind in "fi"]:
-            name = prefix + column
-            if name not in there:  # a long run's history is 10,000 rows a metric: asked for once
-                there[name] = {point.step for point in mlflow.get_metric_history(run_id, name)}
-            points += [
-                Metric(name, float(value), now, int(step))
-                for step, value in zip(rows["step"], rows[column], strict=True)
-                if value == value and int(step) not in there[name]
-            ]
-    for start in range(0, len(points), 1000):
-        batch = points[start : start + 1000]
-        mlflow.log_batch(run_id, metrics=batch)
-        for point in batch:
-            there[point.key].add(point.step)
-    return len(points)
-
-
-def _artifacts(run: Run) -> list[tuple[Path, str | None]]:
-    """(file, the folder that it goes to): the config, the metrics, the figures, and the adapter once it is exported."""
-    found = [(file, None) for file in (run.config_file, run.metrics_file)]
-    found += [(file, "figures") for file in sorted(run.figures.glob("*.png"))]
-    found += [(file, "adapter") for file in sorted(run.export.glob("adapter/*/adapter_*"))]
-    return [(file, folder) for file, folder in found if file.is_file()]
 
 
 class Tracker:

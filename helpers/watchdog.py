@@ -75,7 +75,7 @@ def diagnose(frame, last_progress_age: float | None = None, finished: bool = Fal
 
     margins = train["rewards/margins"].dropna()
     if finished and len(margins) >= ENOUGH and not any(finding.kind in WORSE for finding in found):
-        mean, error = metrics.last_margin(train, len(margins) // 3)
+        mean, error = metrics.last_margin(train, margins.index[-(len(margins) // 3) :])
         chance = max(0.01, 2 * error)
         if not mean > chance:
             tell("flat margin", steps[margins.index[0]],

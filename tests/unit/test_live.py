@@ -120,11 +120,6 @@ def test_printed_lines_come_at_each_tenth_and_after_thirty_seconds(monkeypatch, 
     assert {1, 100, 200} <= set(steps) and len(steps) < 12
 
 
-@pytest.mark.parametrize("seconds, words", [(8, "8 s"), (200, "3 min 20 s"), (7300, "2 h 1 min")])
-def test_durations_read_as_people_say_them(seconds, words):
-    assert live.duration(seconds) == words
-
-
 def test_what_a_finding_says_cannot_break_out_of_the_card(monkeypatch):
     import IPython.display
 

@@ -65,9 +65,9 @@ EXPECTED = {
 
 
 def test_the_embedded_store_holds_the_tables_values_and_a_second_sync_sends_nothing(trained):
-    told = tracking.sync(trained)
+    told = tracking.sync(trained, TABLE)
     assert told["points"] == len(EXPECTED) and what_mlflow_has(trained, told["run_id"]) == EXPECTED
-    again = tracking.sync(trained)
+    again = tracking.sync(trained, TABLE)
     assert again["run_id"] == told["run_id"] and again["points"] == 0
     assert (trained.storage / "mlflow.db").exists()
 
@@ -84,8 +84,7 @@ def test_many_syncs_ask_for_each_metrics_history_once(trained, monkeypatch):
     assert what_mlflow_has(trained, told["run_id"]) == EXPECTED
 
 
-def test_a_training_that_failed_before_its_table_was_written_is_sent_from_its_log(trained):
-    trained.metrics_file.unlink()
+def test_a_run_is_sent_from_its_log(trained):
     shutil.copy(ROOT / "tests/fixtures/evaluated-two-workers.log", trained.log_file)
     trained.note(training={"status": "failed"})
     told = tracking.sync(trained)
@@ -97,7 +96,7 @@ def test_a_training_that_failed_before_its_table_was_written_is_sent_from_its_lo
 
 
 def test_the_run_has_its_name_config_figures_and_no_secret(trained):
-    told = tracking.sync(trained)
+    told = tracking.sync(trained, TABLE)
     client = tracking.client(trained)
     found = client.get_run(told["run_id"])
     assert found.info.run_name == "first-run" and found.info.status == "FINISHED"
@@ -113,10 +112,10 @@ def test_a_server_that_goes_away_loses_nothing(trained, server, monkeypatch):
     server.stop()
     began = time.monotonic()
     with pytest.raises(KitError, match="nothing is lost"):
-        tracking.sync(trained)
+        tracking.sync(trained, TABLE)
     assert time.monotonic() - began < 30
     server.start()
-    later = tracking.sync(trained)
+    later = tracking.sync(trained, TABLE)
     assert later["run_id"] == first["run_id"] and what_mlflow_has(trained, later["run_id"]) == EXPECTED
     assert later["url"].startswith(server.url)
 
@@ -149,7 +148,7 @@ def test_databricks_takes_absolute_experiment_names_only(trained, monkeypatch, u
 
 def test_the_experiment_is_the_one_that_the_environment_names(trained, monkeypatch):
     monkeypatch.setenv("MLFLOW_EXPERIMENT_NAME", "/Shared/thumbs")
-    told = tracking.sync(trained)
+    told = tracking.sync(trained, TABLE)
     mlflow = tracking.client(trained)
     experiment = mlflow.get_experiment(mlflow.get_run(told["run_id"]).info.experiment_id)
     assert experiment.name == "/Shared/thumbs" and experiment.artifact_location == (trained.storage / "mlartifacts").as_uri()
@@ -157,15 +156,15 @@ def test_the_experiment_is_the_one_that_the_environment_names(trained, monkeypat
 
 def test_a_deleted_experiment_is_called_deleted_with_the_command_that_restores_it(trained):
     mlflow = tracking.client(trained)
-    experiment = mlflow.get_run(tracking.sync(trained)["run_id"]).info.experiment_id
+    experiment = mlflow.get_run(tracking.sync(trained, TABLE)["run_id"]).info.experiment_id
     mlflow.delete_experiment(experiment)
     with pytest.raises(KitError, match=f"'kto' was deleted(.|\n)*mlflow experiments restore -x {experiment}"):
-        tracking.sync(trained)
+        tracking.sync(trained, TABLE)
 
 
 def test_a_server_keeps_artifacts_where_it_wants_them(trained, server, monkeypatch):
     monkeypatch.setenv("MLFLOW_TRACKING_URI", server.start().url)
-    told = tracking.sync(trained)
+    told = tracking.sync(trained, TABLE)
     mlflow = tracking.client(trained)
     assert mlflow.get_run(told["run_id"]).info.artifact_uri.startswith("mlflow-artifacts:/")
     assert {item.path for item in mlflow.list_artifacts(told["run_id"])} >= {"config.yaml", "metrics.jsonl"}
@@ -182,7 +181,6 @@ def test_report_to_mlflow_inside_the_training_logs_into_the_same_run(trained, mo
     assert tracking.training_environment(trained) == {}
     config = yaml.safe_load(trained.config_file.read_text())
     trained.config_file.write_text(yaml.safe_dump(config | {"report_to": "mlflow"}))
-    trained.metrics_file.unlink()  # nothing is logged yet when a training is launched
     settings = tracking.training_environment(trained)
     assert "MLFLOW_RUN_ID" in settings["KTO_SECRETS"].split()  # carried to workers on other nodes
     for name, value in settings.items():
@@ -193,8 +191,7 @@ def test_report_to_mlflow_inside_the_training_logs_into_the_same_run(trained, mo
     callback.on_train_begin(arguments, state, None, model=model)
     callback.on_log(arguments, state, None, logs={"loss": 0.5, "learning_rate": 1e-3}, model=model)
     callback.on_train_end(arguments, state, None)
-    metrics.write_jsonl(TABLE, trained.metrics_file)
-    told = tracking.sync(trained)
+    told = tracking.sync(trained, TABLE)
     mlflow = tracking.client(trained)
     experiment = mlflow.get_run(told["run_id"]).info.experiment_id
     assert told["run_id"] == settings["MLFLOW_RUN_ID"]
@@ -209,8 +206,8 @@ def test_a_server_behind_a_password_gets_the_run_and_a_wrong_one_is_told_without
     monkeypatch.setenv("MLFLOW_TRACKING_USERNAME", "team")
     monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", "wrong-one")
     with pytest.raises(KitError, match="401(.|\n)*MLFLOW_TRACKING_USERNAME") as error:
-        tracking.sync(trained)
+        tracking.sync(trained, TABLE)
     assert "wrong-one" not in str(error.value)
     monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", "right-one")
-    assert what_mlflow_has(trained, tracking.sync(trained)["run_id"]) == EXPECTED
+    assert what_mlflow_has(trained, tracking.sync(trained, TABLE)["run_id"]) == EXPECTED
     proxy.shutdown()
