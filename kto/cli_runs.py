@@ -1,6 +1,7 @@
 """The commands about one run: metrics, explain, plot, compare, checkpoints, evaluate, clean, export, serve."""
 
 import signal
+import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -58,13 +59,19 @@ def plot(
 
     Example: kto plot storage/first-run -o curves.png
     """
-    from helpers.metrics import summary
+    from helpers import checkpoints, metrics, plots
 
-    from . import compare
+    from .compare import labels, metrics_of
 
-    path, tables = compare.figure(logs, output)
-    typer.echo(path)
-    say("\n".join(f"{name}: {summary(found)}" for name, found in tables.items()))
+    tables = {name: metrics_of(log) for name, log in zip(labels(logs), logs, strict=True)}
+    if len(tables) > 1:
+        figure = plots.compare(tables)
+    else:
+        saved = checkpoints.find(logs[0]) if logs[0].is_dir() else []
+        name, table = next(iter(tables.items()))
+        figure = plots.training(table, {item.step for item in saved if item.step is not None}, name)
+    typer.echo(plots.save(figure, output))
+    say("\n".join(f"{name}: {metrics.summary(found)}" for name, found in tables.items()))
 
 
 @app.command()
@@ -151,11 +158,9 @@ def clean(
     verdicts = keep.plan(run, keep_last, metric, not lower_is_better)
     typer.echo(keep.shown(run, verdicts))
     going = [verdict.checkpoint for verdict in verdicts if not verdict.keep]
-    try:
-        answer = input(f"remove {len(going)} checkpoints? [yes/no] ") if going else "no"
-    except EOFError:  # nobody is there to answer
-        answer = "no"
-    freed = keep.remove(run, going) if answer.strip() == "yes" else 0
+    if going:
+        typer.echo(f"remove {len(going)} checkpoints? [yes/no] ", nl=False)
+    freed = keep.remove(run, going) if going and sys.stdin.readline().strip() == "yes" else 0
     say(f"freed {freed / 1e6:,.1f} MB")
 
 

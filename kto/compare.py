@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from helpers import checkpoints, files, metrics, plots, tracking
+from helpers import files, metrics, tracking
 from helpers.errors import KitError
 from helpers.explain import explain
 from helpers.runs import Run, of_folder
@@ -89,14 +89,3 @@ def metrics_of(path: Path, logging_steps: int | None = None):
     if (found := metrics.joined(log, logging_steps)).empty:
         raise KitError(f"{log} holds no logged window: {explain(log)}", "lines like {'loss': …, 'learning_rate': …}")
     return found
-
-
-def figure(logs: list[Path], output: Path) -> tuple[Path, dict]:
-    """The curves of one training, or of several in one figure, saved; with the tables by their names in it."""
-    tables = {name: metrics_of(log) for name, log in zip(labels(logs), logs, strict=True)}
-    if len(tables) > 1:
-        return plots.save(plots.compare(tables), output), tables
-    saved = checkpoints.find(logs[0]) if logs[0].is_dir() else []
-    steps = {item.step for item in saved if item.step is not None}
-    name, table = next(iter(tables.items()))
-    return plots.save(plots.training(table, steps, name), output), tables

@@ -11,12 +11,10 @@ FORMS = ("adapter", "merged", *SCHEMES)
 
 
 def make(run: Run, forms: list[str], checkpoint: str = "best", say=print) -> list[dict]:
-    """Make `forms` (see `FORMS`) of a run's checkpoint. Returns rows of plain data: what the quantised models cost in
-    quality (`quantise.compare`), else the merged model's proof, else the adapter's facts.
+    """Make `forms` (see `FORMS`) of a run's checkpoint; what this configuration does not allow is said, and the rest is made.
 
-    A quantised form needs a merged model, which is made first if there is none. What cannot be made of this
-    configuration is said, and the rest is made. KitError before anything is made if a form is unknown, and where a
-    proof fails.
+    Returns rows of plain data: what the quantised models cost in quality, else the merged model's proof, else the adapter's
+    facts. KitError before anything is made if a form is unknown, and where a proof fails.
     """
     if unknown := [form for form in forms if form not in FORMS]:
         raise KitError(f"there is no form of export {', '.join(map(repr, unknown))}", f"some of {','.join(FORMS)}",

@@ -74,7 +74,12 @@ def submit(
     words = ["python", "-m", "kto", "run", "--profile", profile, "--storage", storage, "--run-name", name,
              "--resume", "if-any", "--retries", str(retries), "--log"]
     words += [word for assignment in parameter for word in ("-p", assignment)]
-    environment = {"working_dir": str(profiles.ROOT), "excludes": LEFT_HERE, "env_vars": send(client, secret)}
+    environment = {"working_dir": str(profiles.ROOT), "excludes": LEFT_HERE}
+    if secret:
+        package = f"_ray_pkg_{uuid.uuid4().hex}.zip"  # Ray takes packages of this form into its control store
+        values = json.dumps({variable: os.environ[variable] for variable in secret}).encode()
+        client._do_request("PUT", f"/api/packages/gcs/{package}", data=values).raise_for_status()
+        environment["env_vars"] = {SENT: package}
     try:
         job = client.submit_job(entrypoint=shlex.join(words), runtime_env=environment,
                                 metadata={"run": name, "storage": storage, "profile": loaded.name})
@@ -155,16 +160,6 @@ def connect(address: str = ""):
         raise KitError(f"no Ray dashboard answers at {address}: {str(error).splitlines()[0]}", "a running cluster's dashboard",
                        "start one (ray start --head), forward its port (ssh -L 8265:localhost:8265 HEAD), or correct "
                        "--address") from None
-
-
-def send(client, names: list[str]) -> dict[str, str]:
-    """Lay these variables into the control store; the variable that leads the job there (none for nothing)."""
-    if not names:
-        return {}
-    package = f"_ray_pkg_{uuid.uuid4().hex}.zip"  # Ray takes packages of this form
-    values = json.dumps({name: os.environ[name] for name in names}).encode()
-    client._do_request("PUT", f"/api/packages/gcs/{package}", data=values).raise_for_status()
-    return {SENT: package}
 
 
 def take_secrets() -> None:
