@@ -18,11 +18,10 @@ ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors")
 PUBLIC = {"smollm2-135m-instruct": "HuggingFaceTB/SmolLM2-135M-Instruct"}
 """Packaged models (helpers.models.PACKAGED) by the name they are published under."""
 
+# Keys of a config that put more than A and B matrices into an adapter (vLLM's multi-LoRA loads nothing else), and that make
+# another base model of the one that is named.
 MERGED_ONLY = ("use_dora", "additional_target", *VOCABULARY)
-"""Keys of a config that put more than A and B matrices into an adapter: vLLM's multi-LoRA loads nothing else."""
-
 OTHER_BASE = ("pissa_init", "rope_scaling", "shift_attn", "mixture_of_depths", "use_llama_pro")
-"""Keys of a config that make another base model of the one that is named."""
 
 
 def choose(run: Run, checkpoint: str = "best") -> tuple[Path, int | None, str]:
@@ -72,12 +71,9 @@ def unservable(config: dict) -> list[Finding]:
         say("FAIL", "reference", f"{', '.join(changed)} changes the base model: the reference and what is served would be another one",
             "leave it out, or name a base model that has it already")
     added, trained = [key for key in VOCABULARY if config.get(key)], config.get("additional_target")
-    if added and few_bits:
-        say("FAIL", "merge", f"{', '.join(added)}: the embeddings of a base held in few bits cannot be made larger",
-            "leave quantization_bit out, or add the tokens to the base first")
-    elif added and tuning != "lora":
-        say("FAIL", "merge", f"{', '.join(added)} in a {tuning} tuning: no reference model with the new tokens can be made",
-            "add the tokens to the base first and name that model, or tune with LoRA")
+    if added and (few_bits or tuning != "lora"):
+        say("FAIL", "merge", f"{', '.join(added)} with {'a base held in few bits' if few_bits else f'a {tuning} tuning'}: "
+            "the embeddings cannot be made larger", "add the tokens to the base first and name that model")
     elif added and trained and not all(name in trained for name in ("embed_tokens", "lm_head")):
         say("FAIL", "merge", f"{', '.join(added)} with additional_target {trained}: of new rows that are not trained nothing is saved",
             "leave additional_target out: both embeddings are then trained and saved")
@@ -121,10 +117,10 @@ def adapter(run: Run, checkpoint: Path) -> Path:
     Where training started from earlier adapters, all of them combined into one (`combine`), so that it belongs on the
     plain base. The base's name in adapter_config.json becomes its public one. KitError if there is no plain LoRA.
     """
-    import torch
-    from safetensors.torch import save_file
+    from huggingface_hub import snapshot_download
 
-    parts = [*map(local_adapter, earlier_adapters(run.config())), Path(checkpoint)]
+    parts = [Path(name if Path(name).is_dir() else snapshot_download(name, allow_patterns=list(ADAPTER_FILES)))
+             for name in earlier_adapters(run.config())] + [Path(checkpoint)]
     for part in parts:
         if missing := [name for name in ADAPTER_FILES if not (part / name).is_file()]:
             raise KitError(f"{part} has no {' and no '.join(missing)}", "a complete LoRA checkpoint",
@@ -132,42 +128,29 @@ def adapter(run: Run, checkpoint: Path) -> Path:
         if words := beyond_lora(str(part)):
             raise KitError(f"this adapter cannot be served beside others: {words}",
                            "plain LoRA: vLLM loads the A and B matrices and nothing else", "serve the merged model")
-    settings, tensors = files.read_json(parts[-1] / "adapter_config.json"), None
-    if len(parts) > 1:
-        settings, tensors = combine(parts)
-    settings |= {"base_model_name_or_path": public_name(run), "inference_mode": True}
     target = run.export / "adapter" / run.name
     with files.new_folder(target) as folder:
-        if tensors is None:
-            shutil.copyfile(parts[-1] / ADAPTER_FILES[1], folder / ADAPTER_FILES[1])
+        if len(parts) > 1:
+            settings = combine(parts, folder / ADAPTER_FILES[1])
         else:
-            save_file({name: tensor.to(torch.float32).contiguous() for name, tensor in tensors.items()},
-                      folder / ADAPTER_FILES[1], metadata={"format": "pt"})
-            (folder / ADAPTER_FILES[1]).chmod(0o644)
+            settings = files.read_json(parts[0] / ADAPTER_FILES[0])
+            shutil.copyfile(parts[0] / ADAPTER_FILES[1], folder / ADAPTER_FILES[1])
+        settings |= {"base_model_name_or_path": public_name(run), "inference_mode": True}
         files.write(folder / ADAPTER_FILES[0], json.dumps(settings, indent=2) + "\n")
     return target
 
 
-def local_adapter(name: str) -> Path:
-    """The folder of an adapter that is named by its path or its hub id."""
-    if Path(name).expanduser().is_dir() or name.count("/") != 1:
-        return Path(name).expanduser()
-    from huggingface_hub import snapshot_download
-
-    return Path(snapshot_download(name, allow_patterns=list(ADAPTER_FILES)))
-
-
-def combine(parts: list[Path]) -> tuple[dict, dict]:
-    """(settings, tensors) of one adapter that does exactly what the LoRA adapters `parts` do one upon the other.
+def combine(parts: list[Path], target: Path) -> dict:
+    """One adapter that does exactly what the LoRA adapters `parts` do one upon the other: its weights to `target`, its settings back.
 
     W + s1·B1·A1 + s2·B2·A2 is W + [s1·B1 s2·B2]·[A1; A2]: ranks add up, and each scaling is multiplied into its B, so
     that every module's alpha equals its rank. Modules that only some adapters change keep their smaller rank.
     """
     import torch
     from peft.utils.other import get_pattern_key
-    from safetensors.torch import load_file
+    from safetensors.torch import load_file, save_file
 
-    modules: dict[str, list] = {}
+    modules: dict[str, list] = {}  # module -> the (A, scaled B) of each adapter that changes it
     for part in parts:
         settings, tensors = files.read_json(part / ADAPTER_FILES[0]), load_file(part / ADAPTER_FILES[1])
         alphas = settings.get("alpha_pattern") or {}
@@ -181,13 +164,15 @@ def combine(parts: list[Path]) -> tuple[dict, dict]:
             raise KitError(f"{part} holds {next(iter(tensors))}", "A and B matrices only", "serve the merged model")
     made = {f"{prefix}.lora_A.weight": torch.cat([a for a, _ in pairs]) for prefix, pairs in modules.items()}
     made |= {f"{prefix}.lora_B.weight": torch.cat([b for _, b in pairs], 1) for prefix, pairs in modules.items()}
+    save_file(made, target, metadata={"format": "pt"})
+    target.chmod(0o644)
     ranks = {prefix.removeprefix("base_model.model."): sum(len(a) for a, _ in pairs) for prefix, pairs in modules.items()}
     rank = max(ranks.values())
     smaller = {name: value for name, value in ranks.items() if value != rank}
-    plain = {"r": rank, "lora_alpha": rank, "use_rslora": False, "rank_pattern": smaller, "alpha_pattern": smaller,
-             "target_modules": sorted(ranks), "layers_to_transform": None, "layers_pattern": None, "exclude_modules": None,
-             "init_lora_weights": True}
-    return settings | plain, made
+    return settings | {
+        "r": rank, "lora_alpha": rank, "use_rslora": False, "rank_pattern": smaller, "alpha_pattern": smaller,
+        "target_modules": sorted(ranks), "layers_to_transform": None, "layers_pattern": None, "exclude_modules": None,
+        "init_lora_weights": True}
 
 
 def public_name(run: Run) -> str:

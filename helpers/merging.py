@@ -1,5 +1,6 @@
 """The merged model, by the stock `llamafactory-cli export`: the base with every adapter in it."""
 
+import contextlib
 import json
 import os
 import shutil
@@ -11,43 +12,28 @@ from . import files
 from .chat_template import VOCABULARY
 from .errors import KitError
 from .evaluate import earlier_adapters
-from .export import quantised_base
+from .explain import explain
 from .runs import Run
 
 
 def merge_needs(run: Run) -> dict:
-    """What a merge takes and what there is, in GB: `disk`, `disk_free`, `memory`, `memory_free`; `warnings` in words.
+    """What a merge takes and what is free, in GB: `disk`, `disk_free`, `memory`, `memory_free`; `warnings` in words.
 
-    The merged model is as large as the base, and the base is held in memory once. KitError for a base model that is
-    itself quantised: its integers cannot take up an adapter's small real numbers.
+    The merged model is as large as the base (0 where no weights of it lie on this machine), which is held in memory once.
     """
     import psutil
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import LocalEntryNotFoundError
 
-    config = run.config()
-    if method := quantised_base(config):
-        raise KitError(f"the base model is quantised ({method}): an adapter cannot be merged into it",
-                       "a base model in float32, float16 or bfloat16",
-                       "serve the adapter beside the base, or train on the base model before quantisation")
-    size = model_gigabytes(str(config["model_name_or_path"]))
+    base, size = str(run.config()["model_name_or_path"]), 0.0
+    with contextlib.suppress(LocalEntryNotFoundError):
+        folder = Path(base if Path(base).is_dir() else snapshot_download(base, local_files_only=True))
+        size = sum(path.stat().st_size for path in folder.glob("*.safetensors")) / 1e9
     needs = {"disk": size, "disk_free": shutil.disk_usage(run.folder).free / 1e9,
              "memory": 1.3 * size + 0.8, "memory_free": psutil.virtual_memory().available / 1e9}
     warnings = [f"a merge needs about {needs[what]:.1f} GB of {what}, and {needs[what + '_free']:.1f} GB are free"
                 for what in ("disk", "memory") if needs[what] > needs[what + "_free"]]
     return {**needs, "warnings": warnings}
-
-
-def model_gigabytes(model: str) -> float:
-    """The size of a model's weight files in GB: of a folder, or of a hub id that is in the local cache; else 0."""
-    folder = Path(model)
-    if not folder.is_dir():
-        from huggingface_hub import snapshot_download
-        from huggingface_hub.errors import LocalEntryNotFoundError
-
-        try:
-            folder = Path(snapshot_download(model, local_files_only=True))
-        except LocalEntryNotFoundError:
-            return 0.0
-    return sum(path.stat().st_size for path in folder.glob("*.safetensors")) / 1e9
 
 
 def merge(run: Run, checkpoint: Path) -> Path:
@@ -67,7 +53,7 @@ def merge(run: Run, checkpoint: Path) -> Path:
         command = [sys.executable, "-m", "llamafactory.cli", "export", str(asked), f"export_dir={folder}"]
         code = subprocess.run(command, stdout=output, stderr=subprocess.STDOUT, env=environment).returncode
         if code != 0 or not (folder / "config.json").is_file():
-            raise KitError(f"llamafactory-cli export ended with status {code}: {decisive_line(log)}", "a merged model",
+            raise KitError(f"llamafactory-cli export ended with status {code}: {explain(log).line}", "a merged model",
                            f"the whole log is in {log}")
         untie(folder)
         for file in folder.iterdir():
@@ -103,10 +89,3 @@ def merge_config(config: dict, checkpoint: Path, target: Path) -> dict:
         "infer_dtype": dtype, "trust_remote_code": False, "export_dir": str(target), "export_size": 5,
         "export_device": "cpu", "export_legacy_format": False,
     } | {key: config[key] for key in (*VOCABULARY, "default_system") if key in config}
-
-
-def decisive_line(log: Path) -> str:
-    """The last line of a log that names an error, or its last line."""
-    lines = [line.strip() for line in log.read_text(errors="replace").splitlines() if line.strip()]
-    errors = [line for line in lines if "Error" in line and not line.startswith("File ")]
-    return (errors or lines or ["it printed nothing"])[-1]

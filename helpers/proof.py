@@ -34,32 +34,22 @@ def prove(scorer: Scorer, other: Path, rows: list[Row]):
     exported = "adapter alone" if (other / "adapter_config.json").is_file() else "merged"
     if exported == "merged":
         same_tokens(scorer, other, rows)
-    same, contrast, ours = Difference(), Difference(), []
-    for row in rows:
-        ours.append(scorer.logits(row))
-        contrast.add(ours[-1], scorer.logits(row, tuned=False))
+    trained = [scorer.logits(row) for row in rows]
+    contrast = difference((logits, scorer.logits(row, tuned=False)) for row, logits in zip(rows, trained, strict=True))
+    base = scorer.config["model_name_or_path"]
     with scorer.set_aside():
-        model = scorer.load(other) if exported == "merged" else \
-            scorer.adapted(scorer.load(scorer.config["model_name_or_path"]), other)
-        for row, tuned in zip(rows, ours, strict=True):
-            same.add(scorer.logits(row, model=model), tuned)
+        model = scorer.load(other) if exported == "merged" else scorer.adapted(scorer.load(base), other)
+        same = difference((scorer.logits(row, model=model), logits) for row, logits in zip(rows, trained, strict=True))
         del model
-    dtype = str(scorer.dtype).removeprefix("torch.")
-    allowed = TOLERANCE[dtype]
-    trained = "adapter" if scorer.is_adapter else "checkpoint"
-    if not (same.largest <= allowed[0] and same.kl / same.tokens <= allowed[1]):
-        raise KitError(
-            f"the {exported} model is not what was trained: logits differ by up to {same.largest:.3g}, mean KL "
-            f"{same.kl / same.tokens:.3g} ({trained} against base: {contrast.largest:.3g} and "
-            f"{contrast.kl / contrast.tokens:.3g})",
-            f"at most {allowed[0]:g} and {allowed[1]:g} in {dtype}",
-            f"another base model than {scorer.config['model_name_or_path']}, or another checkpoint than "
-            f"{scorer.checkpoint}, was merged: see export/merge.yaml, and merge again")
-    return pandas.DataFrame([
-        {"pair": f"{exported} against {trained}", **same.figures(), "allowed difference": allowed[0],
-         "allowed KL": allowed[1]},
-        {"pair": f"{trained} against base", **contrast.figures()},
-    ])
+    dtype, ours = str(scorer.dtype).removeprefix("torch."), "adapter" if scorer.is_adapter else "checkpoint"
+    allowed = dict(zip(("allowed difference", "allowed KL"), TOLERANCE[dtype], strict=True))
+    table = pandas.DataFrame([{"pair": f"{exported} against {ours}"} | same | allowed, {"pair": f"{ours} against base"} | contrast])
+    if not (same["largest difference"] <= allowed["allowed difference"] and same["mean KL"] <= allowed["allowed KL"]):
+        raise KitError(f"the {exported} model is not what was trained:\n{table.set_index('pair').T}",
+                       f"differences within what is allowed in {dtype}",
+                       f"another base model than {base}, or another checkpoint than {scorer.checkpoint}, was merged: "
+                       "see export/merge.yaml, and merge again")
+    return table
 
 
 def verdict(table) -> str:
@@ -71,28 +61,24 @@ def verdict(table) -> str:
     return f"{moved}: rounding hides what was trained; serve the adapter beside the base, or merge in float32"
 
 
-class Difference:
-    """What tells two models' logits apart, summed up over tokens."""
+def difference(pairs) -> dict:
+    """How far two models' logits are apart, over all tokens of all rows.
 
-    def __init__(self):
-        self.largest, self.kl, self.agreed, self.tokens = 0.0, 0.0, 0, 0
+    `pairs`: for each row (ours, theirs), float32 [tokens, vocabulary]; the KL is KL(theirs || ours).
+    """
+    import torch
 
-    def add(self, ours, theirs) -> None:
-        """`ours`, `theirs`: float32 logits [tokens, vocabulary]; the KL is KL(theirs || ours)."""
-        import torch
-
+    largest = kl = agreed = tokens = 0
+    for ours, theirs in pairs:
         if ours.shape != theirs.shape:
             raise KitError(f"the vocabularies differ: {ours.shape[-1]} and {theirs.shape[-1]} entries",
                            "one vocabulary", "another base model was merged: see export/merge.yaml, and merge again")
         p, q = torch.log_softmax(theirs.double(), -1), torch.log_softmax(ours.double(), -1)
-        self.largest = max(self.largest, float((ours - theirs).abs().max()))
-        self.kl += float((p.exp() * (p - q)).sum())
-        self.agreed += int((ours.argmax(-1) == theirs.argmax(-1)).sum())
-        self.tokens += len(ours)
-
-    def figures(self) -> dict:
-        return {"largest difference": self.largest, "mean KL": self.kl / self.tokens,
-                "top-1 agreement": self.agreed / self.tokens, "tokens": self.tokens}
+        largest = max(largest, float((ours - theirs).abs().max()))
+        kl += float((p.exp() * (p - q)).sum())
+        agreed += int((ours.argmax(-1) == theirs.argmax(-1)).sum())
+        tokens += len(ours)
+    return {"largest difference": largest, "mean KL": kl / tokens, "top-1 agreement": agreed / tokens, "tokens": tokens}
 
 
 def same_tokens(scorer: Scorer, merged: Path, rows: list[Row]) -> None:

@@ -7,7 +7,6 @@ GGUF, for llama.cpp and Ollama.
 import contextlib
 import math
 import random
-import shutil
 import tempfile
 from pathlib import Path
 
@@ -25,26 +24,12 @@ SCHEMES = {
     "gguf": "8-bit weights (Q8_0) in one file for llama.cpp and Ollama; needs no data",
 }
 CALIBRATED = ("w8a8", "w4a16")
-ROWS = 64
-"""Rows of the training data to calibrate on."""
 
 
-def calibration(rows: list[Row], count: int = ROWS) -> list[Row]:
+def calibration(rows: list[Row], count: int = 64) -> list[Row]:
     """`count` accepted rows of the training data, drawn at random, always the same: what the model should write well."""
     good = [row for row in rows if row.label]
     return random.Random(0).sample(good, min(count, len(good)))
-
-
-def group_size(widths: list[int]) -> int:
-    """The largest group of 4-bit weights that vLLM's kernels take and that divides every layer's inputs.
-
-    KitError if none does.
-    """
-    for size in (128, 64, 32):
-        if all(width % size == 0 for width in widths):
-            return size
-    raise KitError(f"layers have {sorted(set(widths))} inputs", "multiples of 32, for groups of 4-bit weights",
-                   "choose fp8 or w8a8")
 
 
 def quantise(run: Run, scheme: str, rows: list[Row]) -> Path:
@@ -61,71 +46,72 @@ def quantise(run: Run, scheme: str, rows: list[Row]) -> Path:
     if scheme in CALIBRATED and not rows:
         raise KitError(f"no row to calibrate {scheme} on", "accepted rows in the training data", "choose fp8")
     with files.new_folder(run.export / scheme) as folder, quietly(), silence():
-        try:
-            (to_gguf if scheme == "gguf" else to_compressed_tensors)(scheme, merged, rows, folder)
-        except ImportError as error:
-            raise KitError(f"{error.name or error} cannot be imported", "llmcompressor and auto-round as in requirements.txt",
-                           "run `make install`; beside vLLM, whose pins differ, in an environment of its own") from None
+        if scheme == "gguf":
+            to_gguf(merged, folder)
+        else:
+            to_compressed_tensors(scheme, merged, rows, folder)
         for file in folder.iterdir():
             file.chmod(0o644)
     return run.export / scheme
 
 
-def to_gguf(scheme: str, merged: Path, rows: list[Row], folder: Path) -> None:
+def to_gguf(merged: Path, folder: Path) -> None:
     """The merged model as one .gguf file, every weight rounded to the nearest."""
     from auto_round import AutoRound
 
-    work = folder / "work"
     rounding = AutoRound(str(merged), scheme="GGUF:Q8_0", iters=0, disable_opt_rtn=True)
-    try:
-        rounding.quantize_and_save(str(work), format="gguf:q8_0")
-    except NotImplementedError as error:
-        raise KitError(f"the model cannot be written as GGUF: {error}", "an architecture and a tokenizer that llama.cpp knows",
-                       "choose fp8, w8a8 or w4a16") from None
-    (made,) = work.rglob("*.gguf")
-    made.rename(folder / "model-Q8_0.gguf")
-    shutil.rmtree(work)
+    with tempfile.TemporaryDirectory(dir=folder) as work:
+        try:
+            rounding.quantize_and_save(work, format="gguf:q8_0")
+        except NotImplementedError as error:
+            raise KitError(f"the model cannot be written as GGUF: {error}", "an architecture and a tokenizer that llama.cpp knows",
+                           "choose fp8, w8a8 or w4a16") from None
+        (made,) = Path(work).rglob("*.gguf")
+        made.rename(folder / "model-Q8_0.gguf")
 
 
 def to_compressed_tensors(scheme: str, merged: Path, rows: list[Row], folder: Path) -> None:
     """The merged model with quantised linear layers, and its tokenizer."""
     import torch
+    from datasets import Dataset
     from llmcompressor import oneshot
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     model = AutoModelForCausalLM.from_pretrained(merged, torch_dtype="auto")
     model = model.to("cuda" if torch.cuda.is_available() else "cpu")
+    data = {}
+    if scheme in CALIBRATED:  # whole conversations, as training reads them
+        ids = [row.prompt_ids + row.reply_ids for row in rows]
+        dataset = Dataset.from_dict({"input_ids": ids, "attention_mask": [[1] * len(line) for line in ids]})
+        data = {"dataset": dataset, "num_calibration_samples": len(rows), "max_seq_length": max(map(len, ids))}
     with tempfile.TemporaryDirectory() as scratch, contextlib.chdir(scratch):  # it leaves a folder sparse_logs wherever it is
-        oneshot(model=model, recipe=recipe(scheme, model), log_dir=None, **(data(rows) if scheme in CALIBRATED else {}))
+        oneshot(model=model, recipe=recipe(scheme, model), log_dir=None, **data)
     model.save_pretrained(folder, save_compressed=True)
     AutoTokenizer.from_pretrained(merged).save_pretrained(folder)
 
 
 def recipe(scheme: str, model):
-    """llm-compressor's modifier for `scheme`; every linear layer but the output layer."""
+    """llm-compressor's modifier for `scheme`; every linear layer but the output layer. KitError where no group size fits."""
     from compressed_tensors.quantization import QuantizationArgs, QuantizationScheme
     from llmcompressor.modifiers.quantization import GPTQModifier, QuantizationModifier
     from torch.nn import Linear
 
-    common = {"targets": "Linear", "ignore": ["lm_head"]}
     if scheme == "fp8":
-        return QuantizationModifier(scheme="FP8_DYNAMIC", **common)
+        return QuantizationModifier(scheme="FP8_DYNAMIC", targets="Linear", ignore=["lm_head"])
     if scheme == "w8a8":
-        return GPTQModifier(scheme="W8A8", **common)
-    linear = [layer for name, layer in model.named_modules() if isinstance(layer, Linear) and name != "lm_head"]
-    size = group_size([layer.in_features for layer in linear])
-    weights = QuantizationArgs(num_bits=4, type="int", strategy="group", group_size=size, symmetric=True)
+        return GPTQModifier(scheme="W8A8", targets="Linear", ignore=["lm_head"])
+    widths = {layer.in_features for name, layer in model.named_modules() if isinstance(layer, Linear) and name != "lm_head"}
+    weights = QuantizationArgs(num_bits=4, type="int", strategy="group", group_size=group_size(widths), symmetric=True)
     groups = {"group_0": QuantizationScheme(targets=["Linear"], weights=weights)}
     return GPTQModifier(config_groups=groups, ignore=["lm_head"])
 
 
-def data(rows: list[Row]) -> dict:
-    """The rows as `oneshot` takes them: whole conversations, as training reads them."""
-    from datasets import Dataset
-
-    ids = [row.prompt_ids + row.reply_ids for row in rows]
-    dataset = Dataset.from_dict({"input_ids": ids, "attention_mask": [[1] * len(line) for line in ids]})
-    return {"dataset": dataset, "num_calibration_samples": len(rows), "max_seq_length": max(map(len, ids))}
+def group_size(widths: set[int]) -> int:
+    """The largest group of 4-bit weights that vLLM's kernels take and that divides every layer's inputs. KitError if none does."""
+    for size in (128, 64, 32):
+        if all(width % size == 0 for width in widths):
+            return size
+    raise KitError(f"layers have {sorted(widths)} inputs", "multiples of 32, for groups of 4-bit weights", "choose fp8 or w8a8")
 
 
 def compare(scorer: Scorer, models: dict[str, Path], rows: list[Row]):

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from types import SimpleNamespace
 
 import pytest
 import tiny
@@ -173,30 +174,13 @@ def test_a_full_tunings_export_is_proved_against_its_checkpoint(made, tmp_path):
     assert list(proof.prove(scorer, whole, rows)["pair"]) == ["merged against checkpoint", "checkpoint against base"]
 
 
-def test_a_quantised_base_is_refused_before_anything_is_written(made):
-    run, base, checkpoint = made
-    quantised = {"quantization_config": {"quant_method": "gptq", "bits": 4}}
-    (base / "config.json").write_text(json.dumps(json.loads((base / "config.json").read_text()) | quantised))
-    with pytest.raises(KitError, match="quantised .gptq."):
-        merging.merge(run, checkpoint)
-    assert not run.export.exists()
-
-
 def test_a_merge_that_cannot_fit_on_the_disk_is_refused_before(made, monkeypatch):
     run, _, checkpoint = made
-    monkeypatch.setattr(merging, "model_gigabytes", lambda model: 1e9)
-    assert len(merging.merge_needs(run)["warnings"]) == 2
+    monkeypatch.setattr(shutil, "disk_usage", lambda folder: SimpleNamespace(free=1000))
+    assert len(merging.merge_needs(run)["warnings"]) == 1
     with pytest.raises(KitError, match="of disk"):
         merging.merge(run, checkpoint)
     assert not run.export.exists()
-
-
-def test_the_decisive_line_of_a_log_is_its_last_error(tmp_path):
-    log = tmp_path / "merge.log"
-    log.write_text('Traceback (most recent call last):\n  File "x.py"\nValueError: no such template.\n[INFO] bye\n')
-    assert merging.decisive_line(log) == "ValueError: no such template."
-    log.write_text("Killed\n\n")
-    assert merging.decisive_line(log) == "Killed"
 
 
 # the proof
@@ -245,16 +229,14 @@ def test_another_vocabulary_is_named(made):
     import torch
 
     with pytest.raises(KitError, match="300 and 259"):
-        proof.Difference().add(torch.zeros(2, 300), torch.zeros(2, 259))
+        proof.difference([(torch.zeros(2, 300), torch.zeros(2, 259))])
 
 
 def test_kl_and_agreement_of_known_logits():
     import torch
 
-    difference = proof.Difference()
     theirs, ours = torch.tensor([[0.5, 0.5], [0.9, 0.1]]), torch.tensor([[0.25, 0.75], [0.9, 0.1]])
-    difference.add(ours.log(), theirs.log())
-    figures = difference.figures()
+    figures = proof.difference([(ours.log(), theirs.log())])
     assert figures["mean KL"] == pytest.approx((0.5 * 0.693147 + 0.5 * -0.405465) / 2, abs=1e-5)
     assert figures["tokens"] == 2
 
@@ -325,9 +307,7 @@ def test_rays_own_classes_accept_the_service(made):
 def test_a_local_folder_is_no_place_that_ray_fetches_adapters_from(made):
     run, _, checkpoint = made
     with pytest.raises(KitError, match="cannot fetch"):
-        serving.write(run, export.adapter(run, checkpoint), "/mnt/adapters")
-    with pytest.raises(KitError, match="no place"):
-        serving.publish(run.export / "adapter" / run.name, "/mnt/adapters")
+        serving.publish(export.adapter(run, checkpoint), "/mnt/adapters")
 
 
 def test_publishing_copies_both_files_to_a_bucket_under_the_adapters_name(made, s3):

@@ -117,9 +117,9 @@ def test_what_cannot_be_quantised_is_refused_before_anything_is_loaded(run):
 
 
 def test_groups_of_weights_divide_every_layers_inputs():
-    assert [quantise.group_size(widths) for widths in ([4096, 14336], [576, 1536], [32, 64])] == [128, 64, 32]
+    assert [quantise.group_size(widths) for widths in ({4096, 14336}, {576, 1536}, {32, 64})] == [128, 64, 32]
     with pytest.raises(KitError, match="multiples of 32"):
-        quantise.group_size([100])
+        quantise.group_size({100})
 
 
 def test_calibration_takes_accepted_rows_only_and_always_the_same():
