@@ -94,10 +94,9 @@ def check(source: Source, report: Path | None = None, columns: str | dict = "", 
           stars: int = 4, strict: bool = False, refuse_share: float | None = None) -> Checked:
     """Read a source whole: recognise its shape and scale, refuse what cannot be trained on, note what is doubtful.
 
-    `report`: the file that gets every problem; `columns`: which column is which, as `prompt=…,reply=…,label=…`; `scale`: binary, sign,
-    stars, or ends as 1-10; `accept_from`: from which rating on a reply is accepted; `stars`: the same for 1 to 5 alone; `strict`:
-    problems stop instead of being counted; `refuse_share`: more refused rows than that are an error. KitError where no row is
-    left, or only one label.
+    `report`: the file that gets every problem; `columns`: which is which, as `prompt=…,reply=…,label=…`; `scale`: see
+    `scales.scale_of`; `accept_from`: from which rating on a reply is accepted, and `stars` the same for 1 to 5 alone; `strict`:
+    problems stop; `refuse_share`: more refused rows than that are an error. KitError where no row is left, or only one label.
     """
     tables.refuse_what_does_not_fit(source.files)
     given, ledger = parse_columns(columns), Ledger(report)
@@ -105,7 +104,7 @@ def check(source: Source, report: Path | None = None, columns: str | dict = "", 
         table = importers.Table(source, given, named_votes(scale))
         name, parts = (table.importer.name, IMPORTED) if table.importer else recognise(table.columns, given)
         votes = table.columns.votes.get(parts.get("label"))
-        if {"label", "against"} <= set(parts):
+        if {"label", "against"} <= parts.keys():
             read_as = Scale(0, 0, 0, f"more votes in {parts['label']} than in {parts['against']} are accepted")
         else:
             read_as = scale_of(votes, parts["label"], scale, accept_from, stars) if votes else WORDS
@@ -148,11 +147,9 @@ def example(checked: Checked) -> str:
     shared, here, there = np.intersect1d(checked.prompts[accepted], checked.prompts[rejected], return_indices=True)
     if len(shared):
         shortest = np.argmin(sizes[accepted[here]] + sizes[rejected[there]])
-        chosen = accepted[here[shortest]], rejected[there[shortest]]
-    else:
-        chosen = [side[np.argmin(sizes[side])] for side in (accepted, rejected)]
+        accepted, rejected = accepted[here[[shortest]]], rejected[there[[shortest]]]
     texts = []
-    for row in checked.rows(chosen):
+    for row in checked.rows(side[np.argmin(sizes[side])] for side in (accepted, rejected)):
         turns = [f"  {turn['role']:>13}: {' '.join(turn['content'].split())[:300]}" for turn in row["messages"]]
         texts.append("\n".join([f"label: {str(row['label']).lower()}", *turns]))
     return "\n\n".join(texts)

@@ -14,21 +14,24 @@ FOLDED = re.compile(r'<details type="reasoning".*?</details>\s*', re.DOTALL)
 
 
 def open_webui(record: dict) -> list[dict]:
-    """A rated message in the snapshot of its chat; one whose text the user has edited is what they wanted to read."""
+    """A rated message in the snapshot of its chat."""
     messages = value_at(record, "snapshot.chat.chat.history.messages") or {}
     rated = str(value_at(record, "meta.message_id"))
     if rated not in messages:
         raise Refused("not a record", f"the rated message {rated} is not in the snapshot of its chat")
-    edited = bool(messages[rated].get("originalContent"))
-    return [{"messages": _branch(messages, rated, "parentId"), "label": True if edited else value_at(record, "data.rating")}]
+    return [_open_webui_reply(messages, rated, value_at(record, "data.rating"))]
 
 
 def open_webui_chats(record: dict) -> list[dict]:
     """A chat, in which votes stand beside the messages."""
     messages = value_at(record, "chat.history.messages")
-    return [{"messages": _branch(messages, key, "parentId"),
-             "label": True if turn.get("originalContent") else value_at(turn, "annotation.rating")}
+    return [_open_webui_reply(messages, key, value_at(turn, "annotation.rating"))
             for key, turn in messages.items() if turn.get("role") == "assistant" and turn.get("content")]
+
+
+def _open_webui_reply(messages: dict, key: str, vote) -> dict:
+    """A message and its vote; one whose text the user has edited is what they wanted to read."""
+    return {"messages": _branch(messages, key, "parentId"), "label": True if messages[key].get("originalContent") else vote}
 
 
 def librechat(record: dict) -> list[dict]:
@@ -112,11 +115,10 @@ def argilla(record: dict) -> list[dict]:
 
 def arena(record: dict) -> list[dict]:
     """Two conversations and a winner: an accepted and a rejected one; two rejected where both are bad; nothing for a tie."""
-    said_to_win = record.get("winner", record.get("preference", ""))
+    flags = (column.removeprefix("winner_") for column in ("winner_model_a", "winner_model_b", "winner_tie")
+             if record.get(column) in (1, "1"))
+    said_to_win = record.get("winner", record.get("preference")) or next(flags, "")
     winner = re.sub("[ _]|model|response|assistant", "", str(said_to_win).lower())
-    if not winner:
-        sides = {"a": "winner_model_a", "b": "winner_model_b", "tie": "winner_tie"}
-        winner = next((side for side, column in sides.items() if record.get(column) in (1, True, "1")), "")
     a, b, none = (True, False), (False, True), (None, None)
     both = (False, False) if "bad" in winner else {"a": a, "left": a, "b": b, "right": b, "tie": none, "bothgood": none}.get(winner)
     if both is None:

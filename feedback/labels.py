@@ -1,6 +1,5 @@
 """What a vote says: words, thumbs, stars, numbers; of one person or of several."""
 
-import math
 import re
 import unicodedata
 from collections import Counter
@@ -29,29 +28,29 @@ NUMBER = re.compile(r"[★⭐]?\s*([+-]?\d+(?:[.,]\d+)?)\s*(?:(%)|(?:/|of|out of
 """4, 4.5, 4/5, 85 %, 4 stars, 4: good, 4 (good)"""
 STARS = re.compile(r"([★⭐]+)(½?)([☆✩]*)")
 
+
 class Number(NamedTuple):
+    """A vote as a number. `top`: the scale's highest value, where the vote says it: 4/5, 85 %, ★★★★☆; else 0."""
+
     value: float
     top: int = 0
-    """the scale's highest value, where the vote says it: 4/5, 85 %, ★★★★☆"""
 
 
 def parse(value):
     """One vote: True, False, a `Number`, a list of these from several annotators, None where nobody voted. ValueError for no vote."""
-    if value is None or isinstance(value, bool):
-        return value
+    if value is None or isinstance(value, bool) or value != value:  # NaN
+        return None if value != value else value
     if isinstance(value, int | float):
-        if isinstance(value, float) and math.isnan(value):
-            return None
         if abs(value) > 1e9:
             raise ValueError(value)
         return Number(float(value))
     if isinstance(value, dict):
         if not value or value.get("status") in ("draft", "discarded", "pending"):
             return None
-        key = next((key for key in ("value", "rating", "score", "vote", "label", "thumb") if key in value), None)
-        if key is None:
+        found = [value[key] for key in ("value", "rating", "score", "vote", "label", "thumb") if key in value]
+        if not found:
             raise ValueError(value)
-        return parse(value[key])
+        return parse(found[0])
     if isinstance(value, list | tuple):
         votes = []
         for vote in map(parse, value):
@@ -59,10 +58,7 @@ def parse(value):
         return votes[0] if len(votes) == 1 else votes or None
     if not isinstance(value, str) or len(value) > 200:
         raise ValueError(value)
-    return _parse_text(value.strip())
-
-
-def _parse_text(text: str):
+    text = value.strip()
     if text[:1] in ("[", "(", "{") and (inner := literal(text)) is not None:
         return parse(inner)
     if len(several := re.split("[;|]", text)) > 1:
@@ -70,43 +66,53 @@ def _parse_text(text: str):
     if found := STARS.fullmatch(MARKS.sub("", text)):
         return Number(len(found[1]) + len(found[2]) / 2, sum(map(len, found.groups())) if found[3] else 5)
     text = unicodedata.normalize("NFKC", text)  # digits and signs of full width
-    word = MARKS.sub("", text.casefold())
     if found := NUMBER.fullmatch(text.strip(":").strip()):
         return Number(float(found[1].replace(",", ".")), 100 if found[2] else int(found[3] or 0))
+    word = MARKS.sub("", text.casefold())
     if word in UP or word in DOWN:
         return word in UP
-    if not word or word in NOBODY:
-        return None
-    raise ValueError(text)
+    if word and word not in NOBODY:
+        raise ValueError(text)
+    return None
+
+
+def votes_in(value, named: dict) -> list:
+    """All votes in a value, as `parse` or, where a reader has named the votes, as that says; empty where nobody voted."""
+    if not named:
+        votes = parse(value)
+        return votes if isinstance(votes, list) else [] if votes is None else [votes]
+    words = [folded(vote) for vote in (value if isinstance(value, list | tuple) else [value])]
+    words = [word for word in words if word in named or word not in ("", "none", "nan")]
+    if set(words) - named.keys():
+        raise ValueError(value)
+    return [named[word] for word in words if named[word] is not None]
 
 
 @dataclass
 class Votes:
-    """All values of one column that may be the label: which numbers, how many words, how many are no votes at all."""
+    """All values of one column that may be the label: which numbers, how many words, and what is no vote at all."""
 
     named: dict = field(default_factory=dict)
     numbers: Counter = field(default_factory=Counter)
     tops: set = field(default_factory=set)
     words: int = 0
-    empty: int = 0
     strange: list = field(default_factory=list)
     strange_count: int = 0
 
     def add(self, value) -> None:
         try:
-            votes = _named_votes(value, self.named) if self.named else parse(value)
+            votes = votes_in(value, self.named)
         except (ValueError, OverflowError, RecursionError):
             self.strange_count += 1
             if len(self.strange) < 5 and value not in self.strange:
                 self.strange.append(value)
             return
-        self.empty += votes is None
-        for vote in votes if isinstance(votes, list) else [votes]:
-            if isinstance(vote, Number):
+        for vote in votes:
+            if isinstance(vote, bool):
+                self.words += 1
+            else:
                 self.numbers[vote.value] += 1
                 self.tops.add(vote.top)
-            elif isinstance(vote, bool):
-                self.words += 1
 
     @property
     def are_labels(self) -> bool:
@@ -121,52 +127,36 @@ class Votes:
 
 def label_of(value, scale: Scale) -> bool | None:
     """True for accepted, False for rejected, None where nobody voted. Refused where it is no vote, or annotators disagree evenly."""
+    whole = scale in (WORDS, BINARY, SIGN)
     try:
-        votes = _named_votes(value, scale.named) if scale.named else parse(value)
-        if votes is None:
-            return None
-        votes = votes if isinstance(votes, list) else [votes]
-        labels = [label for label in (_one(vote, scale) for vote in votes) if label is not None]
+        votes, labels = votes_in(value, scale.named), []
+        for vote in votes:
+            if isinstance(vote, bool):
+                labels.append(vote)
+            elif vote.value == 0 and (scale.low == 1 or scale is SIGN):
+                pass  # no vote
+            elif not scale.low <= vote.value <= scale.high or (whole and vote.value != int(vote.value)):
+                raise ValueError(value)
+            else:
+                labels.append(vote.value >= scale.accept)
     except (ValueError, OverflowError, RecursionError):
         raise Refused("label", f"{shorten(value)} is no vote on the scale: {scale.words}") from None
     if not labels:
         return None
     if sum(labels) * 2 == len(labels):
         raise Refused("annotators disagree", f"{shorten(value)}: as many accept the reply as reject it")
-    if len(votes) > 1 and all(isinstance(vote, Number) for vote in votes) and scale not in (WORDS, BINARY, SIGN):
+    if len(votes) > 1 and all(isinstance(vote, Number) for vote in votes) and not whole:
         return sum(vote.value for vote in votes) / len(votes) >= scale.accept
     return sum(labels) * 2 > len(labels)
 
 
 def more_for(votes_for, votes_against) -> bool | None:
     """The label where votes for and against stand in columns of their own: flags or counts. None where there are none."""
-    counts = []
-    for value in (votes_for, votes_against):
-        try:
-            vote = parse(value)
-            counts.append(vote.value if isinstance(vote, Number) else float(vote or 0))
-        except (ValueError, TypeError):
-            raise Refused("label", f"{shorten(value)} is no number of votes") from None
-    if counts[0] == counts[1] and counts[0]:
-        raise Refused("annotators disagree", f"as many votes for the reply as against it: {counts[0]:g}")
-    return None if counts[0] == counts[1] else counts[0] > counts[1]
-
-
-def _named_votes(value, named: dict) -> list[bool] | None:
-    """The same as `parse`, where a reader has named the votes."""
-    votes = [folded(vote) for vote in (value if isinstance(value, list | tuple) else [value])]
-    votes = [vote for vote in votes if vote in named or vote not in ("", "none", "nan")]
-    if set(votes) - named.keys():
-        raise ValueError(value)
-    return [named[vote] for vote in votes if named[vote] is not None] or None
-
-
-def _one(vote, scale: Scale) -> bool | None:
-    if isinstance(vote, bool):
-        return vote
-    if vote.value == 0 and scale.low == 1:
-        return None
-    whole = scale in (WORDS, BINARY, SIGN) and vote.value != int(vote.value)
-    if whole or not scale.low <= vote.value <= scale.high:
-        raise ValueError(vote.value)
-    return None if scale is SIGN and not vote.value else vote.value >= scale.accept
+    try:
+        ours, theirs = (vote.value if isinstance(vote := parse(value), Number) else float(vote or 0)
+                        for value in (votes_for, votes_against))
+    except (ValueError, TypeError):
+        raise Refused("label", f"{shorten(votes_for)} or {shorten(votes_against)} is no number of votes") from None
+    if ours == theirs and ours:
+        raise Refused("annotators disagree", f"as many votes for the reply as against it: {ours:g}")
+    return None if ours == theirs else ours > theirs

@@ -57,9 +57,9 @@ NOTED = {
 
 @dataclass
 class Ledger:
-    """Rows in, rows out, and every problem: `counts` by kind, the first ten of each in `first`, all in `file`.
+    """Rows in, rows out, and every problem: `counts` by kind, the first ten of each in `first`, all in `file` (none where None).
 
-    `file` (none where None) has one JSON line a problem: where (`file:row`), kind, reason. It exists only where there is one.
+    `file` has one JSON line a problem: where (`file:row`), kind, reason. It exists only where there is one.
     """
 
     file: Path | None = None
@@ -80,10 +80,10 @@ class Ledger:
         shown = self.first.setdefault(kind, [])
         if len(shown) < SHOWN:
             shown.append((where, reason))
-        if self.file and not self._open:
-            self.file.parent.mkdir(parents=True, exist_ok=True)
-            self._open = self.file.open("a", encoding="utf-8")
-        if self._open:
+        if self.file:
+            if not self._open:
+                self.file.parent.mkdir(parents=True, exist_ok=True)
+                self._open = self.file.open("a", encoding="utf-8")
             self._open.write(json.dumps({"where": where, "kind": kind, "reason": reason}, ensure_ascii=False) + "\n")
 
     def note(self, kind: str, problems: Iterable[tuple[str, str]]) -> None:

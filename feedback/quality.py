@@ -47,11 +47,10 @@ def doubtful(text: str) -> list[tuple[str, str]]:
     if "@" in text and (hit := EMAIL.search(text)):
         found.append(("personal data", f"an e-mail address: {_masked(hit[0])}"))
     near = (text[max(digits.start() - 20, 0) : digits.end() + 20] for digits in DIGITS.finditer(text))
-    for part in near:  # the other kinds are looked for around long numbers alone: most texts have none
-        hits = ((name, pattern.search(part)) for name, pattern in PERSONAL.items())
-        if hit := next(((name, hit[0]) for name, hit in hits if hit and (name != "a card number" or _luhn(hit[0]))), None):
-            found.append(("personal data", f"{hit[0]}: {_masked(hit[1])}"))
-            break
+    hits = ((name, hit[0]) for part in near for name, pattern in PERSONAL.items()  # around long numbers alone: most texts have none
+            if (hit := pattern.search(part)) and (name != "a card number" or is_card(hit[0])))
+    if hit := next(hits, None):
+        found.append(("personal data", f"{hit[0]}: {_masked(hit[1])}"))
     if "<|user|>" in text or "\ufffd" in text or ("Ã" in text and GARBLED.search(text)):
         found.append(("garbled text", "leftovers of another encoding, such as Ã‰ for É, or of a chat template, such as <|user|>"))
     likely = (pattern for pattern, hints in SECRETS.items() if any(hint in lower for hint in hints))
@@ -68,7 +67,10 @@ def look_across(checked) -> None:
     repeats = [(where(i), where(j), labels[i] == labels[j]) for i, j in zip(order[same + 1], order[same], strict=True)]
     note("both labels", ((here, f"against {there}") for here, there, alike in repeats if not alike))
     note("duplicate", ((here, f"repeats {there}") for here, there, alike in repeats if alike))
-    note("one reply, many prompts", _canned(checked))
+    keys = checked.words ^ labels.astype(np.uint64)  # a reply with its label
+    _, first, of_row, counts = np.unique(keys, return_index=True, return_inverse=True, return_counts=True)
+    often = [(first[place], len(np.unique(checked.prompts[of_row == place]))) for place in np.flatnonzero(counts >= 3)]
+    note("one reply, many prompts", ((where(i), f"this reply stands under {prompts:,} prompts") for i, prompts in often if prompts > 2))
     count, share = len(labels), labels.mean()
     if count >= 20 and 0 < min(share, 1 - share) < RARE:
         rare = "accepted" if share < 0.5 else "rejected"
@@ -114,20 +116,12 @@ def language_of(text: str) -> str:
     return best if hits.get(best, 0) > 1 and list(hits.values()).count(hits[best]) == 1 else ""
 
 
-def _canned(checked):
-    """Replies that stand under three prompts or more, with one label."""
-    keys = checked.words ^ checked.labels.astype(np.uint64)
-    _, first, of_row, counts = np.unique(keys, return_index=True, return_inverse=True, return_counts=True)
-    for place in np.flatnonzero(counts >= 3):
-        prompts = len(np.unique(checked.prompts[of_row == place]))
-        if prompts >= 3:
-            yield checked.where(first[place]), f"this reply stands under {prompts:,} prompts"
+def is_card(number: str) -> bool:
+    """Whether the digits of a card number have the right check sum (Luhn's)."""
+    digits = [int(char) for char in number if char.isdigit()][::-1]
+    doubled = [sum(divmod(2 * digit, 10)) for digit in digits[1::2]]
+    return len(digits) >= 13 and (sum(digits[::2]) + sum(doubled)) % 10 == 0
 
 
 def _masked(text: str) -> str:
     return text[: min(3, len(text) // 3)] + "…" + "*" * 5
-
-
-def _luhn(number: str) -> bool:
-    digits = [int(char) for char in number if char.isdigit()][::-1]
-    return len(digits) >= 13 and (sum(digits[::2]) + sum(sum(divmod(2 * digit, 10)) for digit in digits[1::2])) % 10 == 0

@@ -28,11 +28,10 @@ BATCH = 1000
 
 
 def split(checked, heldout: float = 0.2, seed: int = 42, again: np.ndarray = ()) -> np.ndarray:
-    """Which rows of a `check.Checked` are held out, as bools: `heldout` of the *prompts*, none of them on both sides.
+    """Which rows of a `check.Checked` are held out, as bools: `heldout` of the *prompts* (0: nothing), none of them on both sides.
 
-    Prompts that were only accepted, only rejected, or both are drawn from alike, so both sides have both labels;
-    KitError where there are too few prompts for that. `heldout` 0 holds nothing out. Prompts `again` (hashes, `check.prompts_in`),
-    which an earlier round held out, are held out in any case, and `heldout` of the others.
+    Prompts that were only accepted, only rejected, or both are drawn from alike, so both sides have both labels; KitError where
+    there are too few for that. Prompts `again` (hashes, `check.prompts_in`), which an earlier round held out, are held out in any case.
     """
     if not 0 <= heldout < 1:
         raise KitError(f"heldout is {heldout}", "a share of the prompts, from 0 to below 1", "correct `heldout`")
@@ -93,9 +92,8 @@ def clashes(prompts: np.ndarray) -> np.ndarray:
 def register(checked, heldout: np.ndarray, datasets: Path, seed: int = 42, name: str = "") -> dict:
     """Write both parts, each shuffled, into the folder `datasets` and enter them in its dataset_info.json.
 
-    Names are `name` (or the source's) and a part of the content's hash, so runs with other splits keep theirs. Returns
-    what run.json is to know: name, heldout_name, source, sha256 (the source's), train_sha256 (of the file that is trained
-    on), rows, heldout_rows, accepted, rejected, refused, …
+    Names are `name` (or the source's) and a part of the content's hash, so runs with other splits keep theirs. Returns what
+    run.json is to know; `sha256` is the source's, `train_sha256` that of the file that is trained on.
     """
     sides = np.flatnonzero(~heldout), np.flatnonzero(heldout)
     train, rest = (indices[shuffled(checked.prompts[indices], seed)] for indices in sides)
@@ -108,7 +106,7 @@ def register(checked, heldout: np.ndarray, datasets: Path, seed: int = 42, name:
         "shape": checked.shape.name, "scale": checked.shape.scale.words, "unused": checked.unused,
         "rows_in": checked.ledger.rows_in, "unvoted": checked.ledger.unvoted,
         "refused": checked.ledger.refused, "noted": checked.ledger.noted,
-        **_count(checked, train), **{f"heldout_{key}": value for key, value in _count(checked, rest).items()},
+        **count(checked, train), **{f"heldout_{key}": value for key, value in count(checked, rest).items()},
         "neighbours_left": len(clashes(checked.prompts[train])), "seed": seed,
     }
 
@@ -154,7 +152,8 @@ def update(folder: Path, fresh: dict[str, dict]) -> None:
         files.write(folder / FILE, json.dumps(files.registry(folder) | fresh, indent=2, ensure_ascii=False) + "\n")
 
 
-def _count(checked, indices: np.ndarray) -> dict:
-    accepted = int(checked.labels[indices].sum())
-    return {"rows": len(indices), "prompts": len(np.unique(checked.prompts[indices])), "accepted": accepted,
-            "rejected": len(indices) - accepted}
+def count(checked, which: np.ndarray) -> dict[str, int]:
+    """How many rows, prompts, accepted and rejected replies there are among the rows `which` (a mask, or indices)."""
+    labels = checked.labels[which]
+    return {"rows": len(labels), "prompts": len(np.unique(checked.prompts[which])), "accepted": int(labels.sum()),
+            "rejected": int((~labels).sum())}

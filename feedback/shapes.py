@@ -71,20 +71,13 @@ def recognise(columns: Columns, given: dict[str, str]) -> tuple[str, dict[str, s
 
 def rows(value, shape: Shape) -> list[tuple[dict, tuple[str, ...]] | Refused]:
     """One row of a source as `shape.rows_each` judged replies: a record with the repairs it needed, or the reason why not."""
-    if isinstance(value, Refused):
-        return [value] * shape.rows_each
     if not isinstance(value, dict):
-        return [Refused("not a record", f"{shorten(value)} is no object with columns")] * shape.rows_each
-    if "[]." in shape.parts.get("label", ""):
-        try:
-            return _rated_turns(value, shape)
-        except Refused as refused:
-            return [refused]
-    sides = ("chosen", "rejected") if shape.rows_each == 2 else ("",)
+        refused = value if isinstance(value, Refused) else Refused("not a record", f"{shorten(value)} is no object with columns")
+        return [refused] * shape.rows_each
     made = []
-    for side in sides:
+    for side in ("chosen", "rejected") if shape.rows_each == 2 else ("",):
         try:
-            made.append(_reply(value, shape, side))
+            made += _rated_turns(value, shape) if "[]." in shape.parts.get("label", "") else [_reply(value, shape, side)]
         except Refused as refused:
             made.append(refused)
     return made
@@ -159,9 +152,6 @@ def _unknown(found: list[str], parts: dict, columns: Columns) -> KitError:
     strange = "".join(f"; {name} holds no votes: {', '.join(shorten(value, 30) for value in votes.strange[:3])}"
                       for name, votes in columns.votes.items() if votes.strange)
     return KitError(f"it is not clear which column is the {' and which the '.join(lacking) or 'dialogue'}; the columns are: "
-                    f"{', '.join(found[:30]) or 'none'}{strange}",
-                    f"the columns of one of these shapes (other names are understood too):\n{KNOWN}",
+                    f"{', '.join(found[:30]) or 'none'}{strange}", f"the columns of one of these shapes:\n{KNOWN}",
                     f"add --columns {option}   (in place of …, one of: {', '.join(free[:12])})"
                     + (", and --scale=ACCEPTED,…/REJECTED,… for votes in words of their own" if strange else ""))
-
-

@@ -1,11 +1,17 @@
 """What a dataset's labels and lengths imply: the loss weights that suit its balance, and what the cutoff takes away."""
 
+import contextlib
+import math
+import os
+import warnings
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from helpers import files
 from helpers.errors import KitError
+
+from .register import count
 
 if TYPE_CHECKING:
     from .check import Checked
@@ -18,15 +24,14 @@ MEASURED = 5000
 
 
 def weights(accepted: int, rejected: int) -> dict[str, float]:
-    """LLaMA-Factory's `kto_chosen_weight` (λ_D) and `kto_rejected_weight` (λ_U) for so many rows of each label.
+    """LLaMA-Factory's `kto_chosen_weight` (λ_D) and `kto_rejected_weight` (λ_U) for so many rows of each label, both above 0.
 
-    The smallest change to one of the two that brings λ_D·n_D / (λ_U·n_U) between 1 and 4/3, in hundredths: 200 accepted
-    and 800 rejected give λ_D = 4. Both counts must be above 0.
+    The smallest change to one of the two that brings λ_D·n_D / (λ_U·n_U) between 1 and 4/3, rounded up to hundredths so that the
+    bound holds: 200 accepted and 800 rejected give λ_D = 4.
     """
     share = accepted / rejected
-    chosen = 1.0 if share >= 1 else _up(1 / share)
-    refused = 1.0 if share <= HIGHEST else _up(share / HIGHEST)
-    return {"kto_chosen_weight": chosen, "kto_rejected_weight": refused}
+    chosen, rejected = (math.ceil(round(max(1.0, weight) * 100, 6)) / 100 for weight in (1 / share, share / HIGHEST))
+    return {"kto_chosen_weight": chosen, "kto_rejected_weight": rejected}
 
 
 def balance(accepted: int, rejected: int, kto_chosen_weight: float = 1.0, kto_rejected_weight: float = 1.0) -> float:
@@ -39,14 +44,8 @@ def counts(checked: "Checked", heldout: np.ndarray):
     import pandas as pd
 
     parts = {"training": ~heldout, "held out": heldout}
-    return pd.DataFrame({
-        name: {
-            "rows": int(mask.sum()), "prompts": len(np.unique(checked.prompts[mask])),
-            "accepted": int(checked.labels[mask].sum()), "rejected": int((~checked.labels[mask]).sum()),
-            "several turns": int((checked.turns[mask] > 1).sum()),
-        }
-        for name, mask in parts.items()
-    }).T
+    return pd.DataFrame({name: count(checked, mask) | {"several turns": int((checked.turns[mask] > 1).sum())}
+                         for name, mask in parts.items()}).T
 
 
 def turns(checked: "Checked") -> dict[int, int]:
@@ -56,11 +55,10 @@ def turns(checked: "Checked") -> dict[int, int]:
 
 
 def token_lengths(checked: "Checked", model_name_or_path: str, cutoff_len: int, seed: int = 42):
-    """One row a record (or a sample of `MEASURED`): label, prompt, reply, total and kept_reply, in tokens.
+    """One row a record (or a sample of `MEASURED`): label, prompt, reply, total and kept_reply (see `cut`), in tokens.
 
-    Counted with the model's own tokenizer and chat template, the template's control tokens included; LLaMA-Factory's
-    template may differ by a few tokens. `kept_reply` is what `cutoff_len` leaves (`cut`). A tokenizer without a chat
-    template counts the bare texts; the table's `attrs["how"]` says which it was.
+    Counted with the model's own tokenizer and chat template, control tokens included (LLaMA-Factory's template may differ by a
+    few), or without a template the bare texts; the table's `attrs["how"]` says which it was.
     """
     import pandas as pd
 
@@ -69,9 +67,11 @@ def token_lengths(checked: "Checked", model_name_or_path: str, cutoff_len: int, 
     if len(indices) > MEASURED:
         indices = np.sort(np.random.default_rng(seed).choice(indices, MEASURED, replace=False))
     texts = [_texts(tokenizer, row["messages"]) for row in checked.rows(indices)]
-    prompt = _count(tokenizer, [text for text, _ in texts])
-    reply = np.maximum(_count(tokenizer, [prompt + reply for prompt, reply in texts]) - prompt, 0)
-    kept = np.array([cut(p, r, cutoff_len)[1] for p, r in zip(prompt, reply, strict=True)], dtype=int)
+    both = [[prompt for prompt, _ in texts], [prompt + reply for prompt, reply in texts]]
+    prompt, total = (np.array([len(ids) for ids in tokenizer(side, add_special_tokens=False, verbose=False)["input_ids"]])
+                     for side in both)
+    reply = np.maximum(total - prompt, 0)
+    kept = [cut(p, r, cutoff_len)[1] for p, r in zip(prompt, reply, strict=True)]
     table = pd.DataFrame({"label": checked.labels[indices], "prompt": prompt, "reply": reply, "total": prompt + reply,
                           "kept_reply": kept}, index=indices)
     table.attrs["how"] = "the model's chat template" if tokenizer.chat_template else "bare texts: no chat template"
@@ -96,8 +96,7 @@ def cut(prompt: int, reply: int, cutoff_len: int) -> tuple[int, int]:
 def note_cutoff(checked: "Checked", lengths, cutoff_len: int) -> dict:
     """Enter the measured rows over the cutoff into the ledger.
 
-    Returns `cutoff_len`, `share_over` (of the rows), `mean_reply_lost` (mean share of the reply that those rows lose)
-    and `longest` (tokens).
+    Returns `cutoff_len`, `share_over` (of the rows), `mean_reply_lost` (share of their reply that those lose) and `longest` (tokens).
     """
     over = lengths[lengths["total"] > cutoff_len]
     lost = 1 - over["kept_reply"] / over["reply"].clip(lower=1)
@@ -109,15 +108,7 @@ def note_cutoff(checked: "Checked", lengths, cutoff_len: int) -> dict:
             "longest": int(lengths["total"].max())}
 
 
-def _up(value: float) -> float:
-    """Rounded up to hundredths, so that the bound holds after rounding."""
-    return float(np.ceil(round(value * 100, 6)) / 100)
-
-
 def _tokenizer(model_name_or_path: str):
-    import os
-    import warnings
-
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")  # said outright, nothing is printed when Ray forks later
     warnings.filterwarnings("ignore", message="IProgress not found")  # tqdm, where ipywidgets is not installed
     from transformers import AutoTokenizer
@@ -135,21 +126,11 @@ def _tokenizer(model_name_or_path: str):
 
 def _texts(tokenizer, messages: list[dict]) -> tuple[str, str]:
     """Prompt and reply as the template renders them; tool turns go by the names that chat templates know."""
-    if not tokenizer.chat_template:
-        *before, last = messages
-        return "\n".join(turn["content"] for turn in before), last["content"]
     names = {"observation": "tool", "function_call": "assistant"}
     chat = [{**turn, "role": names.get(turn["role"], turn["role"])} for turn in messages]
-    try:
-        prompt = tokenizer.apply_chat_template(chat[:-1], tokenize=False, add_generation_prompt=True)
-        whole = tokenizer.apply_chat_template(chat, tokenize=False)
-    except Exception:  # templates raise what they like on roles they do not know
-        prompt, whole = "\n".join(turn["content"] for turn in chat[:-1]), None
-    if whole is None or not whole.startswith(prompt):
-        return prompt, chat[-1]["content"]
-    return prompt, whole[len(prompt):]
-
-
-def _count(tokenizer, texts: list[str]) -> np.ndarray:
-    encoded = tokenizer(texts, add_special_tokens=False, return_attention_mask=False, verbose=False) if texts else {}
-    return np.array([len(ids) for ids in encoded.get("input_ids", [])], dtype=int)
+    if tokenizer.chat_template:
+        with contextlib.suppress(Exception):  # templates raise what they like on roles they do not know
+            prompt = tokenizer.apply_chat_template(chat[:-1], tokenize=False, add_generation_prompt=True)
+            whole = tokenizer.apply_chat_template(chat, tokenize=False)
+            return prompt, whole[len(prompt) :] if whole.startswith(prompt) else chat[-1]["content"]
+    return "\n".join(turn["content"] for turn in chat[:-1]), chat[-1]["content"]
