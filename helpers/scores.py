@@ -10,8 +10,8 @@ from .chat_template import VOCABULARY, Row
 from .errors import KitError
 
 NAME = "scores.json"
-BLOCK, BLOCKS = 1 << 20, 16
-"""Of a file of weights so many blocks of so many bytes, evenly spread, are read to tell it from another."""
+BLOCK, BLOCKS = 1 << 20, 64
+"""Of a file of weights 64 blocks of 1 MB, evenly spread, are read to tell it from another: a file of up to 64 MB as a whole."""
 RESAMPLES = 1000
 
 
