@@ -3,8 +3,7 @@
 import json
 import signal
 import sys
-import time
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -28,7 +27,8 @@ def run(
     storage: Storage = "",
     parameter: Values = [],  # noqa: B006
     run_name: Annotated[str, typer.Option(help="The run's folder. Default: the profile and the time.")] = None,
-    resume: Annotated[str, typer.Option(help="auto: resume --run-name where it stopped; if-any: or begin it.")] = "",
+    resume: Annotated[Literal["auto", "if-any"],
+                      typer.Option(help="auto: resume --run-name where it stopped; if-any: or begin it.")] = None,
     start_from: Annotated[str, typer.Option(help="On top of this run's best, an adapter's folder or a hub id: -p start_from.")] = "",
     retries: Annotated[int, typer.Option(help="How often lost workers are replaced: -p retries.")] = None,
     log: Annotated[bool, typer.Option("--log", help="The training's own log to stdout too, for a job's log.")] = False,
@@ -40,15 +40,12 @@ def run(
     """
     from . import parameters, pipeline
 
-    began = time.monotonic()
-    if resume not in ("", "auto", "if-any"):
-        raise Usage(f"--resume {resume}", "auto or if-any", "correct --resume; a step is chosen in notebook 5")
-    options = [f"start_from={start_from}"] if start_from else []
-    values = parameters.typed([*parameter, *options, *([] if retries is None else [f"retries={retries}"])])
+    options = {"start_from": start_from or None, "retries": retries}
+    values = parameters.typed([*parameter, *(f"{name}={value}" for name, value in options.items() if value is not None)])
     job.take_secrets()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # a stopped job tidies up like an interrupted one
     target = pipeline.run(profile, storage, run_name, values, resume, say, log)
-    show(pipeline.summary(target) | {"total seconds": round(time.monotonic() - began)}, as_json)
+    show(pipeline.summary(target), as_json)
 
 
 @app.command()

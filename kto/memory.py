@@ -11,9 +11,8 @@ tokens (every row as long as may be: real data takes less), in bytes:
     logits       5.75 copies of 4 V T (in bf16, in float32, their log-softmax, and the gradients of each): fitted to two measurements;
                  the accelerator makes them in pieces of 1.3 GiB
 
-Against the peaks measured on an H100 and an H200 (benchmarks/results) it is 0 to 2 % above with the stock trainer, 0 to 17 % above with
-the accelerator, which packs the real rows: tests/unit/test_doctor_memory.py says it of each.
-Besides, the driver and NCCL take about a GiB of every GPU. Full parameters and ZeRO-3 were not measured.
+0 to 2 % above the peaks measured on an H100 and an H200 (benchmarks/results) with the stock trainer, 0 to 17 % with the accelerator,
+which packs the real rows. The driver and NCCL take about a GiB besides. Full parameters and ZeRO-3 were not measured.
 """
 
 from helpers.errors import Finding
@@ -51,9 +50,7 @@ def estimate(config: dict, shape: dict, accelerated: bool = False) -> dict[str, 
         "optimiser": 14 * (body + ends) / n if full else 0,
         "reference": 2 * (body + ends) / n if full else 0,
         "activations": layer * shape["num_hidden_layers"] if config.get("disable_gradient_checkpointing") else kept,
-        "logits": min(1.3 * GIB, 23 * shape["vocab_size"] * tokens)
-        if accelerated
-        else 23 * shape["vocab_size"] * tokens,
+        "logits": min(1.3 * GIB if accelerated else float("inf"), 23 * shape["vocab_size"] * tokens),
     }
     return {name: size / GIB for name, size in parts.items()}
 
@@ -75,7 +72,7 @@ def fits(config: dict, shape: dict | None, gpus: list[tuple], accelerated: bool)
         return [Finding("WARN", f"{says}; no GPU is there yet to compare with")]
     kinds = ", ".join(sorted({kind for kind, _ in gpus}) or pins)
     says += f"; the smallest has {min(sizes):.0f} ({kinds})"
-    if needs > min(sizes):
-        return [Finding("FAIL", says, "per_device_train_batch_size or cutoff_len down, or "
-                                      "-p train_config=kto_qlora.yaml or kto_lora_deepspeed.yaml")]
-    return [Finding("WARN" if needs > 0.9 * min(sizes) else "OK", says)]
+    if needs <= min(sizes):
+        return [Finding("WARN" if needs > 0.9 * min(sizes) else "OK", says)]
+    return [Finding("FAIL", says, "per_device_train_batch_size or cutoff_len down, or "
+                                  "-p train_config=kto_qlora.yaml or kto_lora_deepspeed.yaml")]

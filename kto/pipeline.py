@@ -21,21 +21,20 @@ ENDING = 30.0
 """Grace period for a training process whose notebook died."""
 
 
-def run(profile: str, storage: str, name: str | None, values: dict, resume: str, say, log: bool) -> Run:
+def run(profile: str, storage: str, name: str | None, values: dict, resume: str | None, say, log: bool) -> Run:
     """Everything that `kto run` does."""
     with as_usage():
         begin, target = "01", runs.locate(profile, storage, runs.default_name(profile) if name is None else name)
     if resume == "auto" and (name is None or not target.record_file.exists()):
         names = [row["run"] for row in compare.listing(target.storage)]
-        unknown = f"there is no run {name!r} to resume{closest(name or '', names)}"
-        raise Usage("--resume auto needs --run-name" if name is None else unknown,
+        raise Usage("--resume auto needs --run-name" if name is None else f"there is no run {name!r} to resume{closest(name, names)}",
                     f"one of the runs in {target.storage}: {', '.join(names) or 'there is none'}",
                     "correct --run-name; --resume if-any begins a run that is not there yet, as a job does")
     if values.get("start_from"):
         values = model_of(target.storage, values["start_from"]) | values
     if not resume:  # before anything is touched
         runs.refuse_if_trained(target)
-    with working(target):
+    with lock(target):
         if resume and target.trained:
             begin, why = prepare_resume(target)
             say(why)
@@ -61,21 +60,17 @@ def model_of(storage: Path, start_from: str) -> dict:
     return {"model_name_or_path": model["name"], "template": model["template"]} if model else {}
 
 
-def working(run: Run):
-    """The run's lock, for a `with`: of two commands at work on one run, one gets it; KitError for the other."""
+def lock(run: Run, name: str = ".run.lock", patience: float = 0.0):
+    """A lock in the run's folder, for a `with`. KitError where somebody else is at work on the run, still after `patience` seconds."""
     try:
         run.folder.mkdir(parents=True, exist_ok=True)
-        return FileLock(run.folder / ".run.lock").acquire(timeout=0)
+        return FileLock(run.folder / name).acquire(timeout=patience)
     except Timeout:
-        raise in_use(run) from None
+        raise KitError(f"the run {run.name!r} is being worked on at this moment", "one command at a time on a run",
+                       "wait for its end (`kto runs` shows it), stop it, or take another --run-name") from None
     except OSError as error:
         raise KitError(f"cannot make the folder {run.folder}: {error.strerror}", "a writable storage",
                        "correct --storage") from None
-
-
-def in_use(run: Run) -> KitError:
-    return KitError(f"the run {run.name!r} is being worked on at this moment", "one command at a time on a run",
-                    "wait for its end (`kto runs` shows it), stop it, or take another --run-name")
 
 
 def prepare_resume(run: Run) -> tuple[str, str]:
@@ -84,18 +79,14 @@ def prepare_resume(run: Run) -> tuple[str, str]:
     From its last complete checkpoint that leaves a step to train (resume.yaml is written), or, if it has none, from the
     beginning, the old log and output kept under other names. A finished run is left as it is. KitError if it is being trained.
     """
-    from helpers import checkpoints, launch, resume
+    from helpers import checkpoints, resume
 
-    until = time.monotonic() + ENDING
-    while launch.is_alive(run):
-        if time.monotonic() > until:
-            raise in_use(run)
-        time.sleep(0.5)
+    lock(run, "train.lock", ENDING).lock.release()  # the process that trains holds it
     if run.record().get("training", {}).get("status") == "finished":
         return "05", "the training is finished: evaluation and export are made again"
     if checkpoint := resume.write_unattended(run, checkpoints.find(run)):
         return "04", f"the training goes on from step {checkpoint.step}"
-    number = next(n for n in range(1, 10_000) if not (run.folder / f"train.failed-{n}.log").exists())
+    number = len(list(run.folder.glob("train.failed-*.log"))) + 1
     run.log_file.rename(run.folder / f"train.failed-{number}.log")
     if run.output_dir.exists():
         run.output_dir.rename(run.folder / f"output.failed-{number}")

@@ -176,7 +176,7 @@ def test_a_run_that_is_being_trained_is_not_made_ready_to_go_on(run, monkeypatch
         (["--resume", "auto"], "--resume auto needs --run-name"),
         (["--resume", "auto", "--run-name", "frist-run"], "there is no run 'frist-run' to resume (did you mean 'first-run'?)"),
         (["-p", "max_steps"], "-p max_steps has no value"),
-        (["--resume", "yes"], "--resume yes"),
+        (["--resume", "yes"], "'yes' is not one of 'auto', 'if-any'"),
     ],
 )
 def test_a_slip_in_run_is_wrong_usage_and_starts_nothing(run, words, says):
@@ -192,12 +192,12 @@ def test_an_empty_run_name_is_no_name():
 
 
 def test_of_two_commands_on_one_run_the_second_is_refused_and_nothing_of_the_first_is_overwritten_or_to_be_deleted(run):
-    with pipeline.working(run):
+    with pipeline.lock(run):
         before = {path: path.stat().st_mtime_ns for path in run.folder.rglob("*")}
         done = command("run", "--storage", str(run.storage), "--run-name", run.name)
         assert done.returncode == 1 and "is being worked on" in done.stderr and "rm -r" not in done.stderr
         assert {path: path.stat().st_mtime_ns for path in run.folder.rglob("*")} == before
-    with pipeline.working(run):
+    with pipeline.lock(run):
         pass
 
 
