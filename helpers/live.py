@@ -19,7 +19,7 @@ def follow(training, tracker=None, stop_on_problem: bool = False, patience: floa
     """Show `training` (launch.Training) until it ends and return its metrics table, every launch of the run as one.
 
     `tracker`: gets the table whenever it has grown; `stop_on_problem`: the first finding ends the training; `patience`: seconds
-    without progress before that is a finding. KitError that explains a failure, or says why it was stopped.
+    without progress before that is a finding. KitError that explains a failure.
     """
     config = training.run.config() if training.run.config_file.exists() else {}
     beta, every = config.get("pref_beta", 0.1), config.get("logging_steps")
@@ -59,8 +59,8 @@ class View:
 
     def __init__(self, total_steps: int | None = None):
         self.done, self.total, self.left, self.phase = 0, total_steps, None, "starting"
-        self.windows, self.checkpoints, self.said, self.said_at = 0, set(), set(), -SAY
-        self.page, self.handle, self.place = "", None, None
+        self.windows, self.checkpoints, self.page, self.handle = 0, set(), "", None
+        self.said, self.said_at, self.place = set(), -SAY, None
         ipython = sys.modules.get("IPython")  # a kernel is what a notebook's front end, papermill and nbval all have
         self.kernel = bool(ipython) and getattr(ipython.get_ipython(), "kernel", None) is not None
         self.watched = self.kernel and os.environ.get("KTO_LIVE", "").lower() not in ("off", "0", "quiet")
@@ -96,7 +96,7 @@ class View:
                 self.handle = display(card, display_id=True)
             return
         new = [finding for finding in findings if finding.kind not in self.said]
-        self.said |= {finding.kind for finding in new}
+        self.said.update(finding.kind for finding in new)
         tenth = (self.phase, 10 * self.done // (self.total or 1))
         if new or tenth != self.place or time.monotonic() - self.said_at > SAY:
             self.place, self.said_at = tenth, time.monotonic()

@@ -33,7 +33,12 @@ def table(source, logging_steps: float | None = None, run: int = -1):
 
     launches = schedule.lines_of(logs.parse_file(source) if isinstance(source, str | Path) else source)
     lines, facts = launches[run]
-    plan, notes = schedule.from_facts(facts), []
+    notes, total = [], schedule.whole(facts, "total_train_batch_size")
+    batch = schedule.whole(facts, "per_device_train_batch_size", 1)
+    said = schedule.whole(facts, "gradient_accumulation_steps")
+    world = schedule.whole(facts, "world_size") or schedule.whole(facts, "ray_num_workers", 1)
+    world = max(total // (batch * (said or 1)), 1) if total else world
+    plan = schedule.Schedule(schedule.whole(facts, "num_examples"), batch, said or 1, world)
     train = [line for line in lines if line["split"] == "train"]
 
     # Which step each line is of.
@@ -50,7 +55,6 @@ def table(source, logging_steps: float | None = None, run: int = -1):
 
     # In which units they are: whose rows, sums or means.
     by = facts.get("written_by", "")
-    said = schedule.whole(facts, "gradient_accumulation_steps")
     trl = by == "trl" or (not by and any(line["trl"] or (line["no_logits"] and not said) for line in lines))
     if train and not by and not trl:
         unit = "is taken for LLaMA-Factory's sum" if said else "may be a sum or a mean"
@@ -60,13 +64,16 @@ def table(source, logging_steps: float | None = None, run: int = -1):
     digits = 4 if values and all(value == float(f"{value:.4g}") for value in values) else 17
     version = [int(part) for part in re.findall(r"\d+", str(facts.get("transformers_version", "")))[:2]]
     corrected = digits == 4 or version >= [4, 54]  # the trainer divides a short group by its own size
+    start = schedule.whole(facts, "resumed_from", 0)
     for line in train:
-        before = schedule.window_start(line["step"], every, facts)
-        count = plan.micro_batches(line["step"]) - plan.micro_batches(before)
-        rows = workers * (plan.rows(line["step"]) - plan.rows(before))
+        step = line["step"]  # the window begins after the multiple of logging_steps before it, or where the run was resumed
+        before = max((step - 1) // every * every, start)
+        before = 1 if before == 0 and step > 1 and facts.get("logging_first_step") else before
+        count = plan.micro_batches(step) - plan.micro_batches(before)
+        rows = workers * (plan.rows(step) - plan.rows(before))
         line.update(micro_batches=count if said else math.nan, rows=rows if said else math.nan, loss_mean=line["loss"])
         if said and not corrected:
-            line["loss_mean"] = line["loss"] * (line["step"] - before) * plan.accumulation / count
+            line["loss_mean"] = line["loss"] * (step - before) * plan.accumulation / count
     schedule.place_evaluations(lines, facts, plan, workers)
 
     frame = pd.DataFrame(lines, columns=COLUMNS)
@@ -74,7 +81,7 @@ def table(source, logging_steps: float | None = None, run: int = -1):
     frame = frame.sort_values("step", kind="stable").reset_index(drop=True)
     frame.attrs = {
         "logging_steps": every, "logging_steps_from": how, "runs": len(launches), "digits": digits, "notes": notes,
-        "resumed_from": schedule.whole(facts, "resumed_from", 0), "written_by": "trl" if trl else by,
+        "resumed_from": start, "written_by": "trl" if trl else by,
         "rows of": "all workers" if trl or "metrics_of_workers" in facts else "worker 0"}
     return frame
 
@@ -82,9 +89,7 @@ def table(source, logging_steps: float | None = None, run: int = -1):
 def joined(source, logging_steps: float | None = None):
     """The table of a run that was resumed, its launches as one: where two logged the same step, the later one counts.
 
-    A launch that logged nothing takes nothing away. A window that never reached the log, as its driver was killed, is
-    missing; the checkpoint's trainer_state.json has it. `source`: the log's path, every launch appended to it. As `table`
-    otherwise; `attrs["resumed_from"]` is the first's.
+    A window that never reached the log, as its driver was killed, is missing. Otherwise as `table`.
     """
     import pandas as pd
 
@@ -133,10 +138,9 @@ def write_jsonl(frame, path: Path) -> Path:
 def reconcile(frame, trainer_state: Path):
     """The table against a checkpoint's trainer_state.json (`log_history`): a DataFrame of what differs, or empty.
 
-    Columns: step, split, key, parsed, recorded, difference (parsed − recorded; NaN where one side lacks the value). Both
-    sides up to the checkpoint's step, and only what the log could hold: a resumed run's log begins where it was resumed.
-    Numbers are compared as the log prints them: the epoch to two places, all else exactly, or to four digits where
-    transformers 5 printed them. `attrs["compared"]`: how many values.
+    Columns: step, split, key, parsed, recorded, difference (NaN where one side lacks the value). Both sides from where the run was
+    resumed to the checkpoint's step. Numbers are compared as the log prints them: the epoch to two places, all else exactly, or to
+    four digits where transformers 5 printed them. `attrs["compared"]`: how many values.
     """
     import pandas as pd
 

@@ -12,10 +12,7 @@ from .scores import bootstrap, interval, rewards
 
 
 def find(storage: Path, start_from: str) -> Run | Path | str:
-    """What `start_from` names: a run (by its name in `storage` or its folder), an adapter's folder, or an adapter's hub id.
-
-    KitError, with the closest runs' names, where it is none of these.
-    """
+    """What `start_from` names: a run (by its name in `storage` or its folder), an adapter's folder, or an adapter's hub id."""
     for folder in (storage / start_from, ROOT / Path(start_from).expanduser()):
         if (folder / "run.json").is_file():
             return runs.of_folder(folder)
@@ -54,12 +51,11 @@ def on_top_of(run: Run, start_from: str) -> dict:
         return {}
     earlier = find(run.storage, start_from)
     start = {"adapter_name_or_path": ",".join(adapters(earlier)), "create_new_adapter": True}
-    if isinstance(earlier, Run):  # the adapter fits no other vocabulary
-        start |= {key: value for key, value in earlier.config().items() if key in VOCABULARY}
     if missing := heldout_before(earlier).keys() - run.record().get("earlier_heldout", {}).keys():
         raise KitError(f"what {', '.join(sorted(missing))} held out was not held out again", "rows that no round trains on",
                        f"run 02_data with start_from={start_from!r} as well")
-    if isinstance(earlier, Run):
+    if isinstance(earlier, Run):  # the adapter fits no other vocabulary, and no other model
+        start |= {key: value for key, value in earlier.config().items() if key in VOCABULARY}
         ours, theirs = (str(one.record().get("model", {}).get("name")) for one in (run, earlier))
         if ours != theirs:
             raise KitError(f"{earlier.name!r} was trained on {theirs}, this run's model is {ours}", "one base model for both",
@@ -93,16 +89,14 @@ def earlier_heldout(run: Run) -> dict[str, Path]:
 def measure(run: Run, rows_at_most: int = 1000) -> list[dict]:
     """A second round's best checkpoint on its own held-out rows and on those of the rounds before it: plain data, a line a set.
 
-    Rewards are against the bare base model. Keys: `rows of` (a run), `rows`, `auc_before` and `margin_before` (what the
-    training started from), `auc`, `margin` (what came out), `change_low`, `change_high` (of the area; 95 %, bootstrap over prompts).
-    Empty for a run that did not start from another that held rows out.
+    Rewards are against the bare base model; `change_low` and `change_high` of the area are 95 %, bootstrap over prompts. Empty for a
+    run that did not start from another that held rows out.
     """
-    own, sets = run.record().get("dataset", {}).get("heldout_name"), earlier_heldout(run)
-    if own and sets:
-        sets[run.name] = files.data_file(run.datasets, own)
+    own, sets, config = run.record().get("dataset", {}).get("heldout_name"), earlier_heldout(run), run.config()
     if not sets:
         return []
-    config = run.config()
+    if own:
+        sets[run.name] = files.data_file(run.datasets, own)
     scorer = Scorer(config, export.choose(run)[0])
     rows = {name: scorer.encoder.rows(path.parent, path.stem, rows_at_most)[0] for name, path in sets.items()}
     with scorer.set_aside():

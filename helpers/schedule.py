@@ -19,16 +19,12 @@ WEB_UI = {"loss", "learning_rate", "epoch", "reward", "accuracy", "throughput"}
 
 @dataclass(frozen=True)
 class Schedule:
-    """How worker 0 goes through its rows (transformers 4.52.4, `set_initial_training_values` and the loop over `total_updates`).
+    """How worker 0 goes through its rows (transformers 4.52.4, `set_initial_training_values` and the loop over `total_updates`)."""
 
-    `examples`: rows of the dataset, None where the log does not say; `batch`: rows of a micro-batch on one worker; `accumulation`:
-    micro-batches of an optimiser step; `world`: workers.
-    """
-
-    examples: int | None = None
-    batch: int = 1
-    accumulation: int = 1
-    world: int = 1
+    examples: int | None = None  # rows of the dataset, None where the log does not say
+    batch: int = 1  # rows of a micro-batch on one worker
+    accumulation: int = 1  # micro-batches of an optimiser step
+    world: int = 1  # workers
 
     @cached_property
     def batches(self) -> float:
@@ -129,15 +125,6 @@ def _float(value) -> float:
         return math.nan
 
 
-def from_facts(facts: dict) -> Schedule:
-    """The schedule that a log's config events describe."""
-    batch, accumulation = whole(facts, "per_device_train_batch_size", 1), whole(facts, "gradient_accumulation_steps", 1)
-    total = whole(facts, "total_train_batch_size")
-    workers = whole(facts, "world_size") or whole(facts, "ray_num_workers", 1)
-    world = max(total // (batch * accumulation), 1) if total else workers
-    return Schedule(whole(facts, "num_examples"), batch, accumulation, world)
-
-
 def spacing(facts: dict, schedule: Schedule, given: float | None, epochs: list, bars: list) -> tuple[int, str]:
     """`logging_steps` in steps, and where it is from: argument, config, log (epochs and progress bars), or "" where nothing says it.
 
@@ -177,17 +164,8 @@ def steps_of(epochs: list[float], schedule: Schedule, logging_steps: int, facts:
     return steps
 
 
-def window_start(step: int, logging_steps: int, facts: dict) -> int:
-    """The step before a window's first: the multiple of `logging_steps` before `step`, or where the run was resumed."""
-    before = max((step - 1) // logging_steps * logging_steps, whole(facts, "resumed_from", 0))
-    return 1 if before == 0 and step > 1 and facts.get("logging_first_step") else before
-
-
 def place_evaluations(lines: list[dict], facts: dict, plan: Schedule, workers: int) -> None:
-    """Give evaluation lines their step (at `eval_steps` where known, else where the training was by then), micro-batches, rows.
-
-    `workers`: how many workers' rows the logged means are of.
-    """
+    """Give evaluation lines their step (at `eval_steps` where known, else where the training was by then), micro-batches, rows."""
     every, start = whole(facts, "eval_steps"), whole(facts, "resumed_from", 0)
     reached, last = start, {}
     for line in lines:
@@ -199,8 +177,7 @@ def place_evaluations(lines: list[dict], facts: dict, plan: Schedule, workers: i
             step = plan.step_of(line["epoch"], reached) or step
         due = (last.get(line["split"], start) // every + 1) * every if every else 0
         last[line["split"]] = step = due if due and plan.at(due, line["epoch"]) else step
-        batch = line["eval_batch_size"] or whole(facts, "per_device_eval_batch_size")
-        examples = line["eval_examples"] if batch and line["eval_examples"] else math.nan
-        count = examples if math.isnan(examples) else math.ceil(examples / (batch * plan.world))
-        rows = examples if plan.world == 1 else workers * count * (batch or 1)  # the last batch is filled up
+        batch, examples = line["eval_batch_size"] or whole(facts, "per_device_eval_batch_size"), line["eval_examples"]
+        count = math.ceil(examples / (batch * plan.world)) if batch and examples else math.nan
+        rows = examples if plan.world == 1 and batch else workers * count * (batch or 1)  # the last batch is filled up
         line.update(step=step, micro_batches=count, rows=rows, loss_mean=line["loss"])

@@ -51,10 +51,9 @@ def client(run: Run):
 def sync(run: Run, table=None, there: dict | None = None) -> dict:
     """Send what MLflow does not have yet; {"run_id", "points", "url"}, `points` being the metric values sent by this call.
 
-    Files (config, figures, adapter) are sent once the training has ended, by every call anew.
-
-    `table`: a metrics table; default: what the run's log says. `there`: metric -> the steps that MLflow is known to have, which a
-    caller of many syncs keeps; default: MLflow is asked. KitError where MLflow cannot be reached or refuses.
+    Files (config, figures, adapter) are sent once the training has ended, by every call anew. `table`: a metrics table; default:
+    what the run's log says. `there`: metric -> the steps that MLflow is known to have, which a caller of many syncs keeps; default:
+    MLflow is asked. KitError where MLflow cannot be reached or refuses.
     """
     from mlflow.entities import Metric
     from mlflow.exceptions import MlflowException
@@ -135,11 +134,7 @@ def training_logs(run: Run) -> bool:
 
 
 def training_environment(run: Run) -> dict[str, str]:
-    """What the training needs in its environment so that `report_to: mlflow` logs into this run and opens none of its own.
-
-    Empty where the config does not report to MLflow. mlflow.start_run, which transformers' callback calls, takes up MLFLOW_RUN_ID.
-    KitError as `sync`.
-    """
+    """The environment by which `report_to: mlflow` logs into this run: mlflow.start_run takes up MLFLOW_RUN_ID. KitError as `sync`."""
     if not training_logs(run):
         return {}
     address = {} if os.environ.get("MLFLOW_TRACKING_URI") else {"MLFLOW_TRACKING_URI": uri_for(run)}
