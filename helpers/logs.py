@@ -20,8 +20,7 @@ CHUNK, MOST, TAIL = 1 << 20, 4 << 20, 2 << 20
 SIGNS = (b"Traceback (most|Fatal Python| died|SIG|illed|oom|what():|Watchdog caught|exitcode|rror: |marked dead|No space left|Started "
          b"|Connected to Ray|No available node|not started|command not found|DUE TO TIME|aylet is term|node has|return code|CANCELLED"
          b"|low on resource").split(b"|")
-LONGEST = 1 << 20
-"""Characters of an unfinished line that are kept, so that memory stays flat."""
+LONGEST = 1 << 20  # bytes of an unfinished line that are kept, so that memory stays flat
 LINE = re.compile(rb"\n|(?<=\r)")
 RECORD = re.compile(r"(?<![=\w])\{'(?:loss|eval_|train_)[^{}]*\}")  # `metrics={'loss': …` is Ray's repetition of one
 CUT = re.compile(r"(?<![=\w])\{'(?:loss|eval_|train_)[^{}]*$")
@@ -57,8 +56,7 @@ PHASES = {
 """Words of a line -> (the order of the signs of a launch's start, or 0; the phase that begins)."""
 PHASE = re.compile("|".join(map(re.escape, PHASES)))
 FACTS = re.compile(r"world|\[kto\]|trainable|llamafactory|trl|KTOTrainer|transformers_v")
-CLUES = re.compile(rf"%\||\{{'| = |│ train| Continuing|{FACTS.pattern}|{PHASE.pattern}")
-"""A line without any of them says nothing that is read here."""
+CLUES = re.compile(rf"%\||\{{'| = |│ train| Continuing|{FACTS.pattern}|{PHASE.pattern}")  # without any a line says nothing that is read
 
 
 class Event(NamedTuple):
@@ -92,14 +90,14 @@ class Parser:
     def feed(self, data: bytes) -> list[Event]:
         """The events of every line that `data` completes; a carriage return ends a line as a newline does."""
         *lines, self.rest = LINE.split(self.rest[-LONGEST:] + data)
-        return [event for line in lines for event in self.line(line[:40_000].decode("utf-8", "replace"), line.endswith(b"\r"))]
-
-    def line(self, line: str, goes_on: bool) -> Iterator[Event]:
-        worker, text = split(line)
-        worker = worker or self.worker  # what follows a carriage return is the same worker's
-        self.worker = worker if goes_on else None
-        for kind, data in self.read(text, worker) if CLUES.search(text) else ():
-            yield Event(kind, data, worker, self.run)
+        events = []
+        for line in lines:
+            worker, text = split(line[:40_000].decode("utf-8", "replace"))
+            worker = worker or self.worker  # what follows a carriage return is the same worker's
+            self.worker = worker if line.endswith(b"\r") else None
+            if CLUES.search(text):
+                events += [Event(kind, said, worker, self.run) for kind, said in self.read(text, worker)]
+        return events
 
     def read(self, text: str, worker: str | None) -> Iterator[tuple[str, dict]]:
         """(kind, data) of what one line says."""

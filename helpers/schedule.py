@@ -11,10 +11,8 @@ from functools import cached_property
 
 LOGGED = ["loss", "grad_norm", "learning_rate", "rewards/chosen", "rewards/rejected", "rewards/margins",
           "logps/chosen", "logps/rejected", "kl", "rewards/auc"]
-TRL_ALONE = {"eval_kl", "entropy", "num_tokens", "mean_token_accuracy"}
-"""Keys that TRL's KTO trainer logs and LLaMA-Factory's does not."""
-WEB_UI = {"loss", "learning_rate", "epoch", "reward", "accuracy", "throughput"}
-"""LLaMA-Factory's web UI prints these of each window, in four digits, beside the whole record."""
+TRL_ALONE = {"eval_kl", "entropy", "num_tokens", "mean_token_accuracy"}  # TRL's KTO trainer logs them and LLaMA-Factory's does not
+WEB_UI = {"loss", "learning_rate", "epoch", "reward", "accuracy", "throughput"}  # LLaMA-Factory's prints these beside the whole record
 
 
 @dataclass(frozen=True)
@@ -179,5 +177,5 @@ def place_evaluations(lines: list[dict], facts: dict, plan: Schedule, workers: i
         last[line["split"]] = step = due if due and plan.at(due, line["epoch"]) else step
         batch, examples = line["eval_batch_size"] or whole(facts, "per_device_eval_batch_size"), line["eval_examples"]
         count = math.ceil(examples / (batch * plan.world)) if batch and examples else math.nan
-        rows = examples if plan.world == 1 and batch else workers * count * (batch or 1)  # the last batch is filled up
+        rows = examples if plan.world == 1 and count == count else workers * count * (batch or 1)  # the last batch is filled up
         line.update(step=step, micro_batches=count, rows=rows, loss_mean=line["loss"])

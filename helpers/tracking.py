@@ -22,8 +22,7 @@ PATIENCE = {"MLFLOW_HTTP_REQUEST_TIMEOUT": "5", "MLFLOW_HTTP_REQUEST_MAX_RETRIES
 WORKERS_NEED = ("MLFLOW_RUN_ID", "MLFLOW_TRACKING_URI", "MLFLOW_EXPERIMENT_NAME", "MLFLOW_TRACKING_USERNAME",
                 "MLFLOW_TRACKING_PASSWORD", "MLFLOW_TRACKING_TOKEN", "DATABRICKS_HOST", "DATABRICKS_TOKEN")
 ENDS = {"finished": "FINISHED", "failed": "FAILED", "stopped": "KILLED"}
-FILES = {"config.yaml": None, "metrics.jsonl": None, "figures/*.png": "figures", "export/adapter/*/adapter_*": "adapter"}
-"""Patterns in the run's folder -> the folder that they go to."""
+FILES = {"config.yaml": None, "metrics.jsonl": None, "figures/*.png": "figures", "export/adapter/*/adapter_*": "adapter"}  # -> folder
 
 
 def uri_for(run: Run) -> str:

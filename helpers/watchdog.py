@@ -6,18 +6,12 @@ It only reads and tells; stopping the run is the caller's affair.
 from . import metrics
 from .errors import Finding
 
-SEVERAL = 3
-"""Windows in a row before something counts."""
-STUCK_GRADIENT = 1e-3
-"""A gradient norm below this moves nothing; healthy LoRA runs show 0.1 to 10."""
-FAR = 5.0
-"""A reward this far below zero: σ(−5) is under 1 %, so the row's gradient is gone."""
-KL_SATURATES = 2.0
-"""β·KL above this: an accepted row that has not moved is worth σ(−2) = 12 % only, a rejected one already 88 %."""
-ENOUGH = 10
-"""Windows before a margin that stays flat, or a label that never comes, can be told from chance."""
-WORSE = {"nan", "loss zero", "saturation", "one label"}
-"""What explains a flat margin better than a flat margin does."""
+SEVERAL = 3  # windows in a row before something counts
+STUCK_GRADIENT = 1e-3  # a gradient norm below this moves nothing; healthy LoRA runs show 0.1 to 10
+FAR = 5.0  # a reward this far below zero: σ(−5) is under 1 %, so the row's gradient is gone
+KL_SATURATES = 2.0  # β·KL above this: an accepted row that has not moved is worth σ(−2) = 12 % only, a rejected one already 88 %
+ENOUGH = 10  # windows before a margin that stays flat, or a label that never comes, can be told from chance
+WORSE = {"nan", "loss zero", "saturation", "one label"}  # what explains a flat margin better than a flat margin does
 
 
 def diagnose(frame, last_progress_age: float | None = None, finished: bool = False, beta: float = 0.1,
