@@ -31,8 +31,8 @@ def table(found: list[Checkpoint], relative_to: Path | None = None):
     """
     import pandas as pd
 
-    held = {key: key for item in found for key in item.metrics if key.startswith("eval")}
-    shown = COLUMNS | {key: key for key in held if key.endswith(("_loss", "rewards/margins", "rewards/auc"))}
+    shown = COLUMNS | {key: key for item in found for key in item.metrics
+                       if key.startswith("eval") and key.endswith(("_loss", "rewards/margins", "rewards/auc"))}
     columns = ["step", "epoch", "time", "MB", *shown, "complete", "why", "kept by", "trial", "path"]
     rows = [(item.step, item.epoch, item.time.replace(microsecond=0), item.bytes / 1e6,
              *(_value(item, key) for key in shown.values()), item.complete, item.why, item.layout, item.trial,
@@ -144,8 +144,7 @@ def below(path: Path | str, folder: Path | None) -> str:
 
 
 def _value(item: Checkpoint, metric: str) -> float:
-    value = item.metrics.get(metric, math.nan)
-    return float(value) if isinstance(value, int | float) else math.nan
+    return float(item.metrics.get(metric, math.nan))
 
 
 def _rank(item: Checkpoint) -> tuple:

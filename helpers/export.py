@@ -38,7 +38,7 @@ def choose(run: Run, checkpoint: str = "best") -> tuple[Path, int | None, str]:
     else:
         noted = run.record().get("checkpoint", {})
         item = next((item for item in found if item.usable and choosing.below(item.path, run.folder) == noted.get("best")), None)
-        why = noted.get("why", "chosen in 05_checkpoints")
+        why = noted.get("why")
         if checkpoint == "latest" or item is None:
             item, why = {"best": choosing.best, "latest": choosing.latest}[checkpoint](found)
     return choosing.fetch(item, run.export / "checkpoint", to_resume=False).path, item.step, why
@@ -50,7 +50,9 @@ def unservable(config: dict) -> list[Finding]:
     `kind` says what: `adapter` (no adapter to serve beside others), `merge` (no merged model), `exact` (figures and
     merge take the unquantised base), `reference` (a wrong objective). Status FAIL: 03_config writes no such config.
     """
-    said, base, tuning = [], quantised_base(config), config.get("finetuning_type", "lora")
+    said, tuning = [], config.get("finetuning_type", "lora")
+    kind = settings_of(str(config["model_name_or_path"]), "config.json").get("quantization_config")
+    base = (kind.get("quant_method") or "an unnamed method") if kind else ""  # how the base model itself is quantised
 
     def say(status: str, kind: str, found: str, remedy: str) -> None:
         said.append(Finding(status, found, remedy, kind=kind))
@@ -83,12 +85,6 @@ def unservable(config: dict) -> list[Finding]:
         say("FAIL", "reference", f"{'a base held in few bits' if few_bits else 'ZeRO-3'} cannot take up the earlier adapter: "
             "LLaMA-Factory would train that one further, against the bare base model", "merge it first and name the merged model")
     return said
-
-
-def quantised_base(config: dict) -> str:
-    """How the base model itself is quantised (`gptq`, …); empty if it is not, or nothing tells."""
-    kind = settings_of(str(config["model_name_or_path"]), "config.json").get("quantization_config")
-    return (kind.get("quant_method") or "an unnamed method") if kind else ""
 
 
 def settings_of(name: str, file: str) -> dict:

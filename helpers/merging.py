@@ -43,6 +43,8 @@ def merge(run: Run, checkpoint: Path) -> Path:
     base's dtype. A full or freeze tuning's checkpoint is exported the same way, there being nothing to merge. KitError
     with the decisive line of the log if it fails.
     """
+    from safetensors import safe_open
+
     needs = merge_needs(run)
     if needs["disk"] > needs["disk_free"]:
         raise KitError(needs["warnings"][0], "room for a whole model", "free some space or choose another storage")
@@ -55,23 +57,15 @@ def merge(run: Run, checkpoint: Path) -> Path:
         if code != 0 or not (folder / "config.json").is_file():
             raise KitError(f"llamafactory-cli export ended with status {code}: {explain(log).line}", "a merged model",
                            f"the whole log is in {log}")
-        untie(folder)
+        # An embedding that was tied, and trained apart (additional_target), makes two matrices. transformers reads the first for both
+        # where config.json still says that they are one.
+        settings = files.read_json(folder / "config.json")
+        names = {name for file in folder.glob("*.safetensors") for name in safe_open(file, "pt").keys()}
+        if settings.get("tie_word_embeddings") and "lm_head.weight" in names:
+            files.write(folder / "config.json", json.dumps(settings | {"tie_word_embeddings": False}, indent=2) + "\n")
         for file in folder.iterdir():
             file.chmod(0o644)  # safetensors writes 0600, which no server under another account can read
     return target
-
-
-def untie(folder: Path) -> None:
-    """Where a tied embedding was trained apart (additional_target), the merged model has two: its config.json is made to say so.
-
-    transformers writes both matrices, then reads the first for both because the base's config.json says that they are one.
-    """
-    from safetensors import safe_open
-
-    config = files.read_json(folder / "config.json")
-    names = {name for file in folder.glob("*.safetensors") for name in safe_open(file, "pt").keys()}
-    if config.get("tie_word_embeddings") and "lm_head.weight" in names:
-        files.write(folder / "config.json", json.dumps(config | {"tie_word_embeddings": False}, indent=2) + "\n")
 
 
 def merge_config(config: dict, checkpoint: Path, target: Path) -> dict:
