@@ -7,7 +7,14 @@ from typing import Annotated, Literal
 
 import typer
 
-from . import cli_data, cli_runs, job
+from helpers import config, files, profiles, tracking
+from helpers import runs as run_folders
+
+from . import cli_data, cli_runs, job, pipeline
+from . import doctor as preflight
+from . import sweep as sweeping
+from .compare import listing
+from .parameters import known, typed
 from .terminal import AsJson, Commands, Profile, RunFolder, Storage, Usage, Values, as_usage, say, show
 
 app = typer.Typer(
@@ -38,10 +45,8 @@ def run(
 
     Example: kto run --profile local -p max_steps=12 -p learning_rate=5e-4
     """
-    from . import parameters, pipeline
-
     options = {"start_from": start_from or None, "retries": retries}
-    values = parameters.typed([*parameter, *(f"{name}={value}" for name, value in options.items() if value is not None)])
+    values = typed([*parameter, *(f"{name}={value}" for name, value in options.items() if value is not None)])
     job.take_secrets()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # a stopped job tidies up like an interrupted one
     target = pipeline.run(profile, storage, run_name, values, resume, say, log)
@@ -61,9 +66,7 @@ def sweep(
 
     Example: kto sweep -p learning_rate=1e-4,1e-3 -p pref_beta=0.1,0.3
     """
-    from . import sweep as grids
-
-    rows = grids.sweep(profile, storage, name, grids.grid(parameter), at_most, say)
+    rows = sweeping.sweep(profile, storage, name, sweeping.grid(parameter), at_most, say)
     show(rows, as_json)
     if any(row["status"] != "done" for row in rows):
         raise typer.Exit(1)
@@ -72,8 +75,6 @@ def sweep(
 @app.command()
 def parameters(as_json: AsJson = False) -> None:
     """Every parameter that `run -p` takes, with its default and the notebooks that read it."""
-    from .parameters import known
-
     if as_json:
         show(known(), as_json)
         return
@@ -84,10 +85,6 @@ def parameters(as_json: AsJson = False) -> None:
 @app.command()
 def runs(profile: Profile = "local", storage: Storage = "", as_json: AsJson = False) -> None:
     """The runs in a storage: when, how far they came, held-out figures."""
-    from helpers import profiles
-
-    from .compare import listing
-
     folder = profiles.storage_for(profiles.load(profile), storage)
     if storage and not folder.is_dir():
         raise Usage(f"there is no folder {storage}", "a storage with runs", "correct --storage")
@@ -100,8 +97,6 @@ def track(run: RunFolder) -> None:
 
     Example: kto track storage/first-run
     """
-    from helpers import tracking
-
     sent = tracking.sync(run)
     typer.echo(f"{sent['points']} values sent; {sent['url']}")
 
@@ -117,9 +112,6 @@ def doctor(
 
     Example: kto doctor --profile anyscale -p train_config=kto_lora_48gb.yaml -p ray_num_workers=8
     """
-    from . import doctor as preflight
-    from .parameters import typed
-
     findings = preflight.examine(profile, storage, typed(parameter))
     typer.echo(json.dumps([f._asdict() for f in findings], indent=2) if as_json else "\n".join(map(str, findings)))
     if any(finding.status == "FAIL" for finding in findings):
@@ -140,13 +132,10 @@ def show_config(
 
     Example: kto config show --run-name first-run -p learning_rate=5e-4
     """
-    from helpers import config, files
-    from helpers import runs as folders
-
     if bare := [given for given in parameter if "=" not in given]:
         raise Usage(f"-p {bare[0]} has no value", f"-p {bare[0]}=VALUE", "correct -p")
     overrides = {key: files.parse_yaml(text) for key, text in (given.split("=", 1) for given in parameter)}
-    target = folders.open_run(profile, storage, run_name)
+    target = run_folders.open_run(profile, storage, run_name)
     resolved = config.resolve(target, **overrides)
     if overrides.keys() - config.resolve(target).keys():  # not a template's: LLaMA-Factory is asked, which takes a while
         with as_usage("correct -p"):

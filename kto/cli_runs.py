@@ -7,8 +7,16 @@ from typing import Annotated
 
 import typer
 
+from helpers import checkpoints as saves
+from helpers import choose, keep, plots, profiles, scores
+from helpers import evaluate as heldout
+from helpers import export as exports
+from helpers.explain import explain as explanation
+from helpers.metrics import summary
 from helpers.runs import Run, of_folder
 
+from . import compare as side_by_side
+from .forms import make
 from .terminal import AsJson, RunFolder, Storage, Usage, a_run, as_usage, records, say, show, table
 
 app = typer.Typer(rich_markup_mode=None)
@@ -28,10 +36,8 @@ def metrics(
 
     Example: kto metrics storage/first-run
     """
-    from . import compare
-
     with as_usage():
-        table = compare.metrics_of(log, logging_steps or None)
+        table = side_by_side.metrics_of(log, logging_steps or None)
     show(records(table), as_json)
     for note in (f"rewards and logps are means over the rows of {table.attrs['rows of']}", *table.attrs["notes"]):
         say(f"note: {note}")
@@ -43,11 +49,7 @@ def explain(log: Log) -> None:
 
     Example: kto explain storage/first-run
     """
-    from helpers.explain import explain as explanation
-
-    from .compare import log_of
-
-    typer.echo(explanation(log_of(log)))
+    typer.echo(explanation(side_by_side.log_of(log)))
 
 
 @app.command()
@@ -59,19 +61,15 @@ def plot(
 
     Example: kto plot storage/first-run -o curves.png
     """
-    from helpers import checkpoints, metrics, plots
-
-    from .compare import labels, metrics_of
-
-    tables = {name: metrics_of(log) for name, log in zip(labels(logs), logs, strict=True)}
+    tables = {name: side_by_side.metrics_of(log) for name, log in zip(side_by_side.labels(logs), logs, strict=True)}
     if len(tables) > 1:
         figure = plots.compare(tables)
     else:
-        saved = checkpoints.find(logs[0]) if logs[0].is_dir() else []
+        saved = saves.find(logs[0]) if logs[0].is_dir() else []
         name, table = next(iter(tables.items()))
         figure = plots.training(table, {item.step for item in saved if item.step is not None}, name)
     typer.echo(plots.save(figure, output))
-    say("\n".join(f"{name}: {metrics.summary(found)}" for name, found in tables.items()))
+    say("\n".join(f"{name}: {summary(found)}" for name, found in tables.items()))
 
 
 @app.command()
@@ -82,8 +80,6 @@ def compare(runs: Annotated[list[Path], typer.Argument(help="Runs' folders.")], 
 
     Example: kto compare storage/first-run storage/second-run
     """
-    from . import compare as side_by_side
-
     if len(runs) < 2:
         raise Usage("one run is nothing to compare", "two runs' folders or more", "name another")
     opened = dict(zip(side_by_side.names(runs), map(of_folder, runs), strict=True))
@@ -104,9 +100,6 @@ def checkpoints(
 
     Example: kto checkpoints storage/first-run
     """
-    from helpers import checkpoints as saves
-    from helpers import choose
-
     if "://" not in where and not Path(where).is_dir():
         raise Usage(f"there is no folder {where}", "a run's folder, a trial or a checkpoint", "correct the path")
     found = choose.table(saves.find(where))
@@ -125,10 +118,7 @@ def evaluate(run: RunFolder, checkpoint: Chosen = "best", as_json: AsJson = Fals
 
     Example: kto evaluate storage/first-run --checkpoint latest
     """
-    from helpers import evaluate as heldout
-    from helpers import export, scores
-
-    chosen, step, why = export.choose(run, checkpoint)
+    chosen, step, why = exports.choose(run, checkpoint)
     say(f"checkpoint of step {step}: {why}")
     config = run.config()
     scorer = heldout.Scorer(config, chosen)
@@ -153,8 +143,6 @@ def clean(
 
     Example: kto clean storage/first-run --keep-last 1
     """
-    from helpers import keep
-
     verdicts = keep.plan(run, keep_last, metric, not lower_is_better)
     typer.echo(keep.shown(run, verdicts))
     going = [verdict.checkpoint for verdict in verdicts if not verdict.keep]
@@ -175,8 +163,6 @@ def export(
 
     Example: kto export storage/first-run --as adapter,merged,fp8
     """
-    from .forms import make
-
     show(make(run, forms.split(","), checkpoint, say), as_json)
 
 
@@ -191,7 +177,6 @@ def serve(
 
     Example: kto serve storage/first-run
     """
-    from helpers import profiles
     from serving import server
 
     run = run or of_folder(server.newest(profiles.storage_for(profiles.load("local"), storage)))

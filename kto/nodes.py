@@ -31,7 +31,7 @@ def tried(check, *given) -> list[Finding]:
 def everywhere(question: dict) -> list[Finding]:
     """Do the workers fit, what does every node answer, and does the model fit into its GPUs? A Ray of its own is not started for it."""
     profile, config, storage = profiles.load(question["profile"]), question["config"], Path(question["storage"])
-    asked, silent = (question["data"], question["model"]), []
+    found, asked = [], (question["data"], question["model"])
     try:
         storage.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=storage, prefix=".doctor-") as mark:  # every node is to see it, and to write in it
@@ -41,20 +41,17 @@ def everywhere(question: dict) -> list[Finding]:
                 carried = secrets.carried()
                 extra = {"runtime_env": {"worker_process_setup_hook": cluster.worker_setup(carried, False)}} if carried else {}
                 with cluster.ray_cluster(profile, **extra) as ray:
-                    answers, silent = ask(ray, mark, *asked)
+                    answers, found = ask(ray, mark, *asked)
                     there, more = cluster.nodes(ray), cluster.to_come()
     except OSError as error:
         raise KitError(f"cannot write to the storage {storage}: {error.strerror}", "", "correct `storage`") from None
-    found = [cluster.placed(config, there, more)]
-    found += [Finding("FAIL", f"the node {name} did not answer within {PATIENCE:g} s",
-                      "look at it, or take it out of the cluster") for name in silent]
-    found += compare(answers, question["data"])
+    found += [cluster.placed(config, there, more), *compare(answers, question["data"])]
     gpus = [tuple(gpu) for answer in answers for gpu in answer["gpus"]]
     return found + memory.fits(config, question["shape"], gpus, question["accelerated"])
 
 
-def ask(ray, mark: str, data: dict, model: str) -> tuple[list[dict], list[str]]:
-    """Every node's answers to `look`, and the addresses of those that gave none in time."""
+def ask(ray, mark: str, data: dict, model: str) -> tuple[list[dict], list[Finding]]:
+    """Every node's answer to `look`, and a finding for each that gave none in time."""
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
     task, asked = ray.remote(num_cpus=0, max_retries=0)(look), {}
@@ -62,14 +59,15 @@ def ask(ray, mark: str, data: dict, model: str) -> tuple[list[dict], list[str]]:
         if node["Alive"]:
             pin, name = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False), node["NodeManagerAddress"]
             asked[task.options(scheduling_strategy=pin).remote(name, mark, data, model)] = name
-    done, late = ray.wait(list(asked), num_returns=len(asked), timeout=PATIENCE)
-    answers = []
-    for ref in done:
+    ray.wait(list(asked), num_returns=len(asked), timeout=PATIENCE)
+    answers, late = [], []
+    for ref, name in asked.items():
         try:
-            answers.append(ray.get(ref))
-        except ray.exceptions.RayError:  # it died meanwhile
-            late.append(ref)
-    return answers, [asked[ref] for ref in late]
+            answers.append(ray.get(ref, timeout=0))
+        except ray.exceptions.RayError:  # it has not answered yet, or died
+            late.append(Finding("FAIL", f"the node {name} did not answer within {PATIENCE:g} s",
+                                "look at it, or take it out of the cluster"))
+    return answers, late
 
 
 def look(name: str, mark: str, data: dict, model: str) -> dict:
