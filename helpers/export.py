@@ -38,7 +38,7 @@ def choose(run: Run, checkpoint: str = "best") -> tuple[Path, int | None, str]:
     else:
         noted = run.record().get("checkpoint", {})
         item = next((item for item in found if item.usable and choosing.below(item.path, run.folder) == noted.get("best")), None)
-        why = noted.get("why")
+        why = noted.get("why", "chosen in 05_checkpoints")
         if checkpoint == "latest" or item is None:
             item, why = {"best": choosing.best, "latest": choosing.latest}[checkpoint](found)
     return choosing.fetch(item, run.export / "checkpoint", to_resume=False).path, item.step, why

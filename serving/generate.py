@@ -3,12 +3,11 @@
 import inspect
 from collections.abc import Iterator
 
-DEFAULT_LENGTH = 512
-"""Tokens of a reply at most, where the request does not say."""
+DEFAULT_LENGTH = 512  # tokens of a reply at most, where the request does not say
 
 
 def generate(model, tokenizer, request, ids: list[int], room: int, ends: set[int], index: int = 0) -> Iterator[dict]:
-    """Pieces of one reply: {"text", "logprobs": an entry a token, if asked for}; in the last "finish" and the number of "tokens".
+    """Pieces of one reply: {"text", "logprobs": an entry a token if asked for}; in the last "finish" and the number of "tokens".
 
     `ids`: the prompt; `room`: tokens that fit behind it; `ends`: tokens that end a reply; `index`: which of `n` replies.
     """
@@ -20,9 +19,10 @@ def generate(model, tokenizer, request, ids: list[int], room: int, ends: set[int
     seed.manual_seed(request.seed + index) if request.seed is not None else seed.seed()
     inputs, cache, new, logprobs, sent, finish = torch.tensor([ids], device=model.device), None, [], [], 0, ""
     while not finish:
-        out = model(input_ids=inputs, past_key_values=cache, use_cache=True, **last_only)
-        cache, logits = out.past_key_values, out.logits[0, -1].float()
-        token = sample(logits, request, new, seed)
+        with torch.inference_mode():
+            out = model(input_ids=inputs, past_key_values=cache, use_cache=True, **last_only)
+            cache, logits = out.past_key_values, out.logits[0, -1].float()
+            token = sample(logits, request, new, seed)
         new.append(token)
         inputs = torch.tensor([[token]], device=model.device)
         if request.logprobs:
@@ -38,9 +38,7 @@ def generate(model, tokenizer, request, ids: list[int], room: int, ends: set[int
             begun = [size for stop in request.stop for size in range(1, len(stop)) if text.endswith(stop[:size])]
             text = text[: len(text) - max(begun, default=0)].removesuffix("\ufffd")
         if len(text) > sent or finish:
-            probabilities = {"logprobs": logprobs} if request.logprobs else {}
-            end = {"finish": finish, "tokens": len(new)} if finish else {}
-            yield {"text": text[sent:], **probabilities, **end}
+            yield {"text": text[sent:], "logprobs": logprobs, **({"finish": finish, "tokens": len(new)} if finish else {})}
             sent, logprobs = max(sent, len(text)), []
 
 

@@ -1,7 +1,6 @@
 """OpenAI's chat API as far as it is served here: what may be asked, and the form of answers and errors.
 
-What is not supported is refused by name instead of being ignored in silence. (llamafactory.api.protocol has models of
-the same names, which ignore what they do not know.)
+What is not supported is refused by name, where llamafactory.api.protocol's models of the same names ignore it.
 """
 
 import json
@@ -9,17 +8,10 @@ import time
 import uuid
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
-
-TEMPLATE_ROLES = {"developer": "system"}
-"""OpenAI's newer word for a role -> the one that chat templates know."""
+from pydantic import BaseModel, Field, ValidationError, field_validator
 
 
-class Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid")
-
-
-class Message(Strict):
+class Message(BaseModel, extra="forbid"):
     role: Literal["developer", "system", "user", "assistant"]
     content: str
     name: str | None = None
@@ -30,26 +22,16 @@ class Message(Strict):
         """Text parts as one text, a line each."""
         if not isinstance(content, list):
             return content
-        texts = [part.get("text") for part in content if isinstance(part, dict) and part.get("type") == "text"]
-        if len(texts) < len(content) or not all(isinstance(text, str) for text in texts):
+        if not all(isinstance(part, dict) and part.get("type") == "text" and isinstance(part.get("text"), str) for part in content):
             raise ValueError("the model reads text: every part must be {'type': 'text', 'text': …}")
-        return "\n".join(texts)
-
-
-class StreamOptions(Strict):
-    include_usage: bool = False
-    include_obfuscation: bool = False
-
-
-class TextFormat(Strict):
-    type: Literal["text"]
+        return "\n".join(part["text"] for part in content)
 
 
 Penalty = Annotated[float, Field(ge=-2, le=2)]
 Length = Annotated[int, Field(ge=1)]
 
 
-class ChatRequest(Strict):
+class ChatRequest(BaseModel, extra="forbid"):
     """POST /v1/chat/completions. `model`: `<base>` or `<base>:<adapter>`; defaults as OpenAI's, but for the length."""
 
     model: str
@@ -67,8 +49,8 @@ class ChatRequest(Strict):
     logprobs: bool = False
     top_logprobs: Annotated[int, Field(ge=0, le=20)] = 0
     stream: bool = False
-    stream_options: StreamOptions = StreamOptions()
-    response_format: TextFormat | None = None
+    stream_options: dict[Literal["include_usage", "include_obfuscation"], bool] = {}
+    response_format: dict[Literal["type"], Literal["text"]] = {}
     modalities: list[Literal["text"]] = ["text"]
     tools: Annotated[list, Field(max_length=0)] = []
     user: str | None = None  # from here on without a meaning for one machine
@@ -102,27 +84,18 @@ class ApiError(Exception):
 
 
 def parsed(body: bytes) -> ChatRequest:
-    """The request in `body`, where null means not given; ApiError 400 that names every field that is wrong."""
+    """The request in `body`; ApiError 400 that names the first field that is wrong. Null means not given: clients send back
+    replies whose unused fields are null."""
     try:
-        asked = json.loads(body)
+        asked = json.loads(body, object_pairs_hook=lambda pairs: {key: value for key, value in pairs if value is not None})
+        return ChatRequest.model_validate(asked)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = "".join(f"[{at}]" if isinstance(at, int) else f".{at}" for at in first["loc"]).lstrip(".")
+        wrong = "unknown parameter" if first["type"] == "extra_forbidden" else first["msg"].removeprefix("Value error, ")
+        raise ApiError(400, f"{where}: {wrong}", "invalid_request", where or None) from None
     except ValueError as error:
         raise ApiError(400, f"the body of the request is no JSON: {error}", "invalid_json") from None
-    try:
-        return ChatRequest.model_validate(given(asked))
-    except ValidationError as error:
-        places, messages = [], []
-        for each in error.errors():
-            places.append("".join(f"[{at}]" if isinstance(at, int) else f".{at}" for at in each["loc"]).lstrip("."))
-            unknown = each["type"] == "extra_forbidden"
-            messages.append(f"{places[-1]}: {'unknown parameter' if unknown else each['msg'].removeprefix('Value error, ')}")
-        raise ApiError(400, "; ".join(messages), "invalid_request", places[0] or None) from None
-
-
-def given(asked):
-    """The same without what is null: clients send back replies whose unused fields are."""
-    if isinstance(asked, dict):
-        return {key: given(value) for key, value in asked.items() if value is not None}
-    return [given(value) for value in asked] if isinstance(asked, list) else asked
 
 
 class Answer:
@@ -131,19 +104,22 @@ class Answer:
     def __init__(self, model: str):
         self.head = {"id": f"chatcmpl-{uuid.uuid4().hex}", "created": int(time.time()), "model": model}
 
-    def piece(self, index: int, delta: dict, finish: str | None = None, logprobs: list | None = None) -> dict:
-        """A chunk of a stream."""
-        choice = {"index": index, "delta": delta, "finish_reason": finish,
-                  "logprobs": {"content": logprobs, "refusal": None} if logprobs else None}
+    def chunk(self, piece: dict, delta: dict) -> dict:
+        """A part of a stream, of the model's `piece` (see `generate`)."""
+        choice = {"index": piece["index"], "delta": delta, "finish_reason": piece.get("finish"), "logprobs": logprobs([piece])}
         return {**self.head, "object": "chat.completion.chunk", "choices": [choice]}
 
-    def whole(self, pieces: list[dict], logprobs: bool) -> dict:
+    def whole(self, pieces: list[dict]) -> dict:
         """All choices and the usage, from the model's pieces."""
         choices = []
         for end in (piece for piece in pieces if "finish" in piece):
             own = [piece for piece in pieces if piece.get("index") == end["index"]]
-            message = {"role": "assistant", "content": "".join(piece.get("text", "") for piece in own), "refusal": None}
-            tokens = [token for piece in own for token in piece.get("logprobs", [])]
-            choices.append({"index": end["index"], "message": message, "finish_reason": end["finish"],
-                            "logprobs": {"content": tokens, "refusal": None} if logprobs else None})
+            message = {"role": "assistant", "content": "".join(piece["text"] for piece in own), "refusal": None}
+            choices.append({"index": end["index"], "message": message, "finish_reason": end["finish"], "logprobs": logprobs(own)})
         return {**self.head, "object": "chat.completion", "choices": choices, "usage": pieces[-1]["usage"]}
+
+
+def logprobs(pieces: list[dict]) -> dict | None:
+    """The log-probabilities of the pieces' tokens in OpenAI's form; None where none were asked for."""
+    tokens = [token for piece in pieces for token in piece.get("logprobs", ())]
+    return {"content": tokens, "refusal": None} if tokens else None
