@@ -184,8 +184,6 @@ def ill_typed(key: str, value, hint) -> str:
         TypeAdapter(hint, config=ConfigDict(arbitrary_types_allowed=True)).validate_python(value)
     except ValidationError as error:
         return f"{key}: {value!r}: {error.errors()[0]['msg']}"
-    except Exception:  # a type that pydantic cannot describe is left to LLaMA-Factory
-        pass
     return ""
 
 

@@ -36,5 +36,5 @@ class KitError(Exception):
 
 def closest(word: str, known) -> str:
     """`" (did you mean 'x'?)"` for the known word nearest to `word`, or an empty string."""
-    near = get_close_matches(word, list(known), n=1, cutoff=0.6)
+    near = get_close_matches(word, known, n=1)
     return f" (did you mean {near[0]!r}?)" if near else ""
