@@ -36,12 +36,10 @@ def _open_webui_reply(messages: dict, key: str, vote) -> dict:
 
 def librechat(record: dict) -> list[dict]:
     """An exported conversation: its messages in a list, or as a tree of children."""
-    flat, waiting = {}, list(record.get("messages") or record.get("messagesTree") or [])
-    while waiting:
-        turn = waiting.pop()
-        flat[turn["messageId"]] = turn
-        waiting += turn.get("children") or []
-    return librechat_messages(list(flat.values()))
+    turns = list(record.get("messages") or record.get("messagesTree") or [])
+    for turn in turns:  # which grows as children are found
+        turns += turn.get("children") or []
+    return librechat_messages(turns)
 
 
 def librechat_messages(records: list[dict]) -> list[dict]:
@@ -133,13 +131,11 @@ def oasst(record: dict) -> list[dict]:
         before, message = waiting.pop()
         turns = [*before, {"role": message.get("role"), "content": message.get("text")}]
         replies = message.get("replies") or []
+        waiting += [(turns, reply) for reply in replies]
         ranks = [reply["rank"] for reply in replies if reply.get("rank") is not None]
-        for reply in replies:
-            if ROLES.get(reply.get("role")) == "assistant":
-                votes = {min(ranks): True, max(ranks): False} if len(ranks) > 1 and min(ranks) < max(ranks) else {}
-                found.append({"messages": [*turns, {"role": "assistant", "content": reply.get("text")}],
-                              "label": votes.get(reply.get("rank"))})
-            waiting.append((turns, reply))
+        votes = {min(ranks): True, max(ranks): False} if len(set(ranks)) > 1 else {}
+        found += [{"messages": [*turns, {"role": "assistant", "content": reply.get("text")}], "label": votes.get(reply.get("rank"))}
+                  for reply in replies if ROLES.get(reply.get("role")) == "assistant"]
     return found
 
 
@@ -220,12 +216,11 @@ def _from_fields(fields: dict, votes: list) -> dict:
     """Prompt and reply among fields that go by one of the usual names."""
     names = {part: next((name for name in fields if plain(name) in usual), None) for part, usual in PARTS.items()}
     asked = names["prompt"] or names["extra"] or names["messages"]
-    if names["messages"] and not names["reply"]:
-        turns = said(fields[names["messages"]], "user")
-    elif asked and names["reply"]:
-        turns = said(fields[asked], "user") + said(fields[names["reply"]], "assistant")
-    else:
+    if not asked or not (names["reply"] or names["messages"]):
         raise Refused("missing column", f"no prompt and reply among {', '.join(fields)}")
+    turns = said(fields[asked if names["reply"] else names["messages"]], "user")
+    if names["reply"]:
+        turns += said(fields[names["reply"]], "assistant")
     return {"messages": turns, "label": votes, "system": fields.get(names["system"]), "tools": fields.get(names["tools"])}
 
 

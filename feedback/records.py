@@ -214,7 +214,7 @@ def _tools(tools) -> str:
             tool["name"], tool["description"] = "" + tool["name"], "" + (tool.get("description") or "")
             parameters["required"] = [] + (parameters.get("required") or [])
             given = (parameters.get("properties") or {}).items()
-            parameters["properties"] = properties = {name: dict(value) for name, value in given if value is not None}
+            parameters["properties"] = properties = {name: {**value} for name, value in given if value is not None}
             for value in properties.values():
                 if value.get("items"):
                     value["items"] = {} | value["items"]

@@ -1,7 +1,5 @@
 """The way back: replies of a trained model, written for people to rate, in a form whose ratings `kto data prepare` reads again."""
 
-import csv
-import io
 import json
 from pathlib import Path
 
@@ -35,22 +33,21 @@ def write(replies: list[dict], output: Path) -> str:
 
     A prompt of several turns stands as a JSON list in `prompt`, which is read again, and as a text in `shown`, which people read.
     """
-    kind = kind_of(output)
-    rows = []
+    import pandas as pd
+
+    kind, rows = kind_of(output), []
     for each in replies:
         turns = each["turns"]
         prompt = turns[0]["content"] if len(turns) == 1 else json.dumps(turns, ensure_ascii=False)
         shown = "\n\n".join(f"[{turn['role']}] {turn['content']}" for turn in turns)
-        rows.append({"prompt": prompt, "reply": each["reply"], "shown": shown})
-    if kind == ".json":
-        text = json.dumps([{"data": row} for row in rows], indent=1, ensure_ascii=False)
-    elif kind == ".jsonl":
-        text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+        rows.append({"shown": shown, "reply": each["reply"], "rating": "", "prompt": prompt})
+    if kind == ".csv":
+        text = "\ufeff" + pd.DataFrame(rows).to_csv(index=False)  # with its mark a spreadsheet reads it as UTF-8
     else:
-        table = io.StringIO()
-        writer = csv.DictWriter(table, ["shown", "reply", "rating", "prompt"])
-        writer.writeheader()
-        writer.writerows(row | {"rating": ""} for row in rows)
-        text = "\ufeff" + table.getvalue()  # with its mark a spreadsheet reads it as UTF-8
+        rows = [{name: row[name] for name in ("prompt", "reply", "shown")} for row in rows]
+        if kind == ".json":
+            text = json.dumps([{"data": row} for row in rows], indent=1, ensure_ascii=False)
+        else:
+            text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
     files.write(output, text)
     return f"{len(rows):,} replies in {output}: {KINDS[kind]}\nthen: kto data prepare RATED_FILE --name second-round"

@@ -132,14 +132,14 @@ def _before(get: dict, parts: dict, repairs: list) -> list[dict]:
 
 def _rated_turns(value: dict, shape: Shape) -> list[tuple[dict, tuple[str, ...]] | Refused]:
     """A dialogue whose turns carry votes: each of them is judged, with what came before it."""
-    parts, key = shape.parts, shape.parts["label"].partition("[].")[2]
-    system, tools = (value_at(value, parts[part]) if part in parts else None for part in ("system", "tools"))
-    made, turns = [], said(value_at(value, parts["messages"]), "")
-    for place, turn in enumerate(turns):
+    get = {part: value_at(value, column) for part, column in shape.parts.items()}
+    key = shape.parts["label"].partition("[].")[2]
+    made, turns = [], said(get["messages"], "")
+    for place, turn in enumerate(turns, 1):
         try:
             label = label_of(turn.get(key), shape.scale) if isinstance(turn, dict) else None
             if label is not None:
-                made.append((record(turns[: place + 1], label, system, tools), ()))
+                made.append((record(turns[:place], label, get.get("system"), get.get("tools")), ()))
         except Refused as refused:
             made.append(refused)
     return made or [Refused(NO_VOTE, "")]
