@@ -143,7 +143,7 @@ def oasst_messages(records: list[dict]) -> list[dict]:
     """The same tree as a list of messages."""
     nodes = {record["message_id"]: {**record, "replies": []} for record in records}
     for node in nodes.values():
-        if node.get("parent_id") in nodes:
+        if node.get("parent_id") and node["parent_id"] in nodes:
             nodes[node["parent_id"]]["replies"].append(node)
     return [row for node in nodes.values() if not node.get("parent_id") for row in oasst({"prompt": node})]
 
