@@ -131,7 +131,7 @@ def _turn(turn) -> dict:
     calls = turn.get("tool_calls") or ([turn["function_call"]] if turn.get("function_call") else None)
     if not calls:
         return {"role": role, "content": content}
-    if isinstance(content, str) and THOUGHT.sub("", content).strip():
+    if THOUGHT.sub("", str(content or "")).strip():
         raise Refused("words beside a call", f"{shorten(content)} is said in the same turn as a call")
     return {"role": "function_call", "content": (content or "") + _openai_calls(calls)}
 
