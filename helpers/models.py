@@ -45,7 +45,7 @@ def describe(model_dir: str) -> dict:
     """Name, parameters' shape and vocabulary of a local model folder, read from its config.json."""
     config = files.read_json(Path(model_dir) / "config.json")
     keys = ("model_type", "num_hidden_layers", "hidden_size", "vocab_size", "max_position_embeddings", "torch_dtype")
-    return {key: config.get(key) for key in keys}
+    return {key: config.get(key, config.get(key.removeprefix("torch_"))) for key in keys}  # transformers 4.56: dtype
 
 
 def generate(model_name_or_path: str, prompts: list[str], max_new_tokens: int = 24) -> list[str]:
