@@ -82,7 +82,7 @@ def note_ports(process, folder: Path) -> None:
     for one in process.children(recursive=True):
         try:
             title = " ".join(one.cmdline())
-            if "TrainWorker" in title or "_set_torch_distributed_env_vars" in title:  # Ray 2.57 names a worker by what it runs
+            if "TrainWorker" in title or title.startswith("ray::execute."):  # Ray 2.57 and 2.60 name a worker by what it runs
                 continue
             there = {place.laddr.ip for place in one.net_connections() if place.status == psutil.CONN_LISTEN}
             seen |= {f"{one.cmdline()[0].split('/')[-1]} on {ip}" for ip in there - LOOPBACK}
