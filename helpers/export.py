@@ -2,7 +2,6 @@
 
 import json
 import math
-import os
 import shutil
 from pathlib import Path
 
@@ -91,10 +90,10 @@ def settings_of(name: str, file: str) -> dict:
     """A model's or an adapter's settings, from its folder, the hub's cache, or the hub; an empty dict where none of them has any."""
     path = Path(name).expanduser() / file
     if not path.is_file() and name.count("/") == 1 and name[0] not in "./~":
-        from huggingface_hub import try_to_load_from_cache
+        from huggingface_hub import constants, try_to_load_from_cache
 
         path = Path(str(try_to_load_from_cache(name, file)))
-        if not path.is_file() and not os.environ.get("HF_HUB_OFFLINE"):
+        if not path.is_file() and not constants.HF_HUB_OFFLINE:
             code, text = files.from_hub(name, file)
             return json.loads(text) if code == 200 else {}
     return files.read_json(path) if path.is_file() else {}
