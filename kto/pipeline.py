@@ -14,7 +14,7 @@ from helpers import runs
 from helpers.errors import KitError, closest
 from helpers.runs import Run
 
-from . import compare, parameters
+from . import compare, parameters, report
 from .terminal import Usage, as_usage
 
 ENDING = 30.0
@@ -139,6 +139,7 @@ def execute(run: Run, values: dict, say=print, begin: str = "01", log: bool = Fa
         seconds[path.stem] = round(time.monotonic() - began, 1)
         say(f"[{number}/{len(books)}] {path.stem} done in {seconds[path.stem]:.0f} s")
     run.note(seconds=seconds, failed=None)
+    report.write(run, summary(run))
     return run
 
 
@@ -197,9 +198,11 @@ def summary(run: Run) -> dict:
         "rounds": rounds.words(record.get("rounds", [])) or None,
         "training": record.get("training", {}).get("says"),
         "seconds": record.get("seconds", {}),
+        "report": str(run.folder / "report.html"),
         "executed notebooks": str(run.notebooks),
         "figures": str(run.figures),
         "checkpoint": str(run.folder / best) if (best := record.get("checkpoint", {}).get("best")) else None,
         "adapter": exported.get("adapter"),
         "merged model": exported.get("merged"),
+        "total seconds": round(sum(record.get("seconds", {}).values())),
     }

@@ -270,3 +270,17 @@ def test_an_executed_notebook_is_whole_wherever_it_is_copied_and_so_is_its_html(
     pipeline.execute(run, {}, lambda line: None)
     page, _ = HTMLExporter().from_filename(str(run.notebooks / "01_first.ipynb"))
     assert "data:image/png;base64,iVBORyBwaXhlbHM" in page and "pictures/two.png" not in page
+
+
+def test_the_report_is_one_page_with_everything_in_it_and_no_markup_of_the_data(run):
+    from kto import report
+
+    run.figures.mkdir()
+    (run.figures / "training.png").write_bytes(b"\x89PNG pixels")
+    run.export.mkdir()
+    (run.export / "before_after.html").write_text("<html><table><tr><td>a reply</td></tr></table></html>")
+    run.config_file.write_text("learning_rate: 5.0e-6\ntemplate: <b>\n")
+    run.note(versions={"ray": "2.48.0"}, dataset={"name": "d<i>", "rows": 3}, evaluation={"auc": 0.75})
+    page = report.write(run, pipeline.summary(run)).read_text()
+    assert all(part in page for part in ("0.75", "data:image/png;base64,iVBOR", "a reply", "learning_rate: 5.0e-6", "2.48.0", "d&lt;i&gt;"))
+    assert "<b>" not in page and "None" not in page
