@@ -17,6 +17,7 @@ from filelock import FileLock, Timeout
 
 from . import cluster, files, secrets, tracking
 from .errors import KitError
+from .evaluate import earlier_adapters
 from .explain import explain
 from .logs import Event, Parser
 from .profiles import ROOT
@@ -53,8 +54,9 @@ def environment(run: Run, launcher: str = "helpers.trainer") -> dict[str, str]:
                  "PYTHONUNBUFFERED": "1", "TOKENIZERS_PARALLELISM": "false"}
     if run.profile.ray_address == "local":
         settings |= {"RAY_USAGE_STATS_ENABLED": "0", cluster.LOOPBACK[0]: cluster.LOOPBACK[1]}
-        if Path(config_of(run)["model_name_or_path"]).is_dir():
-            settings["HF_HUB_OFFLINE"] = "1"  # a local model: nothing to ask the hub for
+        config = config_of(run)
+        if all(Path(name).is_dir() for name in (config["model_name_or_path"], *earlier_adapters(config))):
+            settings["HF_HUB_OFFLINE"] = "1"  # all in folders: nothing to ask the hub for
     return settings
 
 

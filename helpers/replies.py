@@ -9,7 +9,7 @@ from .chat_template import Row
 
 STYLE = """<style>
 .replies { border-collapse: collapse; font: 14px/1.4 system-ui, sans-serif; }
-.replies th, .replies td { border: 1px solid #8888; padding: 6px 10px; text-align: left; vertical-align: top; }
+table.replies th, table.replies td { border: 1px solid #8888; padding: 6px 10px; text-align: left; vertical-align: top; }
 .replies td { max-width: 24em; white-space: pre-wrap; }
 </style>"""
 

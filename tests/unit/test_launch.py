@@ -137,6 +137,16 @@ def test_a_run_that_is_being_trained_is_not_resumed_beside_itself(ready, monkeyp
     training.stop()
 
 
+def test_the_hub_is_asked_where_the_model_or_an_adapter_to_start_from_is_in_it(ready):
+    config = yaml.safe_load(ready.config_file.read_text())
+    ready.models.mkdir(parents=True, exist_ok=True)
+    for changed, asked in ({}, False), ({"model_name_or_path": "org/model"}, True), \
+            ({"adapter_name_or_path": "org/adapter", "create_new_adapter": True}, True), \
+            ({"adapter_name_or_path": str(ready.models), "create_new_adapter": True}, False):
+        ready.config_file.write_text(yaml.safe_dump(config | changed))
+        assert ("HF_HUB_OFFLINE" not in launch.environment(ready, "helpers.trainer")) is asked
+
+
 def test_one_launcher_runs_every_profile_and_the_stock_command_is_an_explicit_choice(ready, monkeypatch):
     assert launch.command(ready)[1:] == ["-m", "helpers.trainer", str(ready.config_file), "--retries=2", "--accelerated=false"]
     monkeypatch.setenv("HF_TOKEN", "canary-1234567")  # no variable decides what is launched
