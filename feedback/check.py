@@ -1,4 +1,4 @@
-"""Feedback checked: every row is used, repaired and listed, counted as unvoted, or refused by name; then split and registered."""
+"""Check feedback: every row is used, repaired and listed, counted as without a vote, or refused with a reason."""
 
 import hashlib
 import json

@@ -1,4 +1,4 @@
-"""The columns of a table: what they hold, how often they are filled, and which part of a record is in which."""
+"""What the columns of a table hold, how often they are filled, and which part of a record each one is."""
 
 import functools
 import re

@@ -1,4 +1,4 @@
-"""What other tools' exports say: one short function each, from a record to its judged replies. feedback/importers.py lists them."""
+"""Read other tools' exports: one short function each, from a record to its judged replies."""
 
 import re
 

@@ -1,4 +1,4 @@
-"""Where feedback comes from: a named source, a file, a folder, a glob, an address, or a Hugging Face hub id. Local files come out."""
+"""Locate feedback: a named source, file, folder, glob, address, or hub id; returns local files."""
 
 import glob
 import hashlib

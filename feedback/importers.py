@@ -1,4 +1,4 @@
-"""The exports of other tools that are read as they are: `IMPORTERS` lists them, feedback/exports.py has a function for each.
+"""The table of supported exports; each line names a function in feedback/exports.py.
 
 To add one: a function that takes a record (or, with `group`, all records that belong together) and gives a list of
 {"messages": turns, "label": the vote as it is, None for none}, and a line in the table. Scales, checks and counts are not its business.

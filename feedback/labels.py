@@ -1,4 +1,4 @@
-"""What a vote says: words, thumbs, stars, numbers; of one person or of several."""
+"""Read votes: words, thumbs, stars, numbers, of one or several people."""
 
 import re
 import unicodedata

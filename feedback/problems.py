@@ -1,4 +1,4 @@
-"""What can be wrong with feedback: every kind with its remedy, and the ledger in which no row is lost."""
+"""Every kind of problem with its fix, and the ledger that accounts for every row."""
 
 import json
 from collections import Counter

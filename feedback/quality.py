@@ -1,4 +1,4 @@
-"""What the rows together show before a GPU is paid for: repeats, contradictions, a label that follows from length, personal data."""
+"""Checks on the rows as a whole: duplicates, contradictions, labels that follow length, personal data."""
 
 import re
 import unicodedata

@@ -1,4 +1,4 @@
-"""Files to rows: JSON, JSON lines, CSV, Parquet, Arrow, Excel. A broken row is a `Refused` value, an unreadable file a KitError."""
+"""Read files into rows: JSON, JSON Lines, CSV, Parquet, Arrow, Excel."""
 
 import codecs
 import csv

@@ -1,4 +1,4 @@
-"""A KTO record: a dialogue that ends in a reply, and whether that reply was accepted. Anything else is refused by name."""
+"""Make a KTO record of a row: a dialogue that ends in a reply, and whether that reply was accepted."""
 
 import copy
 import json

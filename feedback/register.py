@@ -1,4 +1,4 @@
-"""The held-out part, the order of rows, and the registry in which LLaMA-Factory finds prepared data by name."""
+"""Split, shuffle and register datasets where LLaMA-Factory finds them by name."""
 
 import hashlib
 import json

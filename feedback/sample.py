@@ -1,4 +1,4 @@
-"""The way back: replies of a trained model, written for people to rate, in a form whose ratings `kto data prepare` reads again."""
+"""Sample replies of a trained model for people to rate, in formats that `kto data prepare` reads."""
 
 import json
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Scales of ratings: recognised from the lowest and highest value of a column, or as a reader says; stated, never guessed."""
+"""Recognise rating scales from a column's lowest and highest value, or as you specify."""
 
 import math
 import re

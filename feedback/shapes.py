@@ -1,4 +1,4 @@
-"""The shapes that tables of feedback come in, recognised by their columns, and each row of them as judged replies."""
+"""Recognise the format of a table by its columns, and read its rows as judged replies."""
 
 from dataclasses import dataclass
 

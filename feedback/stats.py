@@ -1,4 +1,4 @@
-"""What a dataset's labels and lengths imply: the loss weights that suit its balance, and what the cutoff takes away."""
+"""Loss weights that suit the labels, lengths, and what the cutoff truncates."""
 
 import contextlib
 import math

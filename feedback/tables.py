@@ -1,4 +1,4 @@
-"""Parquet, Arrow and Excel files to rows; and whether what is to be read fits into memory."""
+"""Read Parquet, Arrow and Excel, and check first that the data fits into memory."""
 
 import contextlib
 from collections.abc import Iterator

@@ -1,4 +1,4 @@
-"""Turns that lie inside one text: a list written as text, a transcript, a chat template. Decoded, or refused by name."""
+"""Decode dialogues inside one text: a list, a transcript, a chat template; or refuse them."""
 
 import ast
 import json

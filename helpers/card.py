@@ -1,4 +1,4 @@
-"""The model card: what was trained on what and how, how well it holds, how to load it; all from the run's record."""
+"""Write the model card from the run's record: data, settings, held-out results, how to load the model."""
 
 import json
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Failures in the words of logs: how deaths, waiting and ends are told; of known causes the pattern, why it happens, what to do."""
+"""Known failures: the pattern of their log line, why they happen, how to fix them."""
 
 import re
 from typing import NamedTuple

@@ -1,4 +1,4 @@
-"""What LLaMA-Factory's chat template makes of records: token ids exactly as training sees them, and whether it fits the model.
+"""Encode records exactly as training does, and check that LLaMA-Factory's chat template fits the model.
 
 `python -m helpers.chat_template` takes a config as JSON on stdin and prints a finding as JSON: LLaMA-Factory takes seconds to import.
 """

@@ -1,4 +1,4 @@
-"""Checkpoints: found in every layout, on disk or in a bucket, and validated. `choose` takes one of them, `resume` continues from it.
+"""Find and validate checkpoints in every layout, on disk or in a bucket. `choose` takes one of them, `resume` continues from it.
 
 Layouts: Ray Train V1 (`TorchTrainer_*/checkpoint_00000k/checkpoint`), Ray Train V2 (`checkpoint_<time>/checkpoint`) and
 LLaMA-Factory's own `output/checkpoint-N`; on disk or in a bucket. No weights are read, and no pickle is ever loaded.

@@ -1,4 +1,4 @@
-"""One of several checkpoints, chosen for a reason that is said in words; and all of them as a table or a tree."""
+"""Choose a checkpoint and say why; list all of them as a table or a tree."""
 
 import math
 from dataclasses import replace

@@ -1,4 +1,4 @@
-"""This machine and the Ray cluster that a profile names: packages, disk, nodes, whether the workers fit, who can read the data."""
+"""Inspect this machine and the profile's Ray cluster: packages, disk, nodes, whether workers fit, who can read the data."""
 
 import json
 import logging

@@ -1,4 +1,4 @@
-"""From a template in train-configs/ and a reader's overrides to the one config.yaml that is launched, and what is wrong with it.
+"""Resolve a template and overrides into the config.yaml that is launched, and validate it.
 
 `python -m helpers.config` reads a config on stdin and prints what LLaMA-Factory's own parser finds wrong with it, as JSON.
 """

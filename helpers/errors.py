@@ -1,4 +1,4 @@
-"""The one exception a reader is meant to see: what was found, what was expected, what to do."""
+"""KitError, shown instead of a traceback (found, expected, fix), and Finding, a warning that ends nothing."""
 
 from difflib import get_close_matches
 from typing import NamedTuple

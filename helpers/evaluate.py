@@ -1,4 +1,4 @@
-"""Held-out rows judged by the model itself: implied rewards, how well they separate the labels, and replies.
+"""Score held-out rows with the model: implied rewards, accuracy, replies; choose between checkpoints.
 
 With LoRA the reference is the same weights with the adapter switched off: one model in memory, loaded once in a `Scorer`.
 """

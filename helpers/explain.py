@@ -1,4 +1,4 @@
-"""A failed training explained by its log: the line that decided, where it came from; for known causes why, and what to do.
+"""Explain a failed training run from its log: the decisive line, where it came from, the cause and the fix if known.
 
 The first failure in time decides: of a worker's exceptions the root of the chain. Warnings and samples of the data are never causes.
 """

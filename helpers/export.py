@@ -1,4 +1,4 @@
-"""What a run leaves for serving: the adapter alone, and the merged model; and what of it a configuration rules out."""
+"""Export the adapter for serving, and say what a configuration rules out."""
 
 import json
 import math

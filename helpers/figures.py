@@ -1,4 +1,4 @@
-"""Figures beside the training curves: labels and lengths of the data, saves, held-out rewards and held-out figures by step."""
+"""Plots besides the training curves: labels and lengths, checkpoints, held-out rewards and accuracy."""
 
 from collections.abc import Mapping
 from datetime import datetime

@@ -1,4 +1,4 @@
-"""Files: written atomically, YAML and JSON read in one way, hashed, and opened in buckets."""
+"""Read and write files: atomic writes, YAML, JSON, hashes, buckets."""
 
 import contextlib
 import hashlib

@@ -1,4 +1,4 @@
-"""Which checkpoints to keep, and removing the others: planned first, removed only when asked to.
+"""Plan which checkpoints to keep, and remove the others on request.
 
 Never removed: the only complete checkpoint of a run, one that the run's files name (chosen, resumed from, exported) or that another
 run started from, and while a training runs whatever is newer than its last complete save.

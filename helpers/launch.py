@@ -1,4 +1,4 @@
-"""A run's training as a child process (helpers.trainer): started, followed, stopped, explained, and recorded in run.json.
+"""Launch the training as a child process (helpers.trainer), follow, stop and explain it, and record it in run.json.
 
 Its output goes straight into the run's train.log. Only where this environment holds secrets does it pass through here, to be masked.
 """

@@ -1,4 +1,4 @@
-"""Following a training run to its end: its log's events become a table; table, figure, MLflow and watchdog are updated together."""
+"""Follow a training run to its end: one loop updates table, plot, MLflow and watchdog."""
 
 import html
 import os

@@ -1,4 +1,4 @@
-"""A training's log: its lines, whose each is, and what they say as events: metrics, facts, progress, phases, checkpoints.
+"""Parse a training log line by line into events: metrics, facts, progress, phases, checkpoints.
 
 Reads what LLaMA-Factory 0.9.3 to 0.9.5, transformers 4 and 5, TRL, DeepSpeed, torchrun and Ray Train V1 and V2 print, with or without
 Ray's `(RayTrainWorker pid=…)` prefixes, colours and carriage returns. Never raises; what it does not know it passes over.

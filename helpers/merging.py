@@ -1,4 +1,4 @@
-"""The merged model, by the stock `llamafactory-cli export`: the base with every adapter in it."""
+"""Merge base and adapters with the stock `llamafactory-cli export`."""
 
 import contextlib
 import json

@@ -1,4 +1,4 @@
-"""Log events into a table in KTO's units, one row a logged window, and that table against what the trainer recorded.
+"""Turn log events into a table of loss, rewards, margin and KL, and compare it with the trainer's own record.
 
 LLaMA-Factory's rewards and log-probabilities are means over worker 0's rows of the window; its `kl` is a sum over
 micro-batches, so `kl_mean` divides it. TRL logs means over all workers' rows, and so does our launcher, which says so.

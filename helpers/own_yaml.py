@@ -1,4 +1,4 @@
-"""A reader's own LLaMA-Factory YAML as `train_config`: what the run overrules in it, what it leaves open, and placeholders."""
+"""Use your own LLaMA-Factory YAML as `train_config`: overridden keys, missing keys, placeholders."""
 
 import json
 import re

@@ -1,4 +1,4 @@
-"""Tables in, figures out: one training's four curves, several trainings compared.
+"""Plot the curves of one training run, or of several for comparison.
 
 Colours are Okabe and Ito's, told apart with any colour vision; line styles and markers say the same again.
 """

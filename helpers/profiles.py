@@ -1,4 +1,4 @@
-"""Profiles: where a run is stored and what it runs on. Plain data in profiles.yaml; your own is a YAML file with the same keys."""
+"""Profiles: where a run is stored and what it runs on, as plain YAML. To add your own, write a file with the same keys."""
 
 import os
 from pathlib import Path

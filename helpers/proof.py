@@ -1,4 +1,4 @@
-"""Whether the merged model is what was trained: its logits against the adapter's on real rows, and its tokenizer.
+"""Prove that the merged model equals what was trained: logits on real rows, and the tokenizer.
 
 A merge adds B·A to the weights once instead of to every product, so the same sums are taken in another order, and the
 results differ by rounding and by nothing else. How much rounding may be is in `TOLERANCE`; how much training changed

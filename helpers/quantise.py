@@ -1,4 +1,4 @@
-"""Post-training quantisation of the merged model, and what it costs in quality, measured.
+"""Quantise the merged model, and measure the loss of quality.
 
 By llm-compressor into the compressed-tensors format, which vLLM serves and transformers loads as it is; by auto-round into
 GGUF, for llama.cpp and Ollama.

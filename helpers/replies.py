@@ -1,4 +1,4 @@
-"""Replies of the model before and after training to held-out prompts, side by side."""
+"""Replies to held-out prompts before and after training, side by side."""
 
 import html
 import random

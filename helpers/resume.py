@@ -1,4 +1,4 @@
-"""Resuming from a checkpoint: the config that does it, and what is checked before it is launched.
+"""Build the config that resumes from a checkpoint, and check what differs from the original run.
 
 Recovering ends an interrupted run as if nothing had happened. Extending gives a finished run more steps: a new learning-rate
 schedule that starts in the middle. What each key does after a resume was read in transformers 4.52.4 (`Trainer._inner_training_loop`,

@@ -1,4 +1,4 @@
-"""A training on top of another: which adapters it starts from, what the earlier rounds held out, and whether that still holds."""
+"""Train on top of another run: its adapters, the rows it held out, and how both rounds' rows fare."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""A run is one folder with everything it was given, did and made. The notebooks share state only through it."""
+"""A run is one folder with all its state; the notebooks share state only through it."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""The trainer's arithmetic: which step a log line belongs to, and how many micro-batches and rows stand behind it.
+"""The trainer's arithmetic: which step a log line belongs to, and how many rows are behind it.
 
 Log lines carry no step. transformers logs at every multiple of `logging_steps` and prints the epoch, version 4 rounded to two places,
 version 5 to four digits; both together say the step, also where lines are missing.

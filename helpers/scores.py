@@ -1,4 +1,4 @@
-"""Held-out rows in figures: log-probabilities, each computed once, implied rewards, and how well these tell the labels apart."""
+"""Log-probabilities of held-out rows (each computed once), implied rewards, area under ROC with intervals."""
 
 import hashlib
 import json

@@ -1,4 +1,4 @@
-"""Secrets: read from the environment or a secret store's file, sent to workers in memory, masked in everything that is written.
+"""Read secrets from environment or file, send them to workers in memory, mask them in everything written.
 
 A secret is the value of an environment variable whose name ends like HF_TOKEN or AWS_SECRET_ACCESS_KEY, or the password in an address
 (https://user:password@host). They reach a cluster in a setup hook, which Ray keeps in memory; `env_vars` it would write to logs.

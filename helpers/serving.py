@@ -1,4 +1,4 @@
-"""Serving configuration: the adapter where a multi-LoRA server looks for it, and a service.yaml that says so.
+"""Write service.yaml, and lay out the adapter for a multi-LoRA server.
 
 Ray Serve LLM (on any Ray cluster, or as an Anyscale service) holds one base model per replica and fetches adapters on
 demand from `<dynamic_lora_loading_path>/<adapter>/`; a request names one as `model="<base>:<adapter>"`.

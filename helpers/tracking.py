@@ -1,4 +1,4 @@
-"""MLflow: a copy of a run's parameters, metrics, config, figures and adapter. A failure here never stops a training run.
+"""Copy a run's parameters, metrics, figures and adapter to MLflow; a failure never stops training.
 
 The folder is the truth: `sync` sends whatever the server does not have yet, and can be called at any time and any number of times.
 """

@@ -1,4 +1,4 @@
-"""LLaMA-Factory's training on Ray Train: the one process that every profile launches.
+"""Run LLaMA-Factory's training on Ray Train: the one process that every profile launches.
 
 `python -m helpers.trainer config.yaml` does what `USE_RAY=1 llamafactory-cli train config.yaml` does, on Ray Train V1 and V2. Beyond
 that, a checkpoint is copied when every worker has written its part, a lost worker or node is replaced and training resumes exactly from

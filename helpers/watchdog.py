@@ -1,4 +1,4 @@
-"""What is going wrong in a training, seen in its table while it happens: what is seen, the likely cause, the setting to change.
+"""Detect problems in a running training: what is seen, the likely cause, the setting to change.
 
 It only reads and tells; stopping the run is the caller's affair.
 """

@@ -1,4 +1,4 @@
-"""`kto data …`: feedback checked, prepared for training, and replies written for people to rate."""
+"""`kto data …`: check and prepare feedback, sample replies to rate."""
 
 import tempfile
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""The commands about one run: metrics, explain, plot, compare, checkpoints, evaluate, clean, export, serve."""
+"""Commands on one run: metrics, explain, plot, compare, checkpoints, evaluate, clean, export, serve."""
 
 import signal
 import sys

@@ -1,4 +1,4 @@
-"""Runs side by side: what there is in a storage, how configs and data differ, and where each run ended."""
+"""Compare runs: what a storage holds, how configs and data differ, how each run ended."""
 
 from pathlib import Path
 

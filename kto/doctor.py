@@ -1,4 +1,4 @@
-"""Preflight checks: what would make a training run fail, found in seconds before the launch, each with its fix.
+"""Preflight checks: what would make a training run fail, each with its fix.
 
 This machine, the registry, the hub and MLflow are asked here; a cluster and its nodes in a process of their own (kto.nodes),
 because Ray ends one that joins by a node which has just been lost.

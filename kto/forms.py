@@ -1,4 +1,4 @@
-"""`kto export`: every form of export that is asked for, each with its proof or its figures, as notebook 6 makes them."""
+"""`kto export`: every requested format, with its proof or figures, as in notebook 6."""
 
 from helpers import card, export, proof, serving
 from helpers.errors import KitError

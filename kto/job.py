@@ -1,4 +1,4 @@
-"""`kto job …`: the pipeline as a job on a Ray cluster, through its dashboard; nothing of this process joins the cluster.
+"""`kto job …`: run the pipeline as a job on a Ray cluster, through its dashboard.
 
 A job's run and storage lie in its metadata, so it is found again from any terminal, by its id or by its run's name.
 

@@ -1,4 +1,4 @@
-"""How much GPU memory a config needs, part by part, before it is tried.
+"""Estimate the GPU memory of a config, part by part.
 
 With N parameters, n workers, L layers of width d and inner width f, vocabulary V, and per_device_train_batch_size x cutoff_len = T
 tokens (every row as long as may be: real data takes less), in bytes:

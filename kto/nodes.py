@@ -1,4 +1,4 @@
-"""Preflight checks on the cluster: whether the workers fit, and what every node reports about itself.
+"""Preflight checks on the cluster: whether workers fit, and what every node reports.
 
 `python -m kto.nodes`: the question as JSON on stdin, the findings on stdout.
 """

@@ -1,4 +1,4 @@
-"""The notebooks' parameters: what there is to set, and values for them from a command line."""
+"""The notebooks' parameters, and their values from a command line."""
 
 import json
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""The six notebooks in their order through papermill, into <run>/notebooks/: the same files that you walk through by hand."""
+"""Run the six notebooks through papermill, into <run>/notebooks/."""
 
 import base64
 import os

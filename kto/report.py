@@ -1,4 +1,4 @@
-"""<run>/report.html: what a run has to show, on one page that any browser opens: results, figures, replies, settings, versions."""
+"""Write <run>/report.html: results, plots, replies, settings and versions on one page for any browser."""
 
 import base64
 import re

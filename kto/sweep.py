@@ -1,4 +1,4 @@
-"""The pipeline over a grid of parameters: a run for each point, at most so many at a time.
+"""Run the pipeline over a grid of parameters, one run per combination.
 
 Each run is `kto run` in a process of its own that joins the cluster by itself: one that fails ends no other. A run's name follows from
 its parameters, so a second call finds what is done, skips it, and resumes what was interrupted.

@@ -1,4 +1,4 @@
-"""How commands speak: results on stdout, progress and errors on stderr; status 0 done, 1 not well, 2 wrong usage."""
+"""Conventions of the commands: results on stdout, progress and errors on stderr, exit status 0, 1 or 2."""
 
 import json
 import shutil

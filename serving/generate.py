@@ -1,4 +1,4 @@
-"""One reply, token by token: sampling, stop sequences and log-probabilities as OpenAI's parameters ask for them."""
+"""Generate one reply, token by token: sampling, stop sequences and log-probabilities as in OpenAI's API."""
 
 import inspect
 from collections.abc import Iterator

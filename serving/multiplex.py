@@ -1,4 +1,4 @@
-"""The two deployments of the Ray Serve application: the API, and one base model with adapters multiplexed over it."""
+"""The Ray Serve application: the API, and one base model with adapters multiplexed over it."""
 
 import asyncio
 import contextlib

@@ -1,4 +1,4 @@
-"""OpenAI's chat API as far as it is served here: what may be asked, and the form of answers and errors.
+"""The supported part of OpenAI's chat API: requests, answers and errors.
 
 What is not supported is refused by name, where llamafactory.api.protocol's models of the same names ignore it.
 """

@@ -1,4 +1,4 @@
-"""A run's model behind an OpenAI-compatible API on this machine: its base once in memory, adapters beside it on demand.
+"""Serve a run's base and adapters behind an OpenAI-compatible API on this machine.
 
 Ray Serve with model multiplexing over transformers and peft, which also runs without a GPU. For throughput on GPUs
 there is `export/service.yaml`: Ray Serve LLM, which asks for models by the same names.
