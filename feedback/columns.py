@@ -137,7 +137,7 @@ def resolve(column: str, found: list[str]) -> str:
 
 
 def value_at(row, path: str):
-    """The value in a column, or at a dotted path inside one; None where there is none. Of `first+second` the list of both."""
+    """The value in a column, or at a dotted path inside one; None if there is none. For `first+second`, the list of both."""
     if isinstance(row, str) and row[:1] in ("{", "["):  # CSV keeps nested data as text
         row = literal(row)
     if isinstance(row, dict) and path in row:

@@ -77,7 +77,7 @@ def parse(value):
 
 
 def votes_in(value, named: dict) -> list:
-    """All votes in a value, as `parse` or, where a reader has named the votes, as that says; empty where nobody voted."""
+    """All votes in a value, as `parse` or as the user has named them; empty if nobody voted."""
     if not named:
         votes = parse(value)
         return votes if isinstance(votes, list) else [] if votes is None else [votes]

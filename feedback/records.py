@@ -109,7 +109,7 @@ def _check(messages: list[dict]) -> None:
 
 
 def speaker(turn) -> str:
-    """Who says a turn, under LLaMA-Factory's names; an unknown role as it is, empty where there is none."""
+    """A turn's role under LLaMA-Factory's names; an unknown role unchanged, empty if there is none."""
     role = next((turn[key] for key in ("role", "from", "author", "speaker", "sender", "type") if turn.get(key) is not None), "") \
         if isinstance(turn, dict) else ""
     role = role.get("role", "") if isinstance(role, dict) else role  # ChatGPT's own export

@@ -21,7 +21,7 @@ ENTRY = {
         "system_tag": "system", "observation_tag": "observation", "function_tag": "function_call",
     },
 }
-"""what LLaMA-Factory must be told of role/content records: without the tags every row is invalid"""
+"""LLaMA-Factory needs these tags for role/content records; without them every row is invalid"""
 
 BATCH = 1000
 """rows that LLaMA-Factory maps at once, rotating replies by one inside them (its `preprocessing_batch_size`)"""

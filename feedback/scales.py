@@ -11,14 +11,14 @@ ACCEPT = {(0, 1): 0.7, (1, 3): 3, (0, 4): 3, (1, 5): 4, (0, 5): 4, (1, 7): 5, (1
 
 
 class Scale(NamedTuple):
-    """How numbers become labels: accepted from `accept` on. `words` says it to a reader."""
+    """How numbers become labels: accepted from `accept` on. `words` describes it in the output."""
 
     low: float
     high: float
     accept: float
     words: str
     named: dict = {}
-    """votes that a reader has named, as `folded` spells them -> True, False, or None for no vote; then nothing else is a vote"""
+    """votes that the user has named, as `folded` spells them -> True, False, or None for no vote; then nothing else is a vote"""
 
 
 WORDS = Scale(0, 1, 1, "true and false, or words for them")

@@ -190,7 +190,7 @@ def refuse(found: list[Finding]) -> None:
 
 
 def asked(config: dict, seconds: float = 60.0) -> list[Finding]:
-    """`finding` from a process of its own; WARN where it has none within `seconds`."""
+    """`finding`, computed in a separate process; WARN if it takes longer than `seconds`."""
     question = json.dumps({key: config.get(key) for key in ASKED})
     environment = {"HF_HUB_ETAG_TIMEOUT": "5", "HF_HUB_DOWNLOAD_TIMEOUT": "5", "CUDA_VISIBLE_DEVICES": ""}
     try:

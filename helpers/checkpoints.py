@@ -21,7 +21,7 @@ NAMES = {"Ray Train": r"checkpoint_(\d{6,})", "Ray Train V2": r"checkpoint_(\d{4
 WEIGHTS = ("adapter_model.safetensors", "model.safetensors")
 INDEX, STATE = "model.safetensors.index.json", "trainer_state.json"
 ELSEWHERE = {"notebooks", "figures", "export", "fetched", "mlartifacts", "models", "datasets"}
-"""Folders of a run that hold no checkpoints of its own."""
+"""Folders of a run that contain no checkpoints."""
 
 
 @dataclass(frozen=True)

@@ -138,7 +138,7 @@ def fetch(checkpoint: Checkpoint, target: Path, to_resume: bool = True) -> Check
 
 
 def below(path: Path | str, folder: Path | None) -> str:
-    """`path` as text, relative to `folder` where it lies inside."""
+    """`path` as text, relative to `folder` if it is inside."""
     inside = folder is not None and isinstance(path, Path) and path.is_relative_to(folder)
     return str(path.relative_to(folder)) if inside else str(path)
 

@@ -75,7 +75,7 @@ def refuse_unsupported(rows: list[dict]) -> list[Finding]:
 
 
 def disk(storage: Path, needed_gib: float = 3.0) -> float:
-    """Free GiB where `storage` lies (or will lie). KitError if less than `needed_gib`."""
+    """Free GiB at `storage`, which need not exist yet. KitError if less than `needed_gib`."""
     there = next(folder for folder in (storage, *storage.parents) if folder.exists())
     free = shutil.disk_usage(there).free / GIB
     if free < needed_gib:
@@ -87,7 +87,7 @@ def disk(storage: Path, needed_gib: float = 3.0) -> float:
 
 @contextmanager
 def ray_cluster(profile: Profile, num_cpus: int = 3, **kwargs):
-    """Ray, connected as the profile says: an instance of its own for `local`, the running cluster otherwise; then left.
+    """Ray, connected as the profile says: a new instance for `local`, the running cluster otherwise. Disconnected at the end.
 
     Quiet: the workers' output is not forwarded. KitError where no cluster answers, within seconds. `kwargs`: for ray.init.
     """

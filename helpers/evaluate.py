@@ -17,7 +17,7 @@ from .scores import accuracy, rewards  # noqa: F401, asked for here by the noteb
 
 
 class Scorer:
-    """Log-probabilities, logits and replies of a run's reference model and of what was trained on it, each loaded when first asked.
+    """Log-probabilities, logits and replies of a run's reference model and of the trained one, each loaded on first use.
 
     `config`: the run's resolved configuration; `checkpoint`: an adapter's folder or, for full and freeze tuning, a
     whole model's. Float32 on a CPU, bfloat16 on a GPU. `tuned=False` asks the reference: the base model with the

@@ -58,7 +58,7 @@ def token_lengths(lengths_by_label: Mapping[str, list[int]], cutoff: int):
 
 
 def reply_lengths(lengths_by_label: Mapping[str, list[int]], auc: float):
-    """Each label's replies by length, as shares of its own; `auc`: of length against label, 0.5 where it says nothing. -> Figure"""
+    """Lengths of replies by label, as shares; `auc`: of length against label, 0.5 if length says nothing. -> Figure"""
     import numpy as np
 
     figure, axes = _figure(f"Does length give the label away? AUC {auc:.2f}", "share of the label's replies")

@@ -96,7 +96,7 @@ def sha256(path: Path) -> str:
 
 
 def open_folder(where) -> tuple:
-    """(fsspec file system, prefix of its addresses, path) of a folder on disk or in a bucket. KitError where there is none.
+    """(fsspec file system, prefix of its addresses, path) of a folder on disk or in a bucket. KitError if there is none.
 
     Credentials, region and endpoint of a bucket come from the environment, as for LLaMA-Factory.
     """

@@ -43,7 +43,7 @@ def next_config(run: Run) -> Path:
 
 
 def config_of(run: Run) -> dict:
-    """The configuration that the next launch takes, its paths where the run lies now."""
+    """The configuration of the next launch, with paths in the run's current folder."""
     return run.relocated(files.read_yaml(next_config(run)))
 
 
@@ -109,7 +109,7 @@ def start(run: Run, launcher: str = "helpers.trainer", retries: int = 2) -> "Tra
 
 
 def settle(run: Run) -> None:
-    """Write what is launched anew where the run was moved since: the files of a launch name the places that there are."""
+    """Rewrite the config if the run was moved: a launch needs the current paths."""
     file, config = next_config(run), config_of(run)
     if config != files.read_yaml(file):
         run.note()  # run.json first: its paths are told by what config.yaml says of the former place

@@ -103,7 +103,7 @@ class View:
             print(words, *new, sep="\n", file=sys.stdout if self.kernel else sys.stderr, flush=True)
 
     def line(self, table) -> str:
-        """Where the training stands, in one line."""
+        """The training's progress, in one line."""
         last = table.iloc[-1] if len(table) else {}
         numbers = [f"{name} {last[key]:.3g}" for key, name in NUMBERS.items() if key in last and last[key] == last[key]]
         left = f", {timedelta(seconds=round(self.left))} left" if self.left else ""

@@ -16,7 +16,7 @@ PREFIX = re.compile(rf"(?:{STAMP} *)?(?:\(\w+ pid=(\d{{1,18}})(?:, ip=([\w.:-]+)
 BEFORE_ALL = [re.compile(begin) for begin in (  # what schedulers put before every line: kubelet, docker compose, mpirun, srun, pdsh
     rf"\[?{STAMP[:-1]}\]? (?:std(?:out|err) [FP] )?", r"([\w.-]+) +\| ", r"\[\d+,(\d+)\]<std\w+>: ?", r"([\w.-]+): ")]
 CHUNK, MOST, TAIL = 1 << 20, 4 << 20, 2 << 20
-"""Bytes: of a log beyond MOST only its last TAIL is explained, and the chunks in which a sign of trouble or of a start stands."""
+"""Bytes: of a log larger than MOST, only the last TAIL is explained, and the chunks that contain a sign of trouble or of a start."""
 SIGNS = (b"Traceback (most|Fatal Python| died|SIG|illed|oom|what():|Watchdog caught|exitcode|rror: |marked dead|No space left|Started "
          b"|Connected to Ray|No available node|not started|command not found|DUE TO TIME|aylet is term|node has|return code|CANCELLED"
          b"|low on resource").split(b"|")

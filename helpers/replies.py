@@ -55,7 +55,7 @@ def moved(table) -> dict[str, int]:
 
 
 def page(replies, path: Path, title: str) -> str:
-    """The table as HTML, every text escaped; also written to `path` as a page that stands by itself."""
+    """The table as HTML, every text escaped; also written to `path` as a complete page."""
     import pandas
 
     titles = {"prompt": "held-out prompt", "before": "before training", "after": "after training",

@@ -29,7 +29,7 @@ EFFECTS = {
         "loss", "pref_beta", "pref_ftx", "kto_chosen_weight", "kto_rejected_weight", "lora_alpha", "lora_dropout", "bf16",
         "fp16", "pure_bf16", "max_grad_norm", "ref_model"),
 }
-"""What a change of these keys does to a training that goes on, the gravest first."""
+"""What a change of these keys does to a resumed training run, the most serious first."""
 UNFIT = next(iter(EFFECTS))
 
 

@@ -64,7 +64,7 @@ def on_top_of(run: Run, start_from: str) -> dict:
 
 
 def heldout_before(earlier: Run | Path | str) -> dict[str, Path]:
-    """What an earlier run and those before it held out: a run's name -> file of rows. Of a folder: of the run that it lies in."""
+    """What an earlier run and those before it held out: a run's name -> file of rows. For an adapter: of its run."""
     if isinstance(earlier, Path):
         earlier = next((runs.of_folder(folder) for folder in earlier.parents if (folder / "run.json").is_file()), None)
     if not isinstance(earlier, Run):
@@ -82,7 +82,7 @@ def held_again(run: Run, start_from: str) -> list[Path]:
 
 
 def earlier_heldout(run: Run) -> dict[str, Path]:
-    """What earlier rounds held out, as `held_again` noted it: a run's name -> file of rows, wherever the storage lies now."""
+    """What earlier rounds held out, as `held_again` noted it: a run's name -> file of rows, at the storage's current place."""
     return {name: Path(path) for name, path in run.record().get("earlier_heldout", {}).items()}
 
 

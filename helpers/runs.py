@@ -47,7 +47,7 @@ class Run:
         return self.log_file.exists()
 
     def record(self) -> dict:
-        """What run.json holds now, its paths where the run lies now."""
+        """The content of run.json, with paths in the run's current folder."""
         held = files.read_json(self.record_file) if self.record_file.exists() else {}
         with suppress(KitError):  # a config.yaml that cannot be read is its reader's finding
             held = self.relocated(held)
@@ -60,7 +60,7 @@ class Run:
         return record
 
     def config(self) -> dict:
-        """The run's config.yaml, its paths where the run lies now (`relocated`). KitError where it is missing or malformed."""
+        """The run's config.yaml, with paths in the run's current folder (`relocated`). KitError if it is missing or malformed."""
         return self.relocated(files.read_yaml(self.config_file))
 
     def relocated(self, content):
@@ -155,7 +155,7 @@ def open_run(profile: str, storage: str, run_name: str, needs: str = "run.json",
 
 
 def of_folder(folder: Path) -> Run:
-    """The run whose folder this is, by its own run.json. KitError where there is none."""
+    """The run of this folder, from its run.json. KitError if there is none."""
     folder = Path(folder).resolve()
     if not (folder / "run.json").is_file():
         raise KitError(f"{folder} is no run's folder: no run.json there", "a folder in a storage", "correct the path")
@@ -163,5 +163,5 @@ def of_folder(folder: Path) -> Run:
 
 
 def now() -> str:
-    """The time as it stands in run.json: UTC, seconds, ISO 8601."""
+    """The time as written in run.json: UTC, seconds, ISO 8601."""
     return datetime.now(UTC).isoformat(timespec="seconds")

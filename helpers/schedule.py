@@ -57,7 +57,7 @@ class Schedule:
         return epoch in (round(exact, 2), float(f"{exact:.4g}"))
 
     def step_of(self, epoch: float, after: int) -> int | None:
-        """The first step from `after` on whose line prints `epoch`; None where there is none."""
+        """The first step from `after` on whose line prints `epoch`; None if there is none."""
         if not self.examples or not epoch < 1e9:
             return None
         last = int(min((epoch + 0.01) * self.updates, after + 10**6)) + 1

@@ -26,7 +26,7 @@ ISSUED = {
     "a GitHub token": r"\b(?:gh[pousr]_[A-Za-z0-9]{30,}|github_pat_\w{40,})",
     "a private key": r"-----BEGIN [A-Z ]*PRIVATE KEY-----",
 }
-"""What is issued as a secret -> what it looks like, wherever it stands."""
+"""Kind of token -> the pattern it always has, whatever variable it is in."""
 LITERAL = re.compile("|".join(ISSUED.values()))
 
 

@@ -142,7 +142,7 @@ def training_environment(run: Run) -> dict[str, str]:
 
 
 def parameters(run: Run) -> dict:
-    """What MLflow is told of the config and the data: LLaMA-Factory's own names; nothing of ray_init_kwargs, where secrets are."""
+    """The parameters sent to MLflow, under LLaMA-Factory's names; nothing of ray_init_kwargs, which may hold secrets."""
     dataset = run.record().get("dataset", {})
     data = {f"data.{key}": dataset[key] for key in ("source", "sha256", "rows", "accepted", "rejected") if key in dataset}
     config = {key: value for key, value in run.config().items() if key != "ray_init_kwargs"}
@@ -164,7 +164,7 @@ class Tracker:
                 self.failed = True
 
     def close(self, table=None) -> str:
-        """Send what is left, and say in a line how it went. Raises nothing: a run is worth more than its copy."""
+        """Send the rest, and return a line that says how it went. Raises nothing: a run is worth more than its copy."""
         try:
             sent = sync(self.run, table)
             self.run.note(tracking={"run_id": sent["run_id"], "sent": True})

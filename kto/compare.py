@@ -71,7 +71,7 @@ def outcome(run: Run) -> dict:
 
 
 def log_of(path: Path) -> Path:
-    """The log that is meant: the file itself, or a run's train.log. Usage where there is none."""
+    """The log of `path`: the file itself, or a run's train.log. Usage if there is none."""
     log = path / "train.log" if path.is_dir() else path
     if not log.is_file():
         raise Usage(f"there is no log {log}", "a LLaMA-Factory log or a run's folder", "correct the path")

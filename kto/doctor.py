@@ -119,7 +119,7 @@ def mlflow() -> Finding:
 
 
 def on_the_cluster(question: dict, until: float) -> list[Finding]:
-    """What kto.nodes finds, from a process of its own; a finding too where it has not answered in time."""
+    """The findings of kto.nodes, run in a separate process; one finding if it does not answer in time."""
     try:
         done = subprocess.run([sys.executable, "-m", "kto.nodes"], input=json.dumps(question), text=True, cwd=profiles.ROOT,
                               stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, timeout=max(1.0, until - time.monotonic()))

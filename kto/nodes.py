@@ -29,7 +29,7 @@ def tried(check, *given) -> list[Finding]:
 
 
 def everywhere(question: dict) -> list[Finding]:
-    """Do the workers fit, what does every node answer, and does the model fit into its GPUs? A Ray of its own is not started for it."""
+    """Check whether the workers fit, what every node answers, and whether the model fits into the GPUs. Starts no Ray on `local`."""
     profile, config, storage = profiles.load(question["profile"]), question["config"], Path(question["storage"])
     found, asked = [], (question["data"], question["model"])
     try:
@@ -99,7 +99,7 @@ def look(name: str, mark: str, data: dict, model: str) -> dict:
 
 
 def compare(answers: list[dict], data: dict) -> list[Finding]:
-    """What the nodes said against what is so here."""
+    """Compare the nodes' answers with this machine."""
     mine = {row["package"]: row["installed"] for row in cluster.packages()}
     python, found = ".".join(map(str, sys.version_info[:2])), []
 

@@ -37,14 +37,14 @@ def grid(assignments: list[str]) -> list[dict[str, str]]:
 
 
 def name_of(sweep: str, point: dict[str, str]) -> str:
-    """The run's name: the sweep's, the point's values for a reader, a hash of the point for certainty."""
+    """The run's name: the sweep's, the point's values to be readable, a hash of the point to be unique."""
     short = [Path(value).stem if "/" in value else value for value in point.values()]
     values = "_".join(re.sub(r"[^A-Za-z0-9.-]+", "-", value)[:12] for value in short)
     return f"{sweep}-{values[:50]}-{hashlib.sha256(json.dumps(sorted(point.items())).encode()).hexdigest()[:6]}"
 
 
 def done(run: Run) -> bool:
-    """Whether the run went through all six notebooks."""
+    """Whether all six notebooks of the run are done."""
     record = run.record()
     return record.get("training", {}).get("status") == "finished" and "export" in record
 
@@ -73,7 +73,7 @@ def sweep(profile: str, storage: str, name: str, points: list[dict], at_most: in
 
 
 def start(profile: str, run: Run, point: dict[str, str]) -> str:
-    """A run, in a process of its own; empty, or its error."""
+    """Run one point in a separate process; returns its error, or an empty string."""
     words = ["run", "--profile", profile, "--storage", str(run.storage), "--run-name", run.name, "--resume", "if-any"]
     words += [word for key, value in point.items() for word in ("-p", f"{key}={value}")]
     ran = subprocess.run([sys.executable, "-m", "kto", *words], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
