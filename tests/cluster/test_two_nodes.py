@@ -60,16 +60,16 @@ def test_six_notebooks_as_a_job_lose_a_node_and_go_on_by_themselves(nodes, profi
     said, _ = watched.communicate(timeout=600)
     assert watched.returncode == 0, said
 
-    assert "error: 04_train" in said and "the training goes on from step" in said
-    causes = ("a node was lost", "a worker was lost", "the workers lost each other")  # by which connection broke first
-    assert any(cause in said for cause in causes)
+    log = run.log_file.read_text(errors="replace")
+    assert re.search(r"\[kto\] resume_from_checkpoint: \S*/checkpoint_00000\d/checkpoint", log), "from a complete checkpoint, not anew"
+    assert "error: 04_train" not in said, "the launched process replaces the lost worker by itself"
     assert all(f"[{number}/6]" in said for number in range(1, 7)) and f"step {STEPS}" in said
     record = run.record()
-    assert record["training"]["status"] == "finished" and [was["status"] for was in record["training"]["earlier"]] == ["failed"]
+    assert record["training"]["status"] == "finished" and not record["training"]["earlier"]
     assert max(item.step for item in checkpoints.find(run)) == STEPS
     steps = metrics.joined(run.log_file)["step"]
     assert steps.is_monotonic_increasing and steps.max() == STEPS
-    places = set(re.findall(r"RayTrainWorker pid=\d+, ip=([\d.]+)", run.log_file.read_text(errors="replace")))
+    places = set(re.findall(r"RayTrainWorker pid=\d+, ip=([\d.]+)", log))
     assert len(places) == 3, "two nodes at first, and the one that came for the lost one"
 
     fetched = job(nodes, "fetch", run.name, "--to", tmp_path)
