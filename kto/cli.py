@@ -7,13 +7,9 @@ from typing import Annotated, Literal
 
 import typer
 
-from helpers import config, files, profiles, tracking
-from helpers import runs as run_folders
+from helpers import profiles
 
-from . import cli_data, cli_runs, job, pipeline
-from . import doctor as preflight
-from . import sweep as sweeping
-from .compare import listing
+from . import cli_data, cli_runs, job
 from .parameters import known, typed
 from .terminal import AsJson, Commands, Profile, RunFolder, Storage, Usage, Values, as_usage, say, show
 
@@ -45,6 +41,8 @@ def run(
 
     Example: kto run --profile local -p max_steps=12 -p learning_rate=5e-4
     """
+    from . import pipeline
+
     options = {"start_from": start_from or None, "retries": retries}
     values = typed([*parameter, *(f"{name}={value}" for name, value in options.items() if value is not None)])
     job.take_secrets()
@@ -66,6 +64,8 @@ def sweep(
 
     Example: kto sweep -p learning_rate=1e-4,1e-3 -p pref_beta=0.1,0.3
     """
+    from . import sweep as sweeping
+
     rows = sweeping.sweep(profile, storage, name, sweeping.grid(parameter), at_most, say)
     show(rows, as_json)
     if any(row["status"] != "done" for row in rows):
@@ -85,6 +85,8 @@ def parameters(as_json: AsJson = False) -> None:
 @app.command()
 def runs(profile: Profile = "local", storage: Storage = "", as_json: AsJson = False) -> None:
     """The runs in a storage: when, how far they came, held-out figures."""
+    from .compare import listing
+
     folder = profiles.storage_for(profiles.load(profile), storage)
     if storage and not folder.is_dir():
         raise Usage(f"there is no folder {storage}", "a storage with runs", "correct --storage")
@@ -97,6 +99,8 @@ def track(run: RunFolder) -> None:
 
     Example: kto track storage/first-run
     """
+    from helpers import tracking
+
     sent = tracking.sync(run)
     typer.echo(f"{sent['points']} values sent; {sent['url']}")
 
@@ -112,6 +116,8 @@ def doctor(
 
     Example: kto doctor --profile anyscale -p train_config=kto_lora_48gb.yaml -p ray_num_workers=8
     """
+    from . import doctor as preflight
+
     findings = preflight.examine(profile, storage, typed(parameter))
     typer.echo(json.dumps([f._asdict() for f in findings], indent=2) if as_json else "\n".join(map(str, findings)))
     if any(finding.status == "FAIL" for finding in findings):
@@ -132,6 +138,9 @@ def show_config(
 
     Example: kto config show --run-name first-run -p learning_rate=5e-4
     """
+    from helpers import config, files
+    from helpers import runs as run_folders
+
     if bare := [given for given in parameter if "=" not in given]:
         raise Usage(f"-p {bare[0]} has no value", f"-p {bare[0]}=VALUE", "correct -p")
     overrides = {key: files.parse_yaml(text) for key, text in (given.split("=", 1) for given in parameter)}

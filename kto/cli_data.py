@@ -6,12 +6,6 @@ from typing import Annotated
 
 import typer
 
-from feedback import check as checking
-from feedback import sample as sampling
-from feedback.find import find
-from helpers import evaluate, export, profiles
-from helpers.replies import choose
-
 from .terminal import AsJson, Profile, RunFolder, Storage, as_usage, say, show, two_columns
 
 app = typer.Typer(no_args_is_help=True, help="Feedback: what is wrong with it, and a registered dataset made of it.")
@@ -43,6 +37,9 @@ def check(
 
     Example: kto data check thumbs.csv --report problems.jsonl
     """
+    from feedback import check as checking
+    from feedback.find import find
+
     with as_usage(), tempfile.TemporaryDirectory(prefix="kto-") as scratch:
         checked = checking.check(find(feedback, Path(scratch)), report, columns, scale, accept_from, stars, strict)
     facts = checked.facts()
@@ -74,6 +71,9 @@ def prepare(
 
     Example: kto data prepare thumbs.csv --name thumbs
     """
+    from feedback import check as checking
+    from helpers import profiles
+
     with as_usage():
         folder = Path(profiles.storage_for(profiles.load(profile), storage)) / "datasets"
         facts = checking.prepare(feedback, folder, heldout, seed, name, refuse_share, columns=columns, scale=scale,
@@ -95,6 +95,10 @@ def sample(
 
     Example: kto data sample storage/first-run --output to_rate.csv
     """
+    from feedback import sample as sampling
+    from helpers import evaluate, export
+    from helpers.replies import choose
+
     sampling.kind_of(output)
     chosen, step, why = export.choose(run, checkpoint)
     say(f"checkpoint of step {step}: {why}")

@@ -7,16 +7,8 @@ from typing import Annotated
 
 import typer
 
-from helpers import checkpoints as saves
-from helpers import choose, keep, plots, profiles, scores
-from helpers import evaluate as heldout
-from helpers import export as exports
-from helpers.explain import explain as explanation
-from helpers.metrics import summary
 from helpers.runs import Run, of_folder
 
-from . import compare as side_by_side
-from .forms import make
 from .terminal import AsJson, RunFolder, Storage, Usage, a_run, as_usage, records, say, show, table
 
 app = typer.Typer(rich_markup_mode=None)
@@ -36,6 +28,8 @@ def metrics(
 
     Example: kto metrics storage/first-run
     """
+    from . import compare as side_by_side
+
     with as_usage():
         table = side_by_side.metrics_of(log, logging_steps or None)
     show(records(table), as_json)
@@ -49,7 +43,11 @@ def explain(log: Log) -> None:
 
     Example: kto explain storage/first-run
     """
-    typer.echo(explanation(side_by_side.log_of(log)))
+    from helpers.explain import explain as explanation
+
+    from .compare import log_of
+
+    typer.echo(explanation(log_of(log)))
 
 
 @app.command()
@@ -61,7 +59,13 @@ def plot(
 
     Example: kto plot storage/first-run -o curves.png
     """
-    tables = {name: side_by_side.metrics_of(log) for name, log in zip(side_by_side.labels(logs), logs, strict=True)}
+    from helpers import checkpoints as saves
+    from helpers import plots
+    from helpers.metrics import summary
+
+    from .compare import labels, metrics_of
+
+    tables = {name: metrics_of(log) for name, log in zip(labels(logs), logs, strict=True)}
     if len(tables) > 1:
         figure = plots.compare(tables)
     else:
@@ -80,6 +84,8 @@ def compare(runs: Annotated[list[Path], typer.Argument(help="Runs' folders.")], 
 
     Example: kto compare storage/first-run storage/second-run
     """
+    from . import compare as side_by_side
+
     if len(runs) < 2:
         raise Usage("one run is nothing to compare", "two runs' folders or more", "name another")
     opened = dict(zip(side_by_side.names(runs), map(of_folder, runs), strict=True))
@@ -100,6 +106,9 @@ def checkpoints(
 
     Example: kto checkpoints storage/first-run
     """
+    from helpers import checkpoints as saves
+    from helpers import choose
+
     if "://" not in where and not Path(where).is_dir():
         raise Usage(f"there is no folder {where}", "a run's folder, a trial or a checkpoint", "correct the path")
     found = choose.table(saves.find(where))
@@ -118,6 +127,10 @@ def evaluate(run: RunFolder, checkpoint: Chosen = "best", as_json: AsJson = Fals
 
     Example: kto evaluate storage/first-run --checkpoint latest
     """
+    from helpers import evaluate as heldout
+    from helpers import export as exports
+    from helpers import scores
+
     chosen, step, why = exports.choose(run, checkpoint)
     say(f"checkpoint of step {step}: {why}")
     config = run.config()
@@ -143,6 +156,8 @@ def clean(
 
     Example: kto clean storage/first-run --keep-last 1
     """
+    from helpers import keep
+
     verdicts = keep.plan(run, keep_last, metric, not lower_is_better)
     typer.echo(keep.shown(run, verdicts))
     going = [verdict.checkpoint for verdict in verdicts if not verdict.keep]
@@ -163,6 +178,8 @@ def export(
 
     Example: kto export storage/first-run --as adapter,merged,fp8
     """
+    from .forms import make
+
     show(make(run, forms.split(","), checkpoint, say), as_json)
 
 
@@ -177,6 +194,7 @@ def serve(
 
     Example: kto serve storage/first-run
     """
+    from helpers import profiles
     from serving import server
 
     run = run or of_folder(server.newest(profiles.storage_for(profiles.load("local"), storage)))
