@@ -61,6 +61,8 @@ def doubtful(text: str) -> list[tuple[str, str]]:
 
 def look_across(checked) -> None:
     """Enter into the ledger what no single row shows."""
+    import pandas as pd
+
     where, note, labels = checked.where, checked.ledger.note, checked.labels
     order = np.lexsort((labels, checked.replies))
     same = np.flatnonzero(checked.replies[order[1:]] == checked.replies[order[:-1]])
@@ -68,8 +70,8 @@ def look_across(checked) -> None:
     note("both labels", ((here, f"against {there}") for here, there, alike in repeats if not alike))
     note("duplicate", ((here, f"repeats {there}") for here, there, alike in repeats if alike))
     keys = checked.words ^ labels.astype(np.uint64)  # a reply with its label
-    _, first, of_row, counts = np.unique(keys, return_index=True, return_inverse=True, return_counts=True)
-    often = [(first[place], len(np.unique(checked.prompts[of_row == place]))) for place in np.flatnonzero(counts >= 3)]
+    table = pd.DataFrame({"row": np.arange(len(keys)), "prompt": checked.prompts}).groupby(keys)
+    often = zip(table["row"].first(), table["prompt"].nunique(), strict=True)
     note("one reply, many prompts", ((where(i), f"this reply stands under {prompts:,} prompts") for i, prompts in often if prompts > 2))
     count, share = len(labels), labels.mean()
     if count >= 20 and 0 < min(share, 1 - share) < RARE:
@@ -79,9 +81,9 @@ def look_across(checked) -> None:
         auc = length_auc(checked)
         if max(auc, 1 - auc) >= LENGTH_AUC:
             note("label follows length", [("all rows", lengths_in_words(checked))])
-        shares = {}
+        shares, languages = {}, np.array(checked.languages)
         for language in sorted(set(checked.languages) - {""}):
-            mine = np.array([each == language for each in checked.languages])
+            mine = languages == language
             shares[language] = mine[labels].mean(), mine[~labels].mean()
         note("language differs by label", [
             ("all rows", f"{language}: {accepted:.0%} of the accepted replies, {rejected:.0%} of the rejected")
