@@ -55,7 +55,7 @@ chat(messages)
 def text(run: Run) -> str:
     """The card as Markdown with the hub's metadata on top. Nothing in it names this machine."""
     record, config, base = run.record(), run.config(), public_name(run)
-    adapter, on_hub = config.get("finetuning_type", "lora") == "lora", _is_hub(base)
+    adapter, on_hub = config.get("finetuning_type", "lora") == "lora", files.is_hub_id(base)
     base = base if on_hub else Path(base).name
     link = f"[{base}](https://huggingface.co/{base})" if on_hub else base
     licence = next((name for start, name in LICENCES.items() if base.startswith(start)), "")
@@ -92,11 +92,7 @@ def _public(adapter: str, run: Run) -> str:
     """An earlier adapter by its run's name, its hub id or its folder's name."""
     if Path(adapter).is_relative_to(run.storage):
         return Path(adapter).relative_to(run.storage).parts[0]
-    return adapter if _is_hub(adapter) else Path(adapter).name
-
-
-def _is_hub(base: str) -> bool:
-    return base.count("/") == 1 and base[0] not in "./~"
+    return adapter if files.is_hub_id(adapter) else Path(adapter).name
 
 
 def _table(values: dict) -> str:

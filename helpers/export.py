@@ -89,7 +89,7 @@ def unservable(config: dict) -> list[Finding]:
 def settings_of(name: str, file: str) -> dict:
     """A model's or an adapter's settings, from its folder, the hub's cache, or the hub; an empty dict where none of them has any."""
     path = Path(name).expanduser() / file
-    if not path.is_file() and name.count("/") == 1 and name[0] not in "./~":
+    if not path.is_file() and files.is_hub_id(name):
         from huggingface_hub import constants, try_to_load_from_cache
 
         path = Path(str(try_to_load_from_cache(name, file)))

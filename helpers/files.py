@@ -140,19 +140,30 @@ def from_hub(name: str, file: str = "config.json") -> tuple[int, str]:
         return 0, type(error).__name__
 
 
+def is_hub_id(name: str) -> bool:
+    """Whether `name` has the form of a Hugging Face hub id, `org/name`, and not of a path."""
+    return name.count("/") == 1 and name[0] not in "./~"
+
+
 @contextlib.contextmanager
 def hub_or_cache(name: str, file: str = "config.json"):
     """Where the hub does not answer, its libraries take `name` from their cache at once; they would try for half a minute."""
     from huggingface_hub import constants, utils
 
-    before = constants.HF_HUB_OFFLINE, os.environ.get("HF_HUB_OFFLINE", "0")
-    if not os.path.isdir(name) and not from_hub(name, file)[0]:
-        constants.HF_HUB_OFFLINE, os.environ["HF_HUB_OFFLINE"] = True, "1"  # the latter for processes started in between
-        getattr(utils, "reset_sessions", getattr(utils, "close_session", lambda: None))()  # of huggingface_hub 0 and 1
+    if os.path.isdir(name) or from_hub(name, file)[0]:
+        yield
+        return
+    offline, variable = constants.HF_HUB_OFFLINE, os.environ.get("HF_HUB_OFFLINE")
+    constants.HF_HUB_OFFLINE, os.environ["HF_HUB_OFFLINE"] = True, "1"  # the latter for processes started in between
+    getattr(utils, "reset_sessions", getattr(utils, "close_session", lambda: None))()  # of huggingface_hub 0 and 1
     try:
         yield
     finally:
-        constants.HF_HUB_OFFLINE, os.environ["HF_HUB_OFFLINE"] = before
+        constants.HF_HUB_OFFLINE = offline
+        if variable is None:
+            del os.environ["HF_HUB_OFFLINE"]
+        else:
+            os.environ["HF_HUB_OFFLINE"] = variable
 
 
 def _unwritable(path: Path, error: OSError) -> KitError:

@@ -35,7 +35,7 @@ def prepare_model(name: str, models_dir: Path) -> str:
     folder = Path(name).expanduser()
     if (folder / "config.json").is_file():
         return str(folder.resolve())
-    if folder.is_dir() or name.startswith((".", "/", "~")) or name.count("/") != 1:
+    if folder.is_dir() or not files.is_hub_id(name):
         raise KitError(f"there is no model in {name!r}: no config.json there",
                        f"a folder with a model, a hub id like 'org/name', or one of {sorted(PACKAGED)}", "correct model_name_or_path")
     return name

@@ -20,7 +20,7 @@ def find(storage: Path, start_from: str) -> Run | Path | str:
             return folder.resolve()
     names = sorted(file.parent.name for file in storage.glob("*/run.json"))
     looked = f"a run in {storage} ({', '.join(names) or 'there is none'}), an adapter's folder, or an adapter's hub id"
-    if start_from.count("/") == 1 and start_from[0] not in "./~":
+    if files.is_hub_id(start_from):
         code, said = files.from_hub(start_from, export.ADAPTER_FILES[0])
         if code == 200:
             return start_from

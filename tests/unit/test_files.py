@@ -1,6 +1,7 @@
 """Files written whole, YAML and JSON read with one idea of a number."""
 
 import json
+import os
 
 import pytest
 
@@ -26,10 +27,10 @@ def test_a_hub_that_does_not_answer_is_left_for_its_cache_for_a_while(monkeypatc
     from huggingface_hub import constants
 
     monkeypatch.setattr(files, "from_hub", lambda *_: (404, "") if answers else (0, "ConnectionError"))
-    before = constants.HF_HUB_OFFLINE
+    before, variables = constants.HF_HUB_OFFLINE, dict(os.environ)
     with files.hub_or_cache("org/name"):
         assert constants.HF_HUB_OFFLINE == (before or not answers)
-    assert constants.HF_HUB_OFFLINE == before
+    assert constants.HF_HUB_OFFLINE == before and dict(os.environ) == variables
 
 
 def test_a_file_is_old_or_new_and_nothing_is_left_beside_it(tmp_path):
