@@ -6,7 +6,7 @@ from typing import NamedTuple
 DEATH = re.compile(  # how others report a process that could print nothing more
     r"A worker died or was killed|actor (?:is dead|died)|ActorDiedError|ActorUnavailableError|WorkerCrashedError"
     r"|^Fatal Python error|(?:^|: +\d+ )(?:Killed|Segmentation fault|Bus error|Aborted)\b|^zsh: (?:killed|segm|abort|bus)"
-    r"|SIG(?:SEGV|BUS|ABRT|KILL|FPE|ILL) received|is killed by signal|(?:exitcode\s*:|return code =) -(?!15\b)\d+"
+    r"|SIG(?:SEGV|BUS|ABRT|KILL|FPE|ILL) received|is killed by signal|exited on signal \d|(?:exitcode\s*:|return code =) -(?!15\b)\d+"
     r"|[Oo]ut of memory: Killed|oom[-_]kill|OOMKilled|memory pressure"
     r"|running low on memory|exit code 137|marked dead|[Rr]aylet.*(?:died|terminated)|node has died|NodeDiedError"
     r"|memory allocation of \d+ bytes failed|terminate called after|what\(\): |DUE TO TIME LIMIT"
@@ -18,17 +18,17 @@ SPOKEN = re.compile(  # errors that programs print without a traceback
 RAYLET_GONE = re.compile(r"Raylet is terminated|marked dead|node has (?:died|crashed)")
 LOST_PEER = re.compile(
     r"Connection (?:closed|reset|refused)|Broken pipe|remote process exited|Timed out waiting|Socket Timeout|NCCL error"
-    r"|closed by peer|DistBackendError|DistNetworkError|heartbeat\b|Application timeout|ncclRemoteError")
+    r"|closed by peer|DistBackendError|DistNetworkError|heartbeat\b|Application timeout|ncclRemoteError|DistStoreError")
 WAITING = re.compile(
     r"No available node types|has not started in the last|insufficient cluster resources|cannot be scheduled right now"
     r"|Waiting for .*(?:resources|nodes|workers)|client socket has timed out|failed to connect.*retrying")
 QUESTION = re.compile(r"(?:choice|key|[Pp]assword|token|\[[Yy]/[Nn]\])[^:?]*[:?]? *$")
-STOPPED = re.compile(r"SIGTERM received|[Rr]eceived SIGTERM|being preempted|^Terminated$")
+STOPPED = re.compile(r"SIGTERM received|[Rr]eceived SIGTERM|being preempted|(?:^|^zsh: |: +\d+ |: task \d+: )[Tt]erminated(?:$| )")
 REPORT = re.compile(r"(?:failed \(exitcode:|exits with return code =) (-?)(?!0)\d+(?:\) local_rank: (\d+))?")
 START = re.compile(
     r"Started (?:a local Ray instance|distributed worker processes|training worker group of)|Connected to Ray cluster")
 FINISHED = re.compile(r"\{'train_runtime'|Training completed after|\*\*\*\*\* train metrics|RUNNING -> FINISHED")
-NO_CAUSE = re.compile(r"WARN|[Ww]arning:|^\[W\d|Exception ignored|Logging error|DEBUG|\bretry(?:ing)?\b|: ignored")
+NO_CAUSE = re.compile(r"WARN|[Ww]arning:|^\[W\d|Exception ignored|atexit|future: <Task|Logging error|DEBUG|\bretry(?:ing)?\b|: ignored")
 ASIDE = re.compile(r"Assertion .* failed|\bERROR\b(?!.* tun\w+\.py)|CUDA error|FATAL")  # belongs to what follows
 GUESSES = re.compile(r" (?:There are some potential root causes|Possible reasons include|This can happen when).*")  # Ray's lists
 
@@ -59,7 +59,7 @@ CAUSES = [
           r"|file write failed|low on resource: ephemeral", "checkpoints hold the optimiser too and are written twice (output/ and Ray's copy)",
           "free space, or another `storage`; then save less often (save_steps) or keep fewer (save_total_limit)"),
     Cause("a GPU ran out of memory",
-          r"CUDA out of memory|CUDA error: out of memory|OutOfMemoryError: (?:CUDA|HIP)|CUBLAS_STATUS_ALLOC_FAILED",
+          r"CUDA out of memory|CUDA error: out of memory|OutOfMemoryError: (?:CUDA|HIP)|CUBLAS_STATUS_ALLOC_FAILED|Cuda failure .*out of memory",
           "activations and the float32 logits grow with rows x tokens x vocabulary",
           "in this order: per_device_train_batch_size down, gradient_accumulation_steps up; cutoff_len down; "
           "disable_gradient_checkpointing: false; enable_liger_kernel: true; quantization_bit: 4"),
@@ -82,10 +82,18 @@ CAUSES = [
           r"|No CUDA GPUs are available|doesn't support bf16|no CUDA-capable device|Torch not compiled with CUDA",
           "the worker sees no GPU, or its driver is older than this torch",
           "resources_per_worker: {GPU: 1}, a matching driver (nvidia-smi); without a GPU bf16: false, fp16: false"),
+    Cause("the model was not found",
+          r"is not a local folder and is not a valid model identifier|RepositoryNotFoundError|404 Client Error"
+          r"|HFValidationError|Error no file named|does not appear to have a file named|Incorrect path_or_model_id|Unrecognized model",
+          "a slip in model_name_or_path, or a folder without config.json and weights",
+          "correct model_name_or_path, or give a folder that every node sees; a private model needs HF_TOKEN in the environment"),
     Cause("the model is gated",
-          r"GatedRepoError|gated repo\b|Access to model .* is restricted|40[13] Client Error.*(?:hugg|hf|/resolve/)",
+          r"GatedRepoError|gated repo\b|Access to model .* is restricted",
           "the hub gives this model only to accounts that accepted its licence",
           "accept it on the model's page, then set HF_TOKEN in the environment (never in a file)"),
+    Cause("the hub refuses the token", r"40[13] Client Error.*(?:hugg|hf|/resolve/)|Invalid user token",
+          "HF_TOKEN is missing, has expired, or may not read (or write) this",
+          "a new token with that right, in HF_TOKEN in the environment (never in a file)"),
     Cause("HF_ENDPOINT is no address",
           r"(?:MissingSchema|InvalidURL|InvalidSchema|UnsupportedProtocol).*|Invalid URL",
           "a placeholder or a slip in HF_ENDPOINT (or another address) was taken as it stands",
@@ -97,7 +105,7 @@ CAUSES = [
     Cause("the hub cannot be reached",
           r"couldn't connect to 'https?://|NameResolutionError|LocalEntryNotFoundError|OfflineModeIsEnabled"
           r"|outgoing traffic has been disabled|Cannot reach https://hugg|Max retries exceeded.*huggingface"
-          r"|huggingface.*(?:Max retries exceeded|[Tt]imed out)|ProxyError|CERTIFICATE_VERIFY_FAILED",
+          r"|huggingface.*(?:Max retries exceeded|[Tt]imed out)|ProxyError|CERTIFICATE_VERIFY_FAILED|50\d Server Error.*hugg",
           "no network from the workers, or HF_HUB_OFFLINE=1 with a model that is not in the cache",
           "model_name_or_path: a folder that every node sees, or a way to the hub (HF_ENDPOINT, a proxy, SSL_CERT_FILE)"),
     Cause("the hub was asked too often", r"429 Client Error|Too Many Requests",
@@ -113,18 +121,13 @@ CAUSES = [
           r"Can't load tokenizer|model_file or model_proto must be|Failed to load tokenizer"
           r"|Unable to load vocabulary", "the model's folder has weights but no tokenizer.json (or tokenizer.model)",
           "copy tokenizer.json, tokenizer_config.json and special_tokens_map.json beside the weights"),
-    Cause("the model was not found",
-          r"is not a local folder and is not a valid model identifier|RepositoryNotFoundError|404 Client Error"
-          r"|HFValidationError|Error no file named|does not appear to have a file named|Incorrect path_or_model_id|Unrecognized model",
-          "a slip in model_name_or_path, or a folder without config.json and weights",
-          "correct model_name_or_path, or give a folder that every node sees"),
     Cause("the model is of an unknown kind",
           r"does not recognize this architecture|Unrecognized configuration class|Unknown model type|Tokenizer class \S+ does not exist",
           "this version of transformers does not know the model",
           "another model, or the newer stack: see the requirements files"),
     Cause("a weights file is damaged",
           r"SafetensorError|incomplete metadata|invalid header|InvalidHeader|HeaderTooLarge"
-          r"|PytorchStreamReader failed|UnpicklingError|unexpected EOF",
+          r"|PytorchStreamReader failed|UnpicklingError(?!: Weights only)|unexpected EOF",
           "a download or a copy that was cut off, or a pointer file of Git LFS instead of the weights",
           "fetch the file anew; for a checkpoint take the one before: notebook 5 says which are complete"),
     Cause("the adapter does not fit the model",
@@ -173,6 +176,10 @@ CAUSES = [
     Cause("the workers' packages were not installed", r"No matching distribution|that satisfies the requirement|RuntimeEnvSetupError",
           "on a worker's node pip could not install what the profile's worker_packages (ray_init_kwargs: runtime_env: pip) asks for",
           "an index that every node reaches and that has it; or worker_packages: \"\" where the image has the packages"),
+    Cause("a package has another version than is asked for",
+          r"but found \S+==|Version mismatch: The cluster|untagged enum|\.dtype size changed|numpy\.core\.multiarray failed",
+          "packages of different dates in one environment, or on the nodes of one cluster",
+          "install the versions of the lock, on every node; notebook 1 compares the packages"),
     Cause("a package is missing",
           r"No module named|PackageNotFoundError|command not found|ImportError|is required by this application",
           "this Python, or the workers', has not what the training imports",
@@ -210,10 +217,12 @@ CAUSES = [
           r"|raylet.*(?:died|terminated)|RayActorError|[Kk]illed|code[ =:]+-9|exit code 137"
           r"|killed by signal|abruptly", "ended from outside: with its node, for memory, or by hand",
           f"see whether the node is there, and its memory; then {GO_ON}"),
+    Cause("two workers share a GPU", r"Duplicate GPU detected", "more workers on a node than it has GPUs",
+          "as many workers as GPUs: ray_num_workers with resources_per_worker: {GPU: 1}, or torchrun's --nproc_per_node"),
     Cause("the workers lost each other",
           r"NCCL (?:error|timeout|WARN)|nccl\w*Error|Watchdog caught collective operation timeout|watchdog got stuck"
           r"|gloo.*(?:Timed out|Connection (?:closed|reset)|timeout)|Connection (?:closed|reset) by peer"
-          r"|Timed out waiting|DistNetworkError|Rendezvous\w+Error|Application timeout|Socket Timeout",
+          r"|Timed out waiting|Dist(?:Network|Store)Error|Rendezvous\w+Error|Application timeout|Socket Timeout",
           "a worker died or hung, or the nodes' network blocks the workers' ports",
           "look for the first worker's own error above; ddp_timeout bounds the wait; NCCL_DEBUG=INFO says more"),
 ]

@@ -22,6 +22,7 @@ CHAINED = ("The above exception was the direct cause", "During handling of the a
 WRAPPERS = re.compile(
     r"RayTaskError|TrainingFailedError|ChildFailedError|WorkerGroupError|ControllerError|RayTrainError|UserException"
     r"|TuneError|Process(?:Raised|Exited)Exception|DatasetGenerationError|CalledProcessError|SystemExit|RuntimeEnvSetupError"
+    r"|OSError: Failed to load (?:tokenizer|processor)"  # LLaMA-Factory's, over whatever failed there
     r"|exception causes must derive from BaseException"  # Ray's own slip over an error that is no exception of a worker
     r"|Caught \w+ in (?:DataLoader worker|replica)")
 
@@ -53,6 +54,7 @@ class Trouble:
         self.errors = [(line, "")] if line else []
         self.before, self.more, self.members = [], [], []  # lines before it; the rest of its last message; exceptions of a group
         self.frame, self.inside, self.chained, self.over, self.doubtful, self.margin = "", False, False, False, False, 0
+        self.closed = False  # other lines of its worker came
 
     def chain(self) -> list[tuple[str, str]]:
         """The errors in time, without wrappers where there are others."""
@@ -84,8 +86,10 @@ class Trouble:
             self.chained = True
         elif self.errors and self.errors[-1][0].endswith(":") and not self.inside and not self.over:
             self.errors[-1] = f"{self.errors[-1][0]} {text.strip()}", self.errors[-1][1]  # a message that begins below
-        elif self.inside or self.chained or self.over or len(self.more) == 3 or text[0] in "[{(*0123":
+        elif self.inside or self.chained or self.over or (len(self.more) == 3 and self.more[2][-1] != ":") or text[0] in "[{(*0123":
             return self.inside or self.chained
+        elif self.more and self.more[-1].endswith(":"):
+            self.more[-1] += f" {text.strip()}"
         else:
             self.more.append(text.strip())
         return True
@@ -113,6 +117,9 @@ class Reader:
         worker = worker or teller
         self.at += 1
         trouble = self.open.get(worker)
+        if trouble and trouble.closed:  # opened again where its message had empty lines in it
+            trouble.closed = not text.startswith(CHAINED)
+            trouble = None if trouble.closed else trouble
         if not text.strip() and trouble:
             trouble.over = True  # a message ends at an empty line
         if not text.strip() or text.endswith(("it]", "/s]")) or self.is_sample(worker, text):  # nothing, a bar, the data
@@ -131,7 +138,8 @@ class Reader:
                 self.troubles.append(trouble)
             trouble.add(text)
         elif not (trouble and trouble.add(text)):
-            self.open.pop(worker, None)
+            if trouble:
+                trouble.closed = True
             recent.append(text)
             self.mark(worker, text)
         self.last = text if "%|" not in text and re.search(r"\w{3}", text) else self.last
@@ -173,6 +181,7 @@ class Reader:
     def lasting(self) -> list[Trouble]:
         """What ended the launch: no failure that the training survived for windows, and none before a good end."""
         return [trouble for trouble in self.troubles if trouble.errors and self.count - trouble.windows < 5
+                and not (trouble.doubtful and self.finished > 0)
                 and trouble.at > max(self.finished, self.progressed.get(trouble.teller, -1))]
 
 
@@ -204,7 +213,7 @@ def explain(log: Path | str) -> Explanation:
         cause = causes.cause_of(texts + decisive.more)
     at = max((at for at in range(len(chain)) if cause and re.search(cause.pattern, texts[at])), default=0)
     around = [f"before: {text}" for text in decisive.before]
-    more = decisive.members + (decisive.more if at == len(chain) - 1 else [])
+    more = decisive.members + (decisive.more if chain[at] == decisive.errors[-1] else [])
     around += [f"with: {text}" for text in more[:2]]
     around += [f"from: {chain[0][0]}"] * (at > 0) + [f"then: {chain[-1][0]}"] * (chain[-1][0] not in chain[at][0])
     place = next((place for _, place in chain[at:] if place), "")  # Ray leaves frames out

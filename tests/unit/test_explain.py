@@ -82,6 +82,7 @@ PUBLIC = {  # in the words of public reports: no GPU, no second node and no kern
         "torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 3.91 GiB. GPU 0 has a total capacity of 79.1 GiB",
         "torch.cuda.OutOfMemoryError: CUDA out of memory. Tried to allocate 2.00 GiB (GPU 0; 23.69 GiB total capacity; 20.1 GiB already",
         "RuntimeError: CUDA error: out of memory",
+        "torch.AcceleratorError: CUDA error: out of memory",
         "RuntimeError: CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`",
     ],
     "a node ran out of memory": [
@@ -104,11 +105,21 @@ PUBLIC = {  # in the words of public reports: no GPU, no second node and no kern
         "huggingface_hub.errors.GatedRepoError: 401 Client Error. Cannot access gated repo for url",
         "OSError: You are trying to access a gated repo.",
     ],
+    "the hub refuses the token": [
+        "huggingface_hub.errors.HfHubHTTPError: 401 Client Error: Unauthorized for url: https://huggingface.co/api/whoami-v2",
+    ],
+    "a package has another version than is asked for": [
+        "ImportError: tokenizers>=0.21,<0.22 is required for a normal functioning of this module, but found tokenizers==0.20.3.",
+        "RuntimeError: Version mismatch: The cluster was started with:",
+        "Exception: data did not match any variant of untagged enum ModelWrapper at line 1251003 column 3",
+    ],
+    "two workers share a GPU": ["torch.distributed.DistBackendError: NCCL error in: x.cpp:1275, Duplicate GPU detected : rank 1 and rank 0 both on 18000"],
     "the hub was asked too often": [
         "huggingface_hub.errors.HfHubHTTPError: 429 Client Error: Too Many Requests for url: https://huggingface.co/org/model/resolve/main/config.json",
     ],
     "the hub cannot be reached": [
         "urllib3.exceptions.ReadTimeoutError: HTTPSConnectionPool(host='huggingface.co', port=443): Read timed out. (read timeout=10)",
+        "huggingface_hub.errors.HfHubHTTPError: 504 Server Error: Gateway Time-out for url: https://huggingface.co/api/models/org/model",
         "requests.exceptions.ProxyError: (MaxRetryError(\"HTTPSConnectionPool(host='huggingface.co', port=443): Max retries exceeded with url\"))",
     ],
     "wandb is not ready": ["wandb.errors.errors.UsageError: api_key not configured (no-tty). call wandb.login(key=[your_api_key])"],
@@ -136,6 +147,7 @@ PUBLIC = {  # in the words of public reports: no GPU, no second node and no kern
         "seconds without making progress in monitoring enqueued collectives.",
         "torch.distributed.elastic.rendezvous.api.RendezvousConnectionError: The connection to the C10d store has failed.",
         "torch.distributed.DistBackendError: NCCL error in: ProcessGroupNCCL.cpp:3356, remote process exited",
+        "torch.distributed.DistStoreError: Timed out after 601 seconds waiting for clients. 1/2 clients joined.",
     ],
     "a node was lost": [
         "(raylet, ip=10.0.0.2) The node with node id: 8f3a and address: 10.0.0.3 has been marked dead because the detector has missed",
@@ -143,6 +155,7 @@ PUBLIC = {  # in the words of public reports: no GPU, no second node and no kern
     ],
     "a worker was lost": [
         "zsh: killed     python train.py",
+        "mpirun noticed that process rank 1 with PID 0 on node node-2 exited on signal 9 (Killed).",
         "ray.exceptions.ActorUnavailableError: The actor bd4f8357 is unavailable: The actor is temporarily unavailable: RpcError",
         "ray.exceptions.ActorDiedError: The actor died unexpectedly before finishing this task.",
         "RuntimeError: DataLoader worker (pid 123) is killed by signal: Killed.",
@@ -250,6 +263,50 @@ def test_an_error_that_the_worker_survived_is_no_cause(tmp_path):
     assert explain(log_of(tmp_path, *TRACEBACK, "KeyError: 'x'", "", *ignored)).name == "KeyError"
 
 
+def test_an_error_while_the_interpreter_ends_is_no_failure(tmp_path):
+    for begin in ("Error in atexit._run_exitfuncs:", "Exception ignored in atexit callback: <function bye at 0x7f>", "future: <Task finished"):
+        assert not explain(log_of(tmp_path, WORDS, END, begin, *TRACEBACK, "ValueError: late")).failed
+
+
+HUB = [*TRACEBACK, "requests.exceptions.HTTPError: 401 Client Error: Unauthorized for url: https://huggingface.co/o/m/resolve/main/config.json", "",
+       "The above exception was the direct cause of the following exception:", "", *TRACEBACK,
+       "huggingface_hub.errors.RepositoryNotFoundError: 401 Client Error. (Request ID: Root=1)", "", "Repository Not Found for url: o/m", "",
+       "The above exception was the direct cause of the following exception:", "", *TRACEBACK,
+       "OSError: o/m is not a local folder and is not a valid model identifier listed on 'https://huggingface.co/models'"]
+
+
+def test_a_chain_goes_on_behind_a_message_with_empty_lines_and_a_missing_model_is_not_called_gated(tmp_path):
+    said = explain(log_of(tmp_path, *HUB))
+    assert said.name == "the model was not found" and said.line == HUB[-1] and "from: requests.exceptions.HTTPError" in said.around[0]
+
+
+def test_what_nccl_names_as_its_last_error_is_the_cause(tmp_path):
+    error = [*TRACEBACK, "torch.distributed.DistBackendError: NCCL error in: NCCLUtils.hpp:317, unhandled cuda error, NCCL version 2.26.2",
+             "ncclUnhandledCudaError: Call to CUDA function failed.", "Last error:"]
+    for last, name in (("Cuda failure 2 'out of memory'", "a GPU ran out of memory"),
+                       ("Error while creating shared memory segment /dev/shm/nccl-2sJ4X5, error: No space left on device (28)", "shared memory is full"),
+                       ("Duplicate GPU detected : rank 1 and rank 0 both on CUDA device 18000", "two workers share a GPU")):
+        said = explain(log_of(tmp_path, *error, last))
+        assert said.name == name and said.around[-1] == f"with: Last error: {last}"
+
+
+def test_words_of_a_wrapper_are_not_shown_as_the_causes_own(tmp_path):
+    wrapper = ["", "The above exception was the direct cause of the following exception:", "", *TRACEBACK,
+               "ray.train.base_trainer.TrainingFailedError: see", "To continue this run, you can use: `TorchTrainer.restore`"]
+    assert explain(log_of(tmp_path, *TRACEBACK, "KeyError: 'x'", *wrapper)).around == ()
+
+
+def test_llamafactorys_wrapper_over_any_tokenizers_error_is_no_cause(tmp_path):
+    wrapper = ["", "The above exception was the direct cause of the following exception:", "", *TRACEBACK, "OSError: Failed to load tokenizer."]
+    said = explain(log_of(tmp_path, *TRACEBACK, PUBLIC["a package has another version than is asked for"][2], *wrapper))
+    assert said.name == "a package has another version than is asked for" and "untagged enum" in said.line
+
+
+def test_weights_that_torch_refuses_to_unpickle_are_not_called_damaged(tmp_path):
+    refused = "_pickle.UnpicklingError: Weights only load failed. This file can still be loaded, to do so you have two options"
+    assert explain(log_of(tmp_path, *TRACEBACK, refused)).name == "_pickle.UnpicklingError"
+
+
 def test_a_failure_after_the_training_is_told(tmp_path):
     assert explain(log_of(tmp_path, WORDS, END, *TRACEBACK, "ValueError: nothing to plot")).line == "ValueError: nothing to plot"
 
@@ -282,7 +339,9 @@ def test_a_log_without_an_error_is_said_to_be_that(tmp_path):
     assert said.name == "the log ends without an error" and "after the last logged window" in said.where
     assert explain(FIXTURES / "failures" / "killed_alone.log").name == "the log ends without an error"
     assert explain(log_of(tmp_path, "loading model", "*** SIGTERM received at time=1 on cpu 0 ***")).name == "stopped from outside"
-    assert explain(log_of(tmp_path, WORDS, "Received SIGTERM, this instance is being preempted")).name == "stopped from outside"
+    for last in ("Received SIGTERM, this instance is being preempted", "srun: error: node1: task 0: Terminated",
+                 "/var/spool/slurmd/job123/slurm_script: line 12:  4711 Terminated              llamafactory-cli train kto.yaml"):
+        assert explain(log_of(tmp_path, WORDS, last)).name == "stopped from outside"
     assert explain(log_of(tmp_path, "wandb: (3) Don't visualize my results", "wandb: Enter your choice: ")).name == "the training waits for an answer"
     (tmp_path / "train.log").write_text("")
     assert explain(tmp_path / "train.log").name == "nothing was printed"
