@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from . import files
-from .errors import Finding, KitError
+from .errors import Finding, KitError, refuse  # noqa: F401, the latter is asked for here by notebook 3
 from .profiles import ROOT
 
 SYSTEM, QUESTION = "Be brief.", {"role": "user", "content": "What is tea?"}
@@ -146,7 +146,11 @@ def finding(config: dict) -> Finding:
     if not differ:
         return say("OK", f"the tokenizer has no chat template of its own to compare {name} with")
     if prompts[1] == theirs[1] and prompts[0] != theirs[0]:
-        usual = default_system(own)
+        # The system prompt that the chat template writes where none is given: it stands where a given one does.
+        without, given = (own.apply_chat_template(messages, tokenize=False) for messages in MESSAGES[:2])
+        before, _, after = given.partition(SYSTEM)
+        inside = without.startswith(before) and without.endswith(after)
+        usual = without[len(before):len(without) - len(after)] if inside else ""
         return say("WARN", f"the default system prompt differs: the template {name} writes {template.default_system or ''!r}, "
                    f"the tokenizer's own chat template {usual!r}", f"set default_system: {usual!r}" if usual else SAME,
                    "a server that is sent no system prompt would ask the model otherwise than training did")
@@ -166,27 +170,12 @@ def served(tokenizer, messages: list[dict]) -> list[int] | None:
         return None
 
 
-def default_system(tokenizer) -> str:
-    """The system prompt that the chat template writes where none is given."""
-    without, given = (tokenizer.apply_chat_template(messages, tokenize=False) for messages in MESSAGES[:2])
-    before, _, after = given.partition(SYSTEM)
-    inside = without.startswith(before) and without.endswith(after)
-    return without[len(before):len(without) - len(after)] if inside else ""
-
-
 def of_run(run, config: dict) -> list[Finding]:
     """The finding of a run's config: the one that an earlier notebook kept in run.json where nothing of it changed since."""
     question, kept = {key: config[key] for key in ASKED if config.get(key)}, run.record().get("chat_template", {})
     if kept.get("config") != question:
         kept = run.note(chat_template={"config": question, "findings": asked(question)})["chat_template"]
     return [Finding(*row) for row in kept["findings"]]
-
-
-def refuse(found: list[Finding]) -> None:
-    """KitError for the first FAIL among them."""
-    for one in found:
-        if one.status == "FAIL":
-            raise KitError(one.found, "", one.remedy)
 
 
 def asked(config: dict, seconds: float = 60.0) -> list[Finding]:

@@ -32,7 +32,7 @@ class Checkpoint:
     from it exactly; `why`: `complete`, or what is wrong; `path`: what `resume_from_checkpoint` takes, in a bucket its address;
     `layout`: a key of NAMES, or `renamed`; `trial`: the folder of its siblings, below what was searched; `workers`: world size it was
     saved with, 0 where it cannot be told; `metrics`: the last logged window as logged, `kl_mean` (nats, mean per micro-batch), and the
-    last evaluation's figures (`eval_…`).
+    last evaluation's figures (`eval_…`); `launched`: the config of its launch, where Ray Train V1 wrote it down.
     """
 
     step: int | None
@@ -48,6 +48,7 @@ class Checkpoint:
     workers: int
     planned_steps: int | None = None
     metrics: dict = field(repr=False, default_factory=dict)
+    launched: dict = field(repr=False, default_factory=dict)
 
 
 def find(where) -> list[Checkpoint]:
@@ -83,24 +84,20 @@ def _below(where) -> list[Checkpoint]:
         config = {}
 
     def read(outer: str) -> Checkpoint | None:
-        layout = _layout(outer, root, listed)
+        path, state = PurePosixPath(outer), {f"{outer}/{STATE}", f"{outer}/optimizer.pt"}
+        layout = next((layout for layout, pattern in NAMES.items() if re.fullmatch(pattern, path.name)), "renamed")
+        # Without such a name: LLaMA-Factory's final weights in output_dir are none, what is inside Ray's own folder belongs to that.
+        inside = path.name == "checkpoint" and path.parent.name.startswith("checkpoint_") and outer != root
+        if layout == "renamed" and (inside or not state <= listed.keys()):
+            return None
         try:
-            return _read(disk, prefix, root, outer, layout, listed, config) if layout else None
+            return _read(disk, prefix, root, outer, layout, listed, config)
         except FileNotFoundError:  # rotated away by the training run meanwhile
             return None
 
     folders = [root, *(path for path, info in listed.items() if info["type"] == "directory")]
     with ThreadPoolExecutor(16) as pool:  # a bucket answers in tens of milliseconds
         return [item for item in pool.map(read, folders) if item]
-
-
-def _layout(folder: str, root: str, listed: dict) -> str:
-    """Who wrote the checkpoint in `folder`; empty where it holds none (LLaMA-Factory's final weights in output_dir are none)."""
-    path = PurePosixPath(folder)
-    if path.name == "checkpoint" and path.parent.name.startswith("checkpoint_") and folder != root:
-        return ""  # it belongs to Ray's folder around it
-    written = next((layout for layout, pattern in NAMES.items() if re.fullmatch(pattern, path.name)), "")
-    return written or ("renamed" if {f"{folder}/{STATE}", f"{folder}/optimizer.pt"} <= listed.keys() else "")
 
 
 def _read(disk, prefix: str, root: str, outer: str, layout: str, listed: dict, config: dict) -> Checkpoint:
@@ -110,7 +107,6 @@ def _read(disk, prefix: str, root: str, outer: str, layout: str, listed: dict, c
     # Its files, those of DeepSpeed's and FSDP's subfolders by their path below it.
     there = {path.removeprefix(f"{folder}/"): info for path, info in listed.items()
              if path.startswith(f"{folder}/") and info["type"] != "directory"}
-    # What the trial was launched with, where Ray Train V1 wrote it down.
     params = json.loads(disk.cat_file(f"{trial}/params.json")) if f"{trial}/params.json" in listed else {}
     launched = (params.get("train_loop_config") or {}).get("args") or {}
     # The workers whose random states are there; a single worker's is called `rng_state.pth`.
@@ -130,7 +126,7 @@ def _read(disk, prefix: str, root: str, outer: str, layout: str, listed: dict, c
         bytes=sum(info["size"] for info in there.values()), usable=not weights, complete=not fault,
         why=fault or "complete", path=f"{prefix}{folder}" if prefix else Path(folder), layout=layout,
         trial=trial.removeprefix(root).strip("/"), workers=max(workers, default=-1) + 1, planned_steps=state.get("max_steps"),
-        metrics=_metrics(state.get("log_history", []), (launched or config).get("gradient_accumulation_steps")))
+        metrics=_metrics(state.get("log_history", []), (launched or config).get("gradient_accumulation_steps")), launched=launched)
 
 
 def weights_fault(disk, folder: str, there: dict) -> str:

@@ -15,8 +15,8 @@ from pathlib import Path
 from kto_accelerator.enable import LOSSES, supports
 
 from . import export, files, own_yaml, secrets
-from .errors import KitError, closest
-from .own_yaml import TEMPLATES
+from .errors import KitError, closest, refuse
+from .own_yaml import TEMPLATES, available  # noqa: F401, the latter is asked for here by notebook 3
 from .profiles import ROOT
 from .runs import Run, refuse_if_trained
 from .trainer import RAY_KEYS
@@ -25,11 +25,6 @@ from .trainer import RAY_KEYS
 def template(name: str) -> dict:
     """The template of that file name in train-configs/, or at that path, as a dict."""
     return files.read_yaml(own_yaml.path_of(name))
-
-
-def available() -> list[str]:
-    """The templates' file names."""
-    return sorted(path.name for path in TEMPLATES.glob("*.yaml"))
 
 
 def resolve(run: Run, train_config: str = "", **overrides) -> dict:
@@ -131,9 +126,7 @@ def traps(config: dict, record: dict) -> list[str]:
 def write(run: Run, config: dict) -> Path:
     """Check `config`, then write it as the run's config.yaml. KitError lists all that is wrong."""
     refuse_if_trained(run)
-    for finding in export.unservable(config):
-        if finding.status == "FAIL":
-            raise KitError(finding.found, "a model that can be evaluated and exported as it was trained", finding.remedy)
+    refuse(export.unservable(config), "a model that can be evaluated and exported as it was trained")
     secrets.refuse(config, "the config holds")
     if config.get("loss", "kto") != "kto" and not accelerated(config, run.record().get("accelerated", False))[0]:
         raise KitError(f"loss: {config['loss']} is not in LLaMA-Factory's own trainer", "kto, or the project's faster trainer",

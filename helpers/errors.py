@@ -34,6 +34,13 @@ class KitError(Exception):
         return [f"{type(self).__name__}: {self}"]
 
 
+def refuse(findings: list[Finding], expected: str = "") -> None:
+    """KitError for the first FAIL among them."""
+    for finding in findings:
+        if finding.status == "FAIL":
+            raise KitError(finding.found, expected, finding.remedy)
+
+
 def closest(word: str, known) -> str:
     """`" (did you mean 'x'?)"` for the known word nearest to `word`, or an empty string."""
     near = get_close_matches(word, known, n=1)

@@ -88,9 +88,7 @@ class Scorer:
         """Another checkpoint of the same run in the place of this one; the reference stays."""
         self.checkpoint = Path(checkpoint)
         if self.is_adapter and "model" in vars(self):  # it is loaded
-            from peft import load_peft_weights, set_peft_model_state_dict
-
-            set_peft_model_state_dict(self.model, load_peft_weights(str(checkpoint), device=self.device))
+            self.model.load_adapter(str(checkpoint), "default")
         else:
             vars(self).pop("model", None)
 
@@ -161,12 +159,8 @@ class Scorer:
 
     def _padded(self, sequences: list[list[int]]) -> dict:
         """One batch, padded on the left so that all replies end at the same place; positions count real tokens only."""
-        import torch
-
-        width, pad = max(map(len, sequences)), self.tokenizer.pad_token_id
-        ids = torch.tensor([[pad] * (width - len(s)) + s for s in sequences], device=self.device)
-        mask = torch.tensor([[0] * (width - len(s)) + [1] * len(s) for s in sequences], device=self.device)
-        return {"input_ids": ids, "attention_mask": mask, "position_ids": (mask.cumsum(-1) - 1).clamp(min=0)}
+        inputs = self.tokenizer.pad({"input_ids": sequences}, padding_side="left", return_attention_mask=True, return_tensors="pt")
+        return inputs.to(self.device) | {"position_ids": (inputs["attention_mask"].cumsum(-1) - 1).clamp(min=0)}
 
 
 def earlier_adapters(config: dict) -> list[str]:

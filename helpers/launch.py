@@ -16,7 +16,7 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from . import cluster, files, secrets, tracking
-from .errors import KitError
+from .errors import KitError, refuse
 from .evaluate import earlier_adapters
 from .explain import explain
 from .logs import Event, Parser
@@ -72,17 +72,15 @@ def start(run: Run, launcher: str = "helpers.trainer", retries: int = 2) -> "Tra
 
     KitError if this run was launched before and is not to be resumed, is being trained at this moment, or could never start.
     """
-    resuming, config_file, config = run.resume_file.exists(), run.config_file, config_of(run)
+    resuming = run.resume_file.exists()
     if not resuming:
         refuse_if_trained(run)
     if is_alive(run):
         raise KitError(f"the run {run.name!r} is being trained at this moment", "one launch of a run at a time",
                        "wait for its end, or choose another run_name")
-    placed = cluster.placed(config, *cluster.capacity(run.profile, config))
-    if placed.status == "FAIL":
-        raise KitError(placed.found, "room for every worker; Ray would wait for ever", placed.remedy)
+    config, config_file = settle(run), run.config_file
+    refuse([cluster.placed(config, *cluster.capacity(run.profile, config))], "room for every worker; Ray would wait for ever")
     settings = environment(run, launcher) | tracking.training_environment(run)
-    settle(run)
     if resuming:  # kept under a name of its own: what was launched stays on record
         number = next(n for n in range(1, 10_000) if not (run.folder / f"resumed-{n}.yaml").exists())
         config_file = run.resume_file.rename(run.folder / f"resumed-{number}.yaml")
@@ -101,19 +99,20 @@ def start(run: Run, launcher: str = "helpers.trainer", retries: int = 2) -> "Tra
     copier = threading.Thread(target=copy_masked, args=(process.stdout, run.log_file), daemon=True) if hides else None
     if copier:
         copier.start()
-    earlier = run.record().get("training")
-    launches = [*earlier.pop("earlier", []), earlier] if earlier else []
+    before = run.record().get("training", {})
+    earlier = before.pop("earlier", []) + ([before] if before else [])
     run.note(training={"status": "running", "started": now(), "command": spelled(run, config_file, launcher, retries),
-                       "environment": settings, "earlier": launches})
+                       "environment": settings, "earlier": earlier})
     return Training(run, process, begins, copier)
 
 
-def settle(run: Run) -> None:
-    """Rewrite the config if the run was moved: a launch needs the current paths."""
+def settle(run: Run) -> dict:
+    """The configuration of the next launch; its file is rewritten if the run was moved: a launch needs the current paths."""
     file, config = next_config(run), config_of(run)
     if config != files.read_yaml(file):
         run.note()  # run.json first: its paths are told by what config.yaml says of the former place
         files.write(file, files.dump_yaml(config))
+    return config
 
 
 def copy_masked(pipe, log_file: Path) -> None:

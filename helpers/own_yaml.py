@@ -19,13 +19,17 @@ MEANT = ("add_tokens", "add_special_tokens", "default_system")
 """Keys whose text may hold what looks like a placeholder."""
 
 
+def available() -> list[str]:
+    """The templates' file names."""
+    return sorted(path.name for path in TEMPLATES.glob("*.yaml"))
+
+
 def path_of(name: str) -> Path:
     """The file that `train_config` names: in train-configs/, or at that path. KitError lists what there is."""
     for path in (TEMPLATES / name, Path(name).expanduser()):
         if path.is_file():
             return path.resolve()
-    raise KitError(f"there is no template {name!r}", "a path, or one of "
-                   + ", ".join(sorted(path.name for path in TEMPLATES.glob("*.yaml"))), "correct `train_config`")
+    raise KitError(f"there is no template {name!r}", f"a path, or one of {', '.join(available())}", "correct `train_config`")
 
 
 def taken(config: dict, facts: dict, heldout: str | None, profile: Profile) -> tuple[dict, list[str]]:

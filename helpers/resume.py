@@ -58,7 +58,7 @@ def check(run, resumed: dict, checkpoint: Checkpoint, meant: tuple[str, ...] = (
     Compared are the config with the one that was launched, the number of workers with the random states saved, and the dataset's
     bytes with those recorded. FAIL stops a resume; a key in `meant` only warns, unless the weights would not fit.
     """
-    findings, record, launched = [], run.record(), launched_config(run, checkpoint)
+    findings, record, launched = [], run.record(), run.relocated(checkpoint.launched) or run.config()
 
     def differs(what: str, found, expected, effect: str, status: str = "FAIL") -> None:
         findings.append(Finding(status, f"{what}: {found} (was {expected})", why=effect, kind=what))
@@ -88,14 +88,6 @@ def check(run, resumed: dict, checkpoint: Checkpoint, meant: tuple[str, ...] = (
                 "the stock command goes through the rest of this epoch in the first epoch's order, and takes no last update that is "
                 "smaller than gradient_accumulation_steps; save_strategy: epoch, or our own launcher, avoids it", "WARN")
     return findings
-
-
-def launched_config(run, checkpoint: Checkpoint) -> dict:
-    """What the checkpoint's trial was launched with: Ray's params.json beside it, or else the run's config.yaml."""
-    for folder in list(Path(checkpoint.path).parents)[:2]:
-        with suppress(OSError, ValueError, KeyError, TypeError):
-            return run.relocated(files.read_json(folder / "params.json")["train_loop_config"]["args"])
-    return run.config()
 
 
 def changed(before: dict, after: dict, run) -> str:

@@ -9,18 +9,13 @@ import sys
 
 def training_function(config: dict) -> None:
     """What every worker runs. Ray sends it by its name."""
+    from llamafactory.train import tuner
+
     import kto_accelerator
 
     args = config["args"]
     kto_accelerator.install(args.pop("loss", "kto") if isinstance(args, dict) else "kto")
-    stock_training_function()(config)
-
-
-def stock_training_function():
-    """LLaMA-Factory's own, kept where `main` has put ours in its place."""
-    from llamafactory.train import tuner
-
-    return getattr(tuner, "_stock_training_function", tuner._training_function)
+    getattr(tuner, "_stock_training_function", tuner._training_function)(config)  # the former in the process where `main` ran
 
 
 def main() -> None:

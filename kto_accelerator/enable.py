@@ -24,7 +24,11 @@ def supports(config: dict, shape: dict | None = None) -> tuple[bool, str]:
     not known nothing is said against the model, and training checks its type when it starts.
     """
     shape = shape or shape_of(config)
-    kind, version = shape.get("model_type"), installed_version()
+    kind = shape.get("model_type")
+    try:
+        version = metadata.version("llamafactory")
+    except metadata.PackageNotFoundError:
+        version = ""
     window = shape.get("sliding_window") if shape.get("use_sliding_window", True) else None
     found = [
         (version and version not in VERSIONS, f"LLaMA-Factory is {version}; compared was {', '.join(VERSIONS)}"),
@@ -57,13 +61,6 @@ def shape_of(config: dict, hub: bool = False) -> dict:
         return {}
 
 
-def installed_version() -> str | None:
-    try:
-        return metadata.version("llamafactory")
-    except metadata.PackageNotFoundError:
-        return None
-
-
 def install(loss: str = "kto") -> None:
     """Put the accelerated trainer in the place of LLaMA-Factory's, in this process; call it in every worker.
 
@@ -84,6 +81,20 @@ def install(loss: str = "kto") -> None:
     if not issubclass(stock, Accelerated):
         workflow.CustomKTOTrainer = accelerated(stock, loss)
     let_segments_grow()
+
+
+def refuse_unproved(trainer) -> None:
+    """RuntimeError for a training that the accelerator was not proved for."""
+    settings, found = trainer.finetuning_args, []
+    if settings.finetuning_type != "lora" or trainer.ref_model is not None:
+        found.append(f"finetuning_type {settings.finetuning_type}" + (" with ref_model" if trainer.ref_model else ""))
+    if trainer.is_deepspeed_enabled or trainer.is_fsdp_enabled:
+        found.append("DeepSpeed or FSDP")
+    if trainer.args.neftune_noise_alpha:
+        found.append("neftune_noise_alpha")
+    if found:
+        raise RuntimeError(f"the accelerator is not proved for {', '.join(found)}\n"
+                           "  expected: LoRA or QLoRA, one process a GPU\n  fix:      train without the accelerator")
 
 
 def let_segments_grow() -> None:

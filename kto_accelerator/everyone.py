@@ -52,16 +52,15 @@ class EveryWorker:
                     print(f"[kto] metrics of all {self.accelerator.num_processes} workers", flush=True)
                     self._told = True
         if any(key.startswith("eval") and key.endswith("_loss") for key in logs):
-            logs |= self._area()
+            kept = zip(*self.__dict__.pop("_rewards", []), strict=True)  # accepted rows' rewards by batch, rejected rows'
+            rewards = [[float(value) for part in parts for value in part] for parts in kept]
+            if self.accelerator.num_processes > 1:
+                from accelerate.utils import gather_object
+
+                rewards = [sum(parts, []) for parts in zip(*filter(None, gather_object([rewards])), strict=True)]
+            if rewards and all(rewards):
+                logs["eval_rewards/auc"] = area(*rewards)
         super().log(logs, *args, **kwargs)
-
-    def _area(self) -> dict:
-        rewards = [[float(value) for part in parts for value in part] for parts in zip(*self.__dict__.pop("_rewards", []), strict=True)]
-        if self.accelerator.num_processes > 1:
-            from accelerate.utils import gather_object
-
-            rewards = [sum(parts, []) for parts in zip(*(part for part in gather_object([rewards]) if part), strict=True)]
-        return {"eval_rewards/auc": area(*rewards)} if rewards and all(rewards) else {}
 
 
 def area(accepted: list[float], rejected: list[float]) -> float:

@@ -4,6 +4,7 @@ peft casts each layer's input to float32 and back, keeps a copy of it, and adds 
 own. Here the input is kept once, parts are added in place, forward and backward, and all adapters are cast at once.
 """
 
+from functools import cache, partial
 from types import MethodType
 from typing import ClassVar
 
@@ -78,18 +79,25 @@ def lean_norms(model) -> None:
     import torch
 
     fused = getattr(torch.ops.aten, "_fused_rms_norm", None)
+
+    def forward(norm, stock, states):
+        if not states.is_cuda or states.dtype != norm.weight.dtype:
+            return stock(states)
+        return fused(states, norm.weight.shape, norm.weight, norm.variance_epsilon)[0]
+
     for module in model.modules():
         if fused and type(module).__name__ in NORMS and not module.weight.requires_grad:
-            module.forward = MethodType(_norm_beside(module.forward, fused), module)
+            module.forward = partial(forward, module, module.forward)
 
 
-def _norm_beside(stock, fused):
-    def forward(self, states):
-        if not states.is_cuda or states.dtype != self.weight.dtype:
-            return stock(states)
-        return fused(states, self.weight.shape, self.weight, self.variance_epsilon)[0]
+def remember(model) -> None:
+    """Let `model.parameters()` and `model.train()` not walk through thousands of modules, three times a step while the GPU waits.
 
-    return forward
+    Parameters are neither added nor taken away from here on; whether it trains is switched for the whole model.
+    """
+    every, train = list(model.parameters()), model.train
+    model.parameters = lambda recurse=True: iter(every)
+    model.train = lambda mode=True: model if mode == model.training else train(mode)
 
 
 def dtype_of(weight):
@@ -100,14 +108,9 @@ def dtype_of(weight):
     return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else weight.dtype
 
 
-_function = None
-
-
+@cache
 def adapted_linear():
     """The autograd function behind a lean layer, made once: torch is imported late."""
-    global _function
-    if _function:
-        return _function.apply
     import torch
     from torch.nn.functional import linear
 
@@ -129,5 +132,4 @@ def adapted_linear():
             grad_down, grad_up = (grad_low.t() @ x).to(ctx.dtype), (grad.t() @ low).to(ctx.dtype).mul_(ctx.scale)
             return grad_x, None, None, grad_down, grad_up, None, None, None, None
 
-    _function = AdaptedLinear
-    return _function.apply
+    return AdaptedLinear.apply

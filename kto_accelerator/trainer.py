@@ -15,7 +15,9 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from . import dealing, packed, reference
+from .enable import refuse_unproved
 from .everyone import EveryWorker
+from .lean import remember
 
 ROWS = "rows_without_padding"
 
@@ -111,15 +113,9 @@ class Accelerated(EveryWorker):
             self._places = {key: place for place, key in enumerate(keys)}
             self._values = torch.from_numpy(values).to(self.args.device)
         print(f"[kto_accelerator] {len(keys)} reference log-probabilities found in {self._store.folder}", flush=True)
-        save = self.save_reference
-
-        class SaveReference(TrainerCallback):
-            def on_epoch_end(self, args, state, control, **kwargs):
-                save()
-
-            on_save = on_train_end = on_evaluate = on_epoch_end
-
-        self.add_callback(SaveReference())
+        moments = ("on_epoch_end", "on_save", "on_train_end", "on_evaluate")
+        saves = dict.fromkeys(moments, lambda *_, **__: self.save_reference())
+        self.add_callback(type("SaveReference", (TrainerCallback,), saves)())
 
     def save_reference(self) -> None:
         """Write what this worker computed since the last time; a full disk or a lost mount must not end the training."""
@@ -230,16 +226,6 @@ def logps_with_new(model, given: Rows, new: list[int], memory: packed.Memory | N
     return packed.logps(model, laid, adapted, memory, again=True)
 
 
-def remember(model) -> None:
-    """Let `model.parameters()` and `model.train()` not walk through thousands of modules, three times a step while the GPU waits.
-
-    Parameters are neither added nor taken away from here on; whether it trains is switched for the whole model.
-    """
-    every, train = list(model.parameters()), model.train
-    model.parameters = lambda recurse=True: iter(every)
-    model.train = lambda mode=True: model if mode == model.training else train(mode)
-
-
 def key_of(row: tuple) -> bytes:
     """A row's identity: the hash of its tokens and labels."""
     return hashlib.blake2b(b"".join(part.numpy().tobytes() for part in row), digest_size=16).digest()
@@ -251,20 +237,6 @@ def sums(label: str, rewards, logps) -> dict:
         return {}
     return {f"rewards/{label}_sum": rewards.nansum(), f"logps/{label}_sum": logps.detach().nansum(),
             f"logits/{label}_sum": 0.0, f"count/{label}": float(len(rewards))}
-
-
-def refuse_unproved(trainer) -> None:
-    """RuntimeError for a training that the accelerator was not proved for."""
-    settings, found = trainer.finetuning_args, []
-    if settings.finetuning_type != "lora" or trainer.ref_model is not None:
-        found.append(f"finetuning_type {settings.finetuning_type}" + (" with ref_model" if trainer.ref_model else ""))
-    if trainer.is_deepspeed_enabled or trainer.is_fsdp_enabled:
-        found.append("DeepSpeed or FSDP")
-    if trainer.args.neftune_noise_alpha:
-        found.append("neftune_noise_alpha")
-    if found:
-        raise RuntimeError(f"the accelerator is not proved for {', '.join(found)}\n"
-                           "  expected: LoRA or QLoRA, one process a GPU\n  fix:      train without the accelerator")
 
 
 def accelerated(trainer: type, loss: str = "kto") -> type:

@@ -6,6 +6,7 @@ The models are tiny and random; all else is real: LLaMA-Factory's parser, data p
 
 import sys
 import types
+from importlib import metadata
 
 import pytest
 import tiny
@@ -182,7 +183,7 @@ def test_the_loss_without_kl_is_trls_on_the_same_batch_and_makes_no_mismatched_p
 @pytest.fixture
 def compared(monkeypatch):
     """As if the installed LLaMA-Factory were one that was compared, on every stack."""
-    monkeypatch.setattr(enable, "VERSIONS", (enable.installed_version(),))
+    monkeypatch.setattr(enable, "VERSIONS", (metadata.version("llamafactory"),))
 
 
 def test_a_loss_that_there_is_not_is_refused(compared):

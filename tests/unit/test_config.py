@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from dataclasses import replace
+from importlib import metadata
 
 import pytest
 import yaml
@@ -198,7 +199,7 @@ def test_an_adapter_that_would_be_trained_further_against_the_bare_base_is_refus
 
 
 def test_the_faster_trainer_is_taken_where_it_is_proved_and_the_reader_is_told_how_to_turn_it_off(monkeypatch):
-    monkeypatch.setattr(enable, "VERSIONS", (enable.installed_version(),))
+    monkeypatch.setattr(enable, "VERSIONS", (metadata.version("llamafactory"),))
     lora = {"stage": "kto", "finetuning_type": "lora", "model_name_or_path": "org/name"}
     taken, says = config.accelerated(lora, "auto", {"model_type": "llama"})
     assert taken and "-p accelerated=false" in says
