@@ -30,19 +30,22 @@ def packages() -> list[dict]:
 
     Well is a version of requirements.txt or of one of locks/, or a supported one. A local part (2.13.0+cpu) does not matter.
     """
-    places = [place for place in sys.path if "thirdparty_files" not in place]  # ray, once imported, adds its own psutil there
     line = re.compile(r"^([\w.-]+)(?:\[[\w,]+\])?==([^\s#;]+)", re.M)  # name==version
-    locks = (ROOT / "requirements.txt", *sorted((ROOT / "locks").glob("*.lock")))
-    pins = [dict(line.findall(path.read_text())) for path in locks]
-    rows = []
-    for name, required in pins[0].items():
-        found = next(iter(metadata.Distribution.discover(name=name, path=places)), None)
-        installed = found.version if found else "missing"
-        well = installed.split("+")[0] in {pinned.get(name) for pinned in pins}
+    locks = [ROOT / "requirements.txt", *sorted((ROOT / "locks").glob("*.lock"))]
+    pins, rows = [dict(line.findall(path.read_text())) for path in locks], []
+    for name, version in installed(pins[0]).items():
+        required, well = pins[0][name], version.split("+")[0] in {pinned.get(name) for pinned in pins}
         if name in SUPPORTED:
-            required, well = " to ".join(SUPPORTED[name]), bool(found) and not outside(name, installed)
-        rows.append({"package": name, "required": required, "installed": installed, "ok": well})
+            required, well = " to ".join(SUPPORTED[name]), version != "missing" and not outside(name, version)
+        rows.append({"package": name, "required": required, "installed": version, "ok": well})
     return rows
+
+
+def installed(names) -> dict[str, str]:
+    """The version of each of these packages here, or `missing`."""
+    places = [place for place in sys.path if "thirdparty_files" not in place]  # ray, once imported, adds its own psutil there
+    found = {name: metadata.Distribution.discover(name=name, path=places) for name in names}
+    return {name: next((one.version for one in there), "missing") for name, there in found.items()}
 
 
 def outside(name: str, version: str) -> str:
@@ -91,7 +94,7 @@ def ray_cluster(profile: Profile, num_cpus: int = 3, **kwargs):
 
     Quiet: the workers' output is not forwarded. KitError where no cluster answers, within seconds. `kwargs`: for ray.init.
     """
-    address = profile.ray_address
+    address, kwargs = profile.ray_address, kwargs | {"runtime_env": environment(profile.ray_address, kwargs.get("runtime_env"))}
     if address == "local":
         os.environ.setdefault(*LOOPBACK)
         kwargs = {"num_cpus": num_cpus, "include_dashboard": False, "_node_ip_address": "127.0.0.1"} | kwargs
@@ -117,6 +120,12 @@ def ray_cluster(profile: Profile, num_cpus: int = 3, **kwargs):
         yield ray
     finally:
         ray.shutdown()
+
+
+def environment(address: str, own: dict | None = None) -> dict:
+    """Ray's runtime_env at that address: `own`, and on a cluster what its nodes import of this project, which they need not have."""
+    own, ours = dict(own or {}), [str(ROOT / package) for package in ("helpers", "kto_accelerator")]
+    return own if address == "local" else own | {"py_modules": [*own.get("py_modules", []), *ours]}
 
 
 def resources(profile: Profile) -> dict:

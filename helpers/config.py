@@ -21,6 +21,9 @@ from .profiles import ROOT
 from .runs import Run, refuse_if_trained
 from .trainer import RAY_KEYS
 
+BRING_PACKAGES = {"pip", "uv", "conda", "container", "image_uri"}
+"""Keys of Ray's runtime_env by which the workers get packages that their nodes need not have."""
+
 
 def template(name: str) -> dict:
     """The template of that file name in train-configs/, or at that path, as a dict."""
@@ -44,7 +47,7 @@ def resolve(run: Run, train_config: str = "", **overrides) -> dict:
         config["deepspeed"] = own_yaml.deepspeed(config["deepspeed"], own_yaml.path_of(train_config or profile.train_config))
     ray = config.get("ray_init_kwargs") or {}
     environment = ray.get("runtime_env") or {}
-    if address != "local" and profile.worker_packages and not {"pip", "uv", "conda", "container", "image_uri"} & environment.keys():
+    if address != "local" and profile.worker_packages and not BRING_PACKAGES & environment.keys():
         lines = (ROOT / profile.worker_packages).read_text().splitlines()
         packages = [line for line in lines if line and not line.startswith("#")]
         config["ray_init_kwargs"] = ray | {"runtime_env": environment | {"pip": packages}}  # what the config brings itself stands

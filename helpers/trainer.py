@@ -18,7 +18,7 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from . import checkpoints, choose, cluster, files, profiles, secrets
+from . import checkpoints, choose, cluster, files, secrets
 from .errors import KitError
 from .resume_exactly import install as install_exact_resume
 
@@ -97,11 +97,8 @@ def connect(kwargs: dict) -> None:
     from ray.tune.execution import class_cache
 
     class_cache.ENV_VARS_TO_PROPAGATE -= set(secrets.TRAVELLING)  # Ray Tune would write them into env_vars, which Ray logs
-    environment = dict(kwargs.get("runtime_env") or {})
+    environment = cluster.environment(address, kwargs.get("runtime_env"))
     environment["worker_process_setup_hook"] = cluster.worker_setup(secrets.carried(), address != "local")
-    if address != "local":  # what the workers import of this project, on nodes that came a minute ago too
-        ours = [str(profiles.ROOT / package) for package in ("helpers", "kto_accelerator")]
-        environment["py_modules"] = [*environment.get("py_modules", []), *ours]
     ray.init(**{**kwargs, "runtime_env": environment})
 
 

@@ -12,10 +12,13 @@ import tempfile
 from pathlib import Path
 
 from helpers import cluster, files, profiles, secrets
+from helpers.config import BRING_PACKAGES
 from helpers.errors import Finding, KitError
 
 from . import memory
 
+STAY = ("ray", "torch")
+"""A node's own packages that a training uses, where Ray brings it the others."""
 PATIENCE = 8.0
 """Seconds that nodes have to answer; one that does not is a finding."""
 
@@ -31,7 +34,10 @@ def tried(check, *given) -> list[Finding]:
 def everywhere(question: dict) -> list[Finding]:
     """Check whether the workers fit, what every node answers, and whether the model fits into the GPUs. Starts no Ray on `local`."""
     profile, config, storage = profiles.load(question["profile"]), question["config"], Path(question["storage"])
-    found, asked = [], (question["data"], question["model"])
+    own = (config.get("ray_init_kwargs") or {}).get("runtime_env") or {}
+    brought = profile.ray_address != "local" and (profile.worker_packages or BRING_PACKAGES & own.keys())
+    names = [row["package"] for row in cluster.packages() if row["package"] in STAY or not brought]
+    found, asked = [], (names, question["data"], question["model"])
     try:
         storage.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=storage, prefix=".doctor-") as mark:  # every node is to see it, and to write in it
@@ -45,20 +51,21 @@ def everywhere(question: dict) -> list[Finding]:
                     there, more = cluster.nodes(ray), cluster.to_come()
     except OSError as error:
         raise KitError(f"cannot write to the storage {storage}: {error.strerror}", "", "correct `storage`") from None
-    found += [cluster.placed(config, there, more), *compare(answers, question["data"])]
+    found += [cluster.placed(config, there, more), *compare(answers, names, question["data"])]
     gpus = [tuple(gpu) for answer in answers for gpu in answer["gpus"]]
     return found + memory.fits(config, question["shape"], gpus, question["accelerated"])
 
 
-def ask(ray, mark: str, data: dict, model: str) -> tuple[list[dict], list[Finding]]:
+def ask(ray, mark: str, names: list[str], data: dict, model: str) -> tuple[list[dict], list[Finding]]:
     """Every node's answer to `look`, and a finding for each that gave none in time."""
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+    # Ray sends `look` itself, as this is the main module, and helpers with it (cluster.environment): no node needs the project.
     task, asked = ray.remote(num_cpus=0, max_retries=0)(look), {}
     for node in ray.nodes():
         if node["Alive"]:
             pin, name = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False), node["NodeManagerAddress"]
-            asked[task.options(scheduling_strategy=pin).remote(name, mark, data, model)] = name
+            asked[task.options(scheduling_strategy=pin).remote(name, mark, names, data, model)] = name
     ray.wait(list(asked), num_returns=len(asked), timeout=PATIENCE)
     answers, late = [], []
     for ref, name in asked.items():
@@ -70,9 +77,9 @@ def ask(ray, mark: str, data: dict, model: str) -> tuple[list[dict], list[Findin
     return answers, late
 
 
-def look(name: str, mark: str, data: dict, model: str) -> dict:
-    """What one node says of itself: its packages, its GPUs, the storage's folder `mark`, hashes of the files `data`, and what the
-    hub answers for `model`. Empty words: well."""
+def look(name: str, mark: str, names: list[str], data: dict, model: str) -> dict:
+    """What one node says of itself: its versions of the packages `names`, its GPUs, the storage's folder `mark`, hashes of the files
+    `data`, and what the hub answers for `model`. Empty words: well."""
     gpus, hashes, storage = [], {}, ""
     with contextlib.suppress(OSError, ValueError, subprocess.TimeoutExpired):  # no driver
         command = ["nvidia-smi", "--query-gpu=name,memory.total", "--format=csv,noheader,nounits"]
@@ -92,21 +99,22 @@ def look(name: str, mark: str, data: dict, model: str) -> dict:
             hashes[path] = f"cannot be read: {error.strerror}"
     return {
         "name": name, "python": ".".join(map(str, sys.version_info[:2])), "gpus": gpus, "storage": storage, "data": hashes,
-        "versions": {row["package"]: row["installed"] for row in cluster.packages()},
+        "versions": cluster.installed(names),
         "free": shutil.disk_usage("/").free / cluster.GIB,
         "hub": files.from_hub(model)[0] if model else None,
     }
 
 
-def compare(answers: list[dict], data: dict) -> list[Finding]:
+def compare(answers: list[dict], names: list[str], data: dict) -> list[Finding]:
     """Compare the nodes' answers with this machine."""
-    mine = {row["package"]: row["installed"] for row in cluster.packages()}
+    mine = cluster.installed(names)
     python, found = ".".join(map(str, sys.version_info[:2])), []
 
     def judge(well: str, wrong: list[str], remedy: str, status: str = "FAIL") -> None:
         found.append(Finding(status, "; ".join(wrong), remedy) if wrong else Finding("OK", well))
 
-    judge("every node has the packages and the Python that are here",
+    what = "the packages" if len(names) > len(STAY) else f"the {' and '.join(names)}"
+    judge(f"every node has {what} and the Python that are here",
           [f"{a['name']}: {name} {a['versions'].get(name)} (here: {version})" for a in answers
            for name, version in mine.items() if a["versions"].get(name) != version]
           + [f"{a['name']}: Python {a['python']}" for a in answers if a["python"] != python],

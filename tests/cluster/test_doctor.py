@@ -11,10 +11,11 @@ from pathlib import Path
 import pytest
 import yaml
 from nodes import BIN, free_port
+from unit import tiny
 
 from helpers import cluster
 from helpers.cluster import ray_cluster
-from helpers.profiles import load
+from helpers.profiles import ROOT, load
 from kto import doctor
 
 
@@ -36,7 +37,7 @@ def test_a_node_with_a_storage_of_its_own_is_named_by_the_doctor(nodes, tmp_path
     if not nodes.apart:
         pytest.skip("needs a mount namespace, which takes root on Linux")
     (tmp_path / "storage").mkdir()
-    alone = nodes.add(hides=tmp_path / "storage")
+    alone = nodes.add(tmp_path / "storage")
     try:
         started = time.monotonic()
         findings = doctor.examine(profile(tmp_path, nodes.address), "", {})
@@ -45,6 +46,24 @@ def test_a_node_with_a_storage_of_its_own_is_named_by_the_doctor(nodes, tmp_path
         assert [found for found in failed if "does not see what was written there from here" in found], findings
     finally:  # it says good-bye: a driver that joins soon after could pick a node that is lost but not yet missed
         leaving = nodes.nodes.pop(alone)
+        leaving.terminate()
+        leaving.wait(20)
+
+
+def test_a_node_without_the_project_answers_the_doctor_and_reads_the_data(nodes, tmp_path, monkeypatch):
+    if not nodes.apart:
+        pytest.skip("needs a mount namespace, which takes root on Linux")
+    monkeypatch.setenv("RAY_ADDRESS", nodes.address)
+    name = tiny.dataset(tmp_path / "storage" / "datasets")
+    bare = nodes.add(*(ROOT / package for package in ("helpers", "kto", "kto_accelerator", "locks")))
+    try:
+        findings = doctor.examine(profile(tmp_path, nodes.address), "", {"dataset": name})
+        assert [finding for finding in findings if finding.status != "OK"] == []
+        assert "every node reads the dataset, byte for byte" in [finding.found for finding in findings]
+        table = cluster.read_everywhere(load("ray"), tmp_path / "storage" / "datasets", [name])
+        assert len(table) == 2 and table["same"].all()
+    finally:
+        leaving = nodes.nodes.pop(bare)
         leaving.terminate()
         leaving.wait(20)
 

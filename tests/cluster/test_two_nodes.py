@@ -88,7 +88,7 @@ def test_storage_that_is_not_shared_is_noticed_and_explained(nodes, tmp_path, mo
     name = tiny.dataset(tmp_path / "datasets")
     mine = profiles.load("ray")
     assert cluster.read_everywhere(mine, tmp_path / "datasets", [name])["same"].all()
-    alone = nodes.add(hides=tmp_path)
+    alone = nodes.add(tmp_path)
     try:
         with pytest.raises(KitError, match="not every node reads the data") as error:
             cluster.read_everywhere(mine, tmp_path / "datasets", [name])

@@ -1,5 +1,6 @@
 """The preflight against a hub and an MLflow of our own on loopback, and its reading of what a cluster has."""
 
+import contextlib
 import json
 import os
 import socket
@@ -129,11 +130,28 @@ def answer(**changed) -> dict:
 
 def test_what_a_node_has_otherwise_is_named_with_the_node():
     mine = answer()["versions"]
-    said = {f.status: f for f in nodes.compare([answer(), answer(name="10.0.0.3", versions=mine | {"peft": "0.17.0"})], {})}
+    said = {f.status: f for f in nodes.compare([answer(), answer(name="10.0.0.3", versions=mine | {"peft": "0.17.0"})], [*mine], {})}
     assert f"10.0.0.3: peft 0.17.0 (here: {mine['peft']})" in said["FAIL"].found
     wrong = answer(storage="does not see what was written there from here", free=1.0, data={"/s/d.jsonl": "cannot be read: No such file"})
-    failed = " ".join(f.found for f in nodes.compare([wrong], {"/s/d.jsonl": "abc"}) if f.status == "FAIL")
+    failed = " ".join(f.found for f in nodes.compare([wrong], [*mine], {"/s/d.jsonl": "abc"}) if f.status == "FAIL")
     assert "10.0.0.2 does not see" in failed and "1.0 GiB free" in failed and "d.jsonl cannot be read" in failed
+
+
+@pytest.mark.parametrize(("name", "own", "asked"), [
+    ("ray", {}, "the packages"), ("anyscale", {}, "the ray and torch"), ("ray", {"runtime_env": {"pip": ["peft==0.17.0"]}}, "the ray and torch"),
+])  # fmt: skip
+def test_packages_that_ray_brings_are_not_looked_for_on_the_nodes(tmp_path, monkeypatch, name, own, asked):
+    @contextlib.contextmanager
+    def joined(profile, **kwargs):
+        yield None
+
+    monkeypatch.setattr(cluster, "ray_cluster", joined)
+    monkeypatch.setattr(cluster, "nodes", lambda ray: [L40S])
+    monkeypatch.setattr(cluster, "to_come", lambda: None)
+    monkeypatch.setattr(nodes, "ask", lambda ray, mark, names, data, model: ([nodes.look("node", mark, names, data, model)], []))
+    config = {"ray_init_kwargs": own, "ray_num_workers": 1}
+    question = {"profile": name, "config": config, "storage": str(tmp_path), "data": {}, "model": "", "shape": None, "accelerated": False}
+    assert f"every node has {asked} and the Python that are here" in [finding.found for finding in nodes.everywhere(question)]
 
 
 def test_a_cluster_that_does_not_answer_is_said_within_seconds(monkeypatch):
@@ -164,7 +182,7 @@ def test_a_job_does_not_take_the_workspaces_own_storage(monkeypatch):
 
 
 def looked(mark, **asked) -> dict:
-    return nodes.look("node", str(mark), asked.get("data", {}), "")
+    return nodes.look("node", str(mark), ["ray", "no-such-package"], asked.get("data", {}), "")
 
 
 def test_a_node_that_does_not_see_the_storage_writes_nothing_there(tmp_path):
@@ -175,6 +193,7 @@ def test_a_node_says_what_it_has_and_what_it_cannot_read(tmp_path):
     (tmp_path / "data.jsonl").write_text("{}")
     answer = looked(tmp_path, data={str(tmp_path / "data.jsonl"): "", "/none": ""})
     assert answer["storage"] == "" and (tmp_path / "node").exists() and answer["versions"]["ray"][0] == "2"
+    assert answer["versions"]["no-such-package"] == "missing"
     assert answer["data"]["/none"].startswith("cannot be read") and len(answer["data"][str(tmp_path / "data.jsonl")]) == 64
 
 
