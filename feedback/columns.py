@@ -66,6 +66,8 @@ class Columns:
                 self.add_vote(name, value)
             if self.filled[name] <= 100 and isinstance(value, str) and value[:1] == "[":
                 value = as_turns(literal(value))
+            if isinstance(value, dict):
+                value = [value]
             if isinstance(value, list) and value and isinstance(value[0], dict) and value[0].keys() & {"role", "from"}:
                 self._add_turns(name, [turn for turn in value if isinstance(turn, dict)])
 
@@ -81,6 +83,7 @@ class Columns:
     def unused(self, used: set[str]) -> dict[str, int]:
         """The columns, and keys of turns, that nothing was read from, with the rows that fill them."""
         used = {column for columns in used for column in columns.split("+")}
+        used |= {f"{column}.status" for column in used if column.endswith(".responses")}
         return {name: count for name, count in self.filled.items() if count and name not in used and "+" not in name
                 and not any(column.startswith(f"{name}.") for column in used)
                 and (name in self.names or not any(name.startswith(f"{column}.") for column in used))
@@ -92,8 +95,9 @@ class Columns:
 
 def parse_columns(text: str | dict | None) -> dict[str, str]:
     """`prompt=question,label=data.rating` as a dict. KitError for an unknown part."""
-    pairs = text if isinstance(text, dict) else dict(
-        (piece.partition("=")[0].strip(), piece.partition("=")[2].strip()) for piece in (text or "").split(",") if piece.strip())
+    pieces = [] if isinstance(text, dict) else re.split(r",(?=[^,]*=)", text or "")  # a column's name may hold a comma
+    pairs = text if isinstance(text, dict) else {
+        piece.partition("=")[0].strip(): piece.partition("=")[2].strip() for piece in pieces if piece.strip()}
     for part, column in pairs.items():
         if part not in PARTS or not column:
             lacks = "has no column" if part in PARTS else f"names no part of a record{closest(part, PARTS)}"
@@ -110,13 +114,14 @@ def match(found: list[str], votes: dict[str, Votes]) -> dict[str, str]:
     by_name = {plain(name): name for name in reversed(found)}
     matches = {part: next((by_name[name] for name in names if name in by_name), None) for part, names in PARTS.items()}
     named = [by_name[name] for name in PARTS["label"] if name in by_name]
-    labels = [name for name in named if name in votes and votes[name].are_labels]
+    nested = [name for name in found if "." in name]
+    labels = next(filter(None, ([name for name in names if name in votes and votes[name].are_labels] for names in (named, nested))), [])
     thumbs = [name for name in labels if votes[name].words or not set(votes[name].numbers) - {-1, 0, 1}]
     if len(labels) > 1 and not thumbs:
         raise KitError(f"several columns hold ratings: {', '.join(labels)}", "one that is the label",
-                       "add " + ", or ".join(f"--columns label={name}" for name in labels))
-    nested = [name for name in found if "." in name and name in votes and votes[name].are_labels]
-    matches["label"] = next(iter(thumbs or labels or nested), None)
+                       "add " + ", or ".join(f"--columns label={name}" for name in [*labels, "+".join(labels)])
+                       + " (several annotators' votes on the same question)")
+    matches["label"] = next(iter(thumbs or labels), None)
     matches["media"] = "+".join(name for name in found if plain(name) in PARTS["media"])
     if plain(matches["label"] or "") not in FOR:
         del matches["against"]
@@ -141,7 +146,7 @@ def value_at(row, path: str):
     if isinstance(row, str) and row[:1] in ("{", "["):  # CSV keeps nested data as text
         row = literal(row)
     if isinstance(row, dict) and path in row:
-        return row[path]
+        return _cell(row, path)
     if "+" in path and isinstance(row, dict):
         return [value_at(row, each) for each in path.split("+")]
     first, _, rest = path.partition(".")
@@ -149,6 +154,15 @@ def value_at(row, path: str):
         inner = row[int(first)]
         return value_at(inner, rest) if rest else inner
     return value_at(row[first], rest) if rest and isinstance(row, dict) and first in row else None
+
+
+def _cell(row: dict, name: str):
+    """A cell's value; of Argilla's responses beside their status, those that were submitted."""
+    value, status = row[name], row.get(f"{name}.status") if name.endswith(".responses") else None
+    value, status = (literal(each) if isinstance(each, str) and status else each for each in (value, status))
+    if not isinstance(value, list) or not isinstance(status, list) or len(value) != len(status):
+        return row[name]
+    return [vote for vote, each in zip(value, status, strict=True) if each == "submitted"]
 
 
 @functools.lru_cache(10_000)
@@ -173,8 +187,9 @@ def _paths(row: dict, used: set[str], before: str = ""):
     for name, value in row.items():
         path = f"{before}{name}"
         inner = path not in used and any(each.startswith(f"{path}.") for each in used)
-        value = literal(value) if inner and isinstance(value, str) else value
-        if isinstance(value, dict) and path not in used and (inner or (len(value) <= 30 and path.count(".") < 2)):
+        value = literal(value) if inner and isinstance(value, str) else _cell(row, name)
+        small = isinstance(value, dict) and len(value) <= 30 and path.count(".") < 2 and as_turns(value) is None
+        if isinstance(value, dict) and path not in used and (inner or small):
             yield from _paths(value, used, f"{path}.")
         else:
             yield path, value

@@ -19,19 +19,20 @@ def open_webui(record: dict) -> list[dict]:
     rated = str(value_at(record, "meta.message_id"))
     if rated not in messages:
         raise Refused("not a record", f"the rated message {rated} is not in the snapshot of its chat")
-    return [_open_webui_reply(messages, rated, value_at(record, "data.rating"))]
+    return [_open_webui_reply(messages, rated, value_at(record, "data.rating"), value_at(record, "snapshot.chat.chat.params.system"))]
 
 
 def open_webui_chats(record: dict) -> list[dict]:
     """A chat, in which votes stand beside the messages."""
     messages = value_at(record, "chat.history.messages")
-    return [_open_webui_reply(messages, key, value_at(turn, "annotation.rating"))
+    return [_open_webui_reply(messages, key, value_at(turn, "annotation.rating"), value_at(record, "chat.params.system"))
             for key, turn in messages.items() if turn.get("role") == "assistant" and turn.get("content")]
 
 
-def _open_webui_reply(messages: dict, key: str, vote) -> dict:
+def _open_webui_reply(messages: dict, key: str, vote, system) -> dict:
     """A message and its vote; one whose text the user has edited is what they wanted to read."""
-    return {"messages": _branch(messages, key, "parentId"), "label": True if messages[key].get("originalContent") else vote}
+    return {"messages": _branch(messages, key, "parentId"), "label": True if messages[key].get("originalContent") else vote,
+            "system": system}
 
 
 def librechat(record: dict) -> list[dict]:
@@ -46,14 +47,8 @@ def librechat_messages(records: list[dict]) -> list[dict]:
     """The messages of a conversation, as the database's collection holds them."""
     turns = {}
     for turn in records:
-        text, parts = turn.get("text"), turn.get("content")
-        if not text:
-            parts = parts if isinstance(parts, list) else []
-            if any(part.get("type") == "tool_call" for part in parts):  # stored without their order
-                raise Refused("words beside a call", "the message holds calls of tools")
-            texts = [part.get("text") for part in parts if part.get("type") == "text"]
-            text = "".join(text["value"] if isinstance(text, dict) else text or "" for text in texts)
-        turns[turn["messageId"]] = {**turn, "role": "user" if turn.get("isCreatedByUser") else "assistant", "content": text}
+        content = turn.get("text") or [part for part in turn.get("content") or [] if part.get("type") != "think"]
+        turns[turn["messageId"]] = {**turn, "role": "user" if turn.get("isCreatedByUser") else "assistant", "content": content}
     return [{"messages": _branch(turns, key, "parentMessageId"), "label": value_at(turn, "feedback.rating")}
             for key, turn in turns.items() if turn["role"] == "assistant"]
 
@@ -85,7 +80,10 @@ def langsmith(records: list[dict]) -> list[dict]:
     for run in runs:
         stats = run.get("feedback_stats") or {}
         stats = literal(stats) if isinstance(stats, str) else stats
-        scores += [{"name": name, "value": stat.get("avg")} for name, stat in stats.items() if isinstance(stat, dict)]
+        for name, stat in stats.items():
+            if isinstance(stat, dict):  # numbers by their mean, words by how often each was said
+                words = [word for word, count in (stat.get("values") or {}).items() for _ in range(count)]
+                scores.append({"name": name, "value": words if stat.get("avg") is None else stat["avg"]})
     return [{"messages": _exchange(run.get("inputs"), run.get("outputs")), "label": _human(scores)} for run in runs]
 
 
@@ -160,13 +158,9 @@ def _branch(messages: dict, key: str, parent: str) -> list[dict]:
     turns = []
     while key in messages and len(turns) < len(messages):
         turn = messages[key]
-        if turn.get("files") or turn.get("attachments"):
-            raise Refused("images", "a message has a file or an image; this kit trains text")
-        turns.insert(0, {name: turn[name] for name in ("role", "content", "tool_calls") if turn.get(name)})
+        turns.insert(0, {name: turn[name] for name in ("role", "content", "tool_calls", "files", "attachments") if turn.get(name)})
         if isinstance(turn.get("content"), str):  # Open WebUI keeps what its page folds away inside the text
             turns[0]["content"] = FOLDED.sub("", turn["content"])
-            if "<details type=" in turns[0]["content"]:
-                raise Refused("words beside a call", "the message holds calls of tools as Open WebUI shows them")
         key = turn.get(parent)
     return turns
 

@@ -105,8 +105,8 @@ def _of_run(record: dict):
 IMPORTERS = [
     # open-webui 0.6: FeedbackModel in backend/open_webui/models/feedbacks.py; edits as in Messages.svelte
     Importer("Open WebUI 0.6, feedback export", "snapshot.chat meta.message_id", exports.open_webui,
-             "data.rating meta.message_id snapshot.chat.chat.history.messages"),
-    Importer("Open WebUI 0.6, chats", "chat.history.messages", exports.open_webui_chats),
+             "data.rating meta.message_id snapshot.chat.chat.history.messages snapshot.chat.chat.params.system"),
+    Importer("Open WebUI 0.6, chats", "chat.history.messages", exports.open_webui_chats, "chat.history.messages chat.params.system"),
     # LibreChat 0.8: packages/data-schemas/src/schema/message.ts; client/src/hooks/Conversations/useExportConversation.ts
     Importer("LibreChat 0.8, conversation", "conversationId messages", exports.librechat, "messages"),
     Importer("LibreChat 0.8, conversation", "conversationId messagesTree", exports.librechat, "messagesTree"),

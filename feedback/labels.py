@@ -4,25 +4,29 @@ import re
 import unicodedata
 from collections import Counter
 from dataclasses import dataclass, field
+from decimal import Decimal
 from typing import NamedTuple
 
 from .records import Refused, shorten
 from .scales import BINARY, SIGN, WORDS, Scale, folded
 from .texts import literal
 
-UP = set("""true t yes y up thumbsup thumbup 👍 good verygood great excellent like liked likes love ❤ accept accepted chosen desirable
-    positive pos helpful useful correct right agree stronglyagree upvote upvoted approve approved pass passed win plus
-    satisfied happy ✅ ✔ ✓ ☑ 😀 😊 🙂 😃 ja wahr gut hilfreich daumenhoch oui vrai bon bien pouceenhaut si sí sì verdadero sim
-    verdadeiro vero tak evet да хорошо нравится 是 好 赞 はい いいね 예 네 좋아요""".split())
-DOWN = set("""false f no n down thumbsdown thumbdown 👎 bad verybad poor verypoor terrible dislike disliked dislikes hate reject
-    rejected undesirable negative neg unhelpful nothelpful useless incorrect wrong disagree stronglydisagree downvote downvoted
-    disapprove disapproved fail failed loss minus unsatisfied dissatisfied unhappy ❌ ✖ ✗ ✘ ☒ 🙁 ☹ 😞 😠 😡 💔 nein falsch schlecht
-    nichthilfreich daumenrunter non faux mauvais mal pouceenbas falso nao não nie nee nej hayır hayir нет плохо ненравится 否
-    坏 踩 いいえ 아니요 아니오 싫어요""".split())
+UP = set("""true t yes y up thumbsup thumbup 👍 good verygood goodresponse great excellent like liked likes love ❤ accept
+    accepted chosen desirable positive pos helpful veryhelpful useful correct right agree stronglyagree upvote
+    upvoted approve approved pass passed win plus satisfied verysatisfied happy ✅ ✔ ✓ ☑ 💯 🎉 😀 😊 🙂 😃 ja wahr gut
+    hilfreich daumenhoch oui vrai bon bien utile pouceenhaut si sí sì verdadero sim verdadeiro vero tak evet да
+    хорошо нравится 是 好 赞 はい いいね 예 네 좋아요""".split())
+DOWN = set("""false f no n down thumbsdown thumbdown 👎 bad verybad badresponse notgood poor verypoor terrible dislike disliked
+    dislikes hate reject rejected undesirable negative neg unhelpful nothelpful notveryhelpful nothelpfulatall
+    useless incorrect wrong disagree stronglydisagree downvote downvoted disapprove disapproved fail failed loss
+    minus unsatisfied dissatisfied verydissatisfied unhappy ❌ ✖ ✗ ✘ ☒ 🙁 ☹ 😞 😠 😡 💔 💩 nein falsch schlecht
+    nichthilfreich daumenrunter non faux mauvais mal inutile pouceenbas falso nao não nie nee nej hayır hayir нет
+    плохо ненравится 否 坏 踩 いいえ 아니요 아니오 싫어요""".split())
 NOBODY = set("none null nan na n/a nil undefined neutral tie novote notvoted unrated skip skipped nofeedback pending 😐 🤷".split())
 """words in small letters, without MARKS"""
+SIGNS = re.compile(f"([{''.join(word for word in UP | DOWN if len(word) == 1 and not word.isalnum())}])")
 
-MARKS = re.compile(r"[\s_:;.!\-–—\"'\ufe0e\ufe0f\u200d\U0001F3FB-\U0001F3FF]")
+MARKS = re.compile(r":skin-tone-\d:|[\s_:;.!\-–—\"'\ufe0e\ufe0f\u200d\U0001F3FB-\U0001F3FF]")
 NUMBER = re.compile(r"[★⭐]?\s*([+-]?\d+(?:[.,]\d+)?)\s*(?:(%)|(?:/|of|out of|von|sur|de|из)\s*(\d+)|(?:stars?|points?|pts|★|⭐)*)"
                     r"(?:\s*[:(–-]\s*\D{1,40})?", re.I)
 """4, 4.5, 4/5, 85 %, 4 stars, 4: good, 4 (good)"""
@@ -40,14 +44,14 @@ def parse(value):
     """One vote: True, False, a `Number`, a list of these from several annotators, None where nobody voted. ValueError for no vote."""
     if value is None or isinstance(value, bool) or value != value:  # NaN
         return None if value != value else value
-    if isinstance(value, int | float):
+    if isinstance(value, int | float | Decimal):
         if abs(value) > 1e9:
             raise ValueError(value)
         return Number(float(value))
     if isinstance(value, dict):
         if not value or value.get("status") in ("draft", "discarded", "pending"):
             return None
-        found = [value[key] for key in ("value", "rating", "score", "vote", "label", "thumb") if key in value]
+        found = [value[key] for key in ("value", "rating", "score", "vote", "label", "thumb", "choices") if key in value]
         if not found:
             raise ValueError(value)
         return parse(found[0])
@@ -65,12 +69,13 @@ def parse(value):
         return parse(several)
     if found := STARS.fullmatch(MARKS.sub("", text)):
         return Number(len(found[1]) + len(found[2]) / 2, sum(map(len, found.groups())) if found[3] else 5)
-    text = unicodedata.normalize("NFKC", text)  # digits and signs of full width
+    text = re.sub(r":skin-tone-\d:", "", unicodedata.normalize("NFKC", text).replace("−", "-"))  # digits and signs of full width
     if found := NUMBER.fullmatch(text.strip(":").strip()):
         return Number(float(found[1].replace(",", ".")), 100 if found[2] else int(found[3] or 0))
     word = MARKS.sub("", text.casefold())
-    if word in UP or word in DOWN:
-        return word in UP
+    said = {part in UP if part in UP | DOWN else None for part in SIGNS.split(word) if part}  # "thumbs up 👍" says the same twice
+    if len(said) == 1 and None not in said:
+        return said.pop()
     if word and word not in NOBODY:
         raise ValueError(text)
     return None

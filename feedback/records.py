@@ -22,12 +22,14 @@ ODD, EVEN = ("user", "observation"), ("assistant", "function_call")
 CONTROL = re.compile("(?P<control>(?<!Ã)[\x80-\x9f]|\x00)|(?P<surrogate>[\ud800-\udfff])")
 TOKENS = re.compile(
     r"(?P<template><[|｜](?!user\|>)[^\s<>]{1,40}[|｜]>|^\s*<\|user\|>|<(?:start|end)_of_turn>|<[BE]OS_TOKEN>|\[gMASK\]"
-    r"|\[/?(?:INST|SYSTEM_PROMPT|TOOL_CALLS|AVAILABLE_TOOLS|TOOL_RESULTS)\]|<</?SYS>>)"
+    r"|\[/?(?:INST|SYSTEM_PROMPT|TOOL_CALLS|AVAILABLE_TOOLS|TOOL_RESULTS)\]|<</?SYS>>|<extra_id_\d+>|<reserved_\d+>|<pad>|<unk>"
+    r"|\[\|(?:system|user|assistant|endofturn)\|\]|\]~!?b\]|\[Round \d+\]\s+问)"
+    r'|(?P<folded><details type="(?!reasoning))'
     r"|(?P<image><image(?:_\d+)?>|^\s*<(?:video|audio)>|\bdata:(?:image|audio|video)/[\w.+-]+;base64,)"
 )
 """what no turn may hold: it would be trained on as if somebody had said it"""
 HINTS = ("<|", "<｜", "_of_turn>", "OS_TOKEN>", "[gMASK]", "INST]", "SYSTEM_PROMPT]", "TOOL", "SYS>>", "<image", "<video>", "<audio>",
-         ";base64,")
+         ";base64,", "<extra_id_", "<reserved_", "<pad>", "<unk>", "[|", "]~", "[Round ", "<details type=")
 MEDIA = ("images image imageurl imageurls imagepath videos video audios audio media photo photos screenshot pixelvalues attachments "
          "attachment files")
 """columns, and keys of turns, that hold what is no text, as `columns.plain` spells them"""
@@ -36,6 +38,7 @@ FAULTS = {
     "control": ("control characters", "{0!r} is a control character: the file was once read in the wrong encoding"),
     "surrogate": ("text", "half a surrogate pair, which is no valid Unicode"),
     "template": ("chat template", "the control token {0} inside a turn"),
+    "folded": ("words beside a call", "{0} folds away calls of tools, as Open WebUI does"),
     "image": ("images", "{0} stands in the text; this kit trains text"),
 }
 THOUGHT = re.compile(r"<think>.*?</think>\s*", re.DOTALL)
@@ -79,7 +82,7 @@ def _check(messages: list[dict]) -> None:
     for place, turn in enumerate(messages, 1):
         role, text = turn["role"], turn["content"]
         if role not in ("system", *ODD, *EVEN):
-            raise Refused("unknown role", f"turn {place} is said by {shorten(role)}")
+            raise Refused("unknown role", f"turn {place} is said by {shorten(role)}" if role else f"turn {place} has no speaker")
         if not isinstance(text, str):
             raise Refused("text", f"turn {place} is {shorten(text)}, expected text")
         data = text.encode("utf-8", "surrogatepass")  # most texts have no trace of a fault, and are done without a search
@@ -141,12 +144,14 @@ def _part(part) -> str:
     if isinstance(part, str):
         return part
     kind = str(part.get("type", part.get("content_type", "text"))) if isinstance(part, dict) else ""
-    if kind.endswith("text") and isinstance(part.get("text"), str):
-        return part["text"]
+    text = part.get("text") if kind.endswith("text") else None
+    text = text.get("value") if isinstance(text, dict) else text  # OpenAI's assistants
+    if isinstance(text, str):
+        return text
     if kind.startswith(("image", "input_image", "video", "audio", "input_audio", "file", "input_file", "document")):
         raise Refused("images", f"a turn holds {shorten(kind)}; this kit trains text")
     if kind.startswith(("tool_", "function")):
-        raise Refused("function call", f"a turn holds {shorten(kind)}, as Anthropic's API has it")
+        raise Refused("function call", f"a turn's parts hold {shorten(kind)}")
     raise Refused("text", f"a turn's content holds {shorten(part)}, expected text")
 
 

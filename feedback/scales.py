@@ -127,16 +127,17 @@ def _options(seen: list[float]) -> str:
     """The very option to add."""
     low, high = math.floor(seen[0]), math.ceil(seen[-1])
     if low < 0:
-        ends = [(low, high)] if low == -high else []
+        ends = [(low, high)] if low == -high and high <= 10 else []
     elif high > 10:  # where one value is far from the others it may be none: 99 among 1 to 5
         ends = [] if _alone(seen) or high > 100 else [(low, high), (0, 100)]
     elif low == 0:
         ends = [(0, high), (1, high)] if high > 2 else [(0, high)]
     else:  # the part of a longer scale that happens to be used
-        ends = [(1, end) for end in {2: [3, 5], 3: [3, 5], 4: [4, 5], 5: [5]}.get(high, [7, 10])]
+        ends = [(1, end) for end in sorted({max(high, 3), 5, 6, 7, 10}) if end >= high][:3]
     options = [f"--scale={a}{'..' if a < 0 else '-'}{b} --accept-from={_usual(a, b):g}{' (0: no vote)' if low == 0 and a == 1 else ''}"
                for a, b in ends]
-    return "add " + ", or ".join([*options, "name the votes: --scale=ACCEPTED,…/REJECTED,…/NO VOTE,…"])
+    options = options or ["--accept-from=… (the lowest rating that is accepted)"]
+    return "add " + ", or ".join([*options, "--scale=ACCEPTED,…/REJECTED,…/NO VOTE,… with the votes' names (1 may be the best)"])
 
 
 def _alone(seen: list[float]) -> bool:

@@ -39,11 +39,10 @@ def recognise(columns: Columns, given: dict[str, str]) -> tuple[str, dict[str, s
     found = list(dict.fromkeys([*columns.names, *columns.filled]))
     votes = {given["label"]: columns.votes[given["label"]]} if given.get("label") in columns.votes else columns.votes
     parts = match(found, votes) | {part: resolve(column, found) for part, column in given.items()}
-    if parts.get("prompt") != parts.get("extra") and plain(parts.get("prompt", "")) != "instruction" and "extra" not in given:
-        if "prompt" in parts or not {"reply", "chosen"} & set(parts) or "messages" in parts:
-            parts.pop("extra", None)  # only Alpaca's `input` belongs to its instruction
-        elif "extra" in parts:
-            parts["prompt"] = parts.pop("extra")
+    if "extra" in parts and "extra" not in given and plain(parts.get("prompt", "")) != "instruction":
+        input_ = parts.pop("extra")  # only Alpaca's `input` belongs to its instruction
+        if {"reply", "chosen"} & set(parts) and not {"prompt", "messages"} & set(parts):
+            parts["prompt"] = input_
     dialogue = parts.get("messages")
     if {"reply", "label"} <= set(parts) and columns.unanswered[dialogue] * 2 > min(columns.filled[dialogue], 100):
         parts["prompt"] = parts.pop("messages")  # a dialogue up to the question
@@ -148,7 +147,8 @@ def _rated_turns(value: dict, shape: Shape) -> list[tuple[dict, tuple[str, ...]]
 def _unknown(found: list[str], parts: dict, columns: Columns) -> KitError:
     lacking = [part for part in ("prompt", "reply", "label") if part not in parts]
     free = [name for name in found if name not in parts.values()] or found
-    option = ",".join(f"{part}={parts.get(part, '…')}" for part in ("prompt", "reply", "label"))
+    strange_label = next((name for name in found if name in columns.votes and columns.votes[name].strange), "…")
+    option = ",".join(f"{part}={parts.get(part, strange_label if part == 'label' else '…')}" for part in ("prompt", "reply", "label"))
     strange = "".join(f"; {name} holds no votes: {', '.join(shorten(value, 30) for value in votes.strange[:3])}"
                       for name, votes in columns.votes.items() if votes.strange)
     return KitError(f"it is not clear which column is the {' and which the '.join(lacking) or 'dialogue'}; the columns are: "

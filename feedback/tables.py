@@ -1,6 +1,7 @@
 """Read Parquet, Arrow and Excel, and check first that the data fits into memory."""
 
 import contextlib
+import json
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,7 +12,7 @@ FACTORS = {".gz": 8, ".json": 6, ".parquet": 6, ".arrow": 2.5, ".xlsx": 12}
 
 
 def arrow(path: Path) -> Iterator:
-    """The rows of a Parquet file; or of Arrow's stream, as `datasets` saves it, or its file format."""
+    """The rows of a Parquet file; or of Arrow's stream, as `datasets` saves it, or its file format. Classes go by their names."""
     import pyarrow as pa
     from pyarrow.parquet import ParquetFile
 
@@ -26,9 +27,20 @@ def arrow(path: Path) -> Iterator:
                 reader = pa.ipc.open_file(source)
                 batches = map(reader.get_batch, range(reader.num_record_batches))
         for batch in batches:
-            yield from batch.to_pylist()
+            classes = _classes(batch.schema)
+            for row in batch.to_pylist(maps_as_pydicts="lossy"):
+                for column, names in classes.items():
+                    row[column] = names[row[column]] if row[column] in range(len(names)) else None
+                yield row
     except (pa.ArrowInvalid, OSError) as error:
         raise KitError(f"{path.name} cannot be read: {error}", "a whole Parquet or Arrow file", "export or download it again") from None
+
+
+def _classes(schema) -> dict[str, list[str]]:
+    """The names of a column's classes: `datasets` keeps numbers, and which of them is the good one only the names tell."""
+    info = json.loads((schema.metadata or {}).get(b"huggingface", "{}")).get("info") or {}
+    features = {column: feature for column, feature in (info.get("features") or {}).items() if isinstance(feature, dict)}
+    return {column: feature["names"] for column, feature in features.items() if feature.get("_type") == "ClassLabel"}
 
 
 def xlsx(path: Path) -> Iterator:

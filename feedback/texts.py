@@ -13,40 +13,47 @@ TEMPLATES = [
     re.compile(r"<\|START_OF_TURN_TOKEN\|><\|(\w+)_TOKEN\|>"),  # Command R
     re.compile(r"<start_of_turn>[ \t]*(\w+)[ \t]*\n?"),  # Gemma
     re.compile(r"<[|｜]((?i:system|user|assistant))[|｜]>\s*"),  # Zephyr, Phi 3, DeepSeek
+    re.compile(r"\[\|(system|user|assistant)\|\]"),  # Exaone
+    re.compile(r"<extra_id_[01]>(\w+)\n"),  # Nemotron
 ]
 WHO = "|".join(sorted({name for name, role in ROLES.items() if role in ("user", "assistant", "system")}
                       - set("prompter instruction input model llm response output developer gpt".split()), key=len, reverse=True))
 SPEAKER = re.compile(r"^[ \t]*(?:\[\d[^\]\n]{3,30}\][ \t]*)?(?:\*\*|\[)?(" + WHO +
                      r")(?:[ \xa0]?[:：]\*\*|\*\*[:：]|\]?[ \xa0]?[:：])[ \t]*", re.M | re.I)
 """a name, in brackets, bold, or after a time, with its colon"""
-ASKED = re.compile(r"^(Q|Question|A|Answer|Frage|Antwort|Pregunta|Respuesta)[ \xa0]?[:：][ \t]*", re.M)
+ASKED = re.compile(r"^(Q|Question|A|Answer|Instruct|Output|Frage|Antwort|Pregunta|Respuesta|问|答)[ \xa0]?[:：][ \t]*", re.M)
 """in prompts alone, and only where they begin so and end in an open answer: elsewhere it is a text of questions and answers"""
 TRANSCRIPTS = [
-    re.compile(r"^###[ \t]*(System|Instruction|Input|Human|User|Assistant|Response|Output):[ \t]*\n?", re.M),  # Alpaca
+    re.compile(r"(?:^|(?=###[ \t]*(?:Human|User|Assistant):))###[ \t]*"  # Alpaca; Guanaco, all in one line
+               r"(System|Instruction|Input|Human|User|Assistant|Response|Output):[ \t]*\n?", re.M),
     re.compile(r"^#{2,4}[ \t]*(System|Human|User|Assistant|AI|Bot)[ \t]*\n", re.M | re.I),
+    re.compile(r"^(SYSTEM|HUMAN|USER|ASSISTANT)[ \t]*\n", re.M),
+    re.compile(r"^(You|ChatGPT|Claude|Gemini|Copilot) said:[ \t]*\n?", re.M),  # copied from a page
+    re.compile(r"""(?:^|(?<=>))[ \t]*<(?:turn|message|msg)\b[^<>]{0,30}\b(?:role|from)=["'](\w+)["'][^<>]*>\s*""", re.M | re.I),
     re.compile(r"(?:^|(?<=\s))(SYSTEM|HUMAN|USER|ASSISTANT):"),  # Vicuna, all in one line
     re.compile(r"^[ \t]*<(system|human|user|assistant|bot)>\s*", re.M | re.I),
     SPEAKER,
 ]
-PAIRED = (TRANSCRIPTS[1], TRANSCRIPTS[3])
+PAIRED = (*TRANSCRIPTS[1:4], TRANSCRIPTS[6])
 """headings and tags, which stand in other texts too: a dialogue has both speakers"""
 END = re.compile(r"(?:\s*(?:<\|(?:im_end|eot_id|eot|end|endoftext|end_of_text|END_OF_TURN_TOKEN)\|>|<｜end▁of▁sentence｜>"
                  r"|<end_of_turn>|</s>|<eos>"
-             r"|</(?i:system|human|user|assistant|bot)>))+\s*$")
+                 r"|\[\|endofturn\|\]|</(?i:system|human|user|assistant|bot|turn|message|msg)>))+\s*$")
 START = re.compile(r"^\s*(?:<s>|<bos>|<\|begin_of_text\|>|<\|endoftext\|>|<｜begin▁of▁sentence｜>|<BOS_TOKEN>)\s*")
-OPEN = re.compile(r"\n\s*[\w .-]{1,24}[:：]\s*$")
+OPEN = re.compile(r"\n\s*\**[\w .-]{1,24}(?:\*\*)?[:：](?:\*\*)?\s*$")
 """a speaker who is about to reply"""
 NAMED = re.compile(r"[\w .-]{1,24}[:：]")
-HINTS = ("<|", "<｜", "<start_of", "<end_of", "<BOS", "[INST]", "##", "</s>", "<eos>", "USER:", "HUMAN:", "ASSISTANT:", "<user>",
-         "<human>", "</user>", "</human>", "</assistant>", "</bot>")
+HINTS = ("<|", "<｜", "<start_of", "<end_of", "<BOS", "[INST]", "##", "</", "<eos>", "USER:", "HUMAN:", "ASSISTANT:", "<user>",
+         "<human>", "[|", "<extra_id_", "USER\n", "HUMAN\n", " said:", "role=", "from=")
 """one of them, or a line that begins with a speaker, is in every text that needs a closer look; most have none, and are done"""
 
 TURNS = re.compile(r"""(?=.*["'](?:role|from)["']\s*:)(?=.*["'](?:content|value)["']\s*:)""", re.S)
 PRINTED = re.compile(r"""[\[(]?(?:Human|AI|System|Tool)Message\(content=|content=(["']).*\1 additional_kwargs="""
                      r"|- (?:role|from): \w+\n", re.S)
 """turns as LangChain prints them, or as YAML"""
-ASKS = {"q": "user", "question": "user", "frage": "user", "pregunta": "user",
-        "a": "assistant", "answer": "assistant", "antwort": "assistant", "respuesta": "assistant"}
+SPEAKERS = ROLES | dict.fromkeys("q question instruct frage pregunta 问 you".split(), "user") | dict.fromkeys(
+    "a answer antwort respuesta 答 claude gemini copilot".split(), "assistant")
+"""who speaks in a text; no source calls a turn's role so"""
 
 TEXTS = ("input", "question", "query", "prompt", "instruction", "output", "answer", "response", "reply", "completion", "text",
          "content", "result")
@@ -75,7 +82,7 @@ def turns_in(text: str, side: str) -> list[dict] | None:
     for marker in (*TEMPLATES, *TRANSCRIPTS, *([ASKED] if asks else [])):
         before, *rest = marker.split(START.sub("", text))
         names, said = [role.lower() for role in rest[::2]], [END.sub("", words).strip() for words in rest[1::2]]
-        roles = [ASKS.get(name) if marker is ASKED else ROLES.get(name) for name in names]
+        roles = [SPEAKERS.get(name) for name in names]
         if marker in PAIRED and not {"user", "assistant"} <= set(roles):
             continue
         if turns := _told_apart(marker in TEMPLATES, before.strip(), roles, said, side, whole):
@@ -162,7 +169,7 @@ def said(value, side: str, repairs: list | None = None) -> list[dict]:
     if isinstance(value, list | tuple):
         if value and all(isinstance(turn, list | tuple) and len(turn) == 2 for turn in value):
             return as_turns(value) or earlier(value)
-        return [_langchain(turn) if isinstance(turn, dict) else turn for turn in value]
+        return [turn for each in value for turn in _turns(each)]
     if not isinstance(value, dict):
         return [{"role": side, "content": value}]
     if {"role", "from"} & set(value) or "lc" in value or value.get("type") in ("human", "ai"):
@@ -191,8 +198,17 @@ def earlier(history) -> list[dict]:
         if isinstance(turn, list | tuple) and len(turn) == 2:
             turns += [{"role": "user", "content": turn[0]}, {"role": "assistant", "content": turn[1]}]
         else:
-            turns.append(turn)
+            turns += _turns(turn)
     return turns
+
+
+def _turns(turn) -> list:
+    """A list's entry as turns: a question and its reply may be one, {"user": …, "assistant": …}."""
+    if not isinstance(turn, dict):
+        return [turn]
+    if len(turn) > 1 and all(str(key).lower() in SPEAKERS for key in turn):
+        return [{"role": SPEAKERS[key.lower()], "content": words} for key, words in turn.items() if words is not None]
+    return [_langchain(turn)]
 
 
 def _langchain(turn: dict) -> dict:

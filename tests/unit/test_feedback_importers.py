@@ -185,6 +185,49 @@ def test_a_vote_without_its_reply_is_refused_and_a_reply_without_a_vote_is_unvot
     assert (ledger.rows_in, ledger.rows_out, ledger.unvoted, ledger.refused) == (9, 7, 1, {"not a record": 1})
 
 
+def test_one_message_that_is_refused_takes_no_other_of_its_chat_with_it(tmp_path):
+    records = [open_webui_chats(i) for i in range(8)]
+    records[0]["chat"]["history"]["messages"]["a3"] |= {"files": [{"type": "image", "url": "x"}], "annotation": {"rating": 1}}
+    checked = checked_of(tmp_path, records)
+    assert (checked.ledger.rows_out, checked.ledger.unvoted, checked.ledger.refused) == (8, 15, {"images": 1})
+
+
+def test_open_webuis_system_prompt_comes_first(tmp_path):
+    records = [open_webui(i) for i in range(8)]
+    for record in records:
+        record["snapshot"]["chat"]["chat"]["params"] = {"system": "Be brief."}
+    checked = checked_of(tmp_path, records)
+    assert checked.rows([0])[0]["messages"][0] == {"role": "system", "content": "Be brief."}
+    assert not any("params" in name for name in checked.unused)
+
+
+@pytest.mark.parametrize("part, kind", [
+    ({"type": "image_file", "image_file": {"filepath": "x"}}, "images"), ({"type": "error", "error": "overloaded"}, "text"),
+    ({"type": "tool_call", "tool_call": {"name": "w"}}, "function call"), ({"type": "think", "think": "hm"}, None)])
+def test_parts_of_librechats_messages_are_never_left_out_without_a_word(tmp_path, part, kind):
+    records = [librechat_export(i) for i in range(8)]
+    records[0]["messages"][1]["content"].append(part)
+    assert checked_of(tmp_path, records).ledger.refused == ({kind: 1} if kind else {})
+
+
+def test_langsmiths_votes_in_words_are_read(tmp_path):
+    records = [langsmith(i) | {"feedback_stats": {"user_score": {"n": 1, "avg": None, "values": {thumb(i): 1}}}} for i in range(8)]
+    assert checked_of(tmp_path, records).labels.tolist() == UP
+
+
+def test_argillas_drafts_are_no_votes_when_flattened_either(tmp_path):
+    common = {"rating.responses.users": ["a", "b"], "rating.responses.status": ["submitted", "discarded"]}
+    rows = [{"prompt": ASKED[i], "response": SAID[i], "rating.responses": [thumb(i), thumb(i, "down", "up")], **common} for i in range(8)]
+    rows.append({"prompt": "?", "response": "!", "rating.responses": ["up"], "rating.responses.users": ["a"], "rating.responses.status": ["draft"]})
+    checked = checked_of(tmp_path, rows)
+    assert checked.labels.tolist() == UP and checked.ledger.unvoted == 1 and checked.unused == {"rating.responses.users": 9}
+
+
+def test_label_studios_choices_in_a_table_are_read(tmp_path):
+    rows = [{"prompt": ASKED[i], "reply": SAID[i], "vote": json.dumps({"choices": [thumb(i)]}), "annotator": 1} for i in range(8)]
+    assert checked_of(tmp_path, rows).labels.tolist() == UP
+
+
 def test_several_scores_by_people_are_asked_about(tmp_path):
     records = [langfuse(i) | {"scores": [{"name": name, "value": 1, "source": "API"} for name in ("tone", "truth")]} for i in range(8)]
     with pytest.raises(KitError, match="several scores: tone, truth"):
@@ -236,6 +279,17 @@ def test_datasets_saved_to_disk_and_arrow_files_are_read(tmp_path):
     rows.save_to_disk(tmp_path / "saved")
     datasets.DatasetDict({"train": rows}).save_to_disk(tmp_path / "dictionary")
     for place in ("saved", "dictionary", "saved/data-00000-of-00001.arrow"):
+        assert check.check(find.find(str(tmp_path / place), tmp_path)).labels.tolist() == UP
+
+
+def test_classes_are_read_by_their_names_and_not_by_their_numbers(tmp_path):
+    import datasets
+
+    rows = datasets.Dataset.from_list([{"prompt": ASKED[i], "completion": SAID[i], "label": int(not UP[i])} for i in range(8)])
+    rows = rows.cast_column("label", datasets.ClassLabel(names=["good", "bad"]))
+    rows.save_to_disk(tmp_path / "saved")
+    rows.to_parquet(tmp_path / "rows.parquet")
+    for place in ("saved", "rows.parquet"):
         assert check.check(find.find(str(tmp_path / place), tmp_path)).labels.tolist() == UP
 
 

@@ -123,7 +123,7 @@ def test_dotted_paths_lead_into_lists_and_into_json_kept_as_text(tmp_path):
 
 @pytest.mark.parametrize("history", [
     [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello"}], "User: Hi\nAssistant: Hello", [["Hi", "Hello"]],
-    json.dumps([["Hi", "Hello"]]), "[{'from': 'human', 'value': 'Hi'}, {'from': 'gpt', 'value': 'Hello'}]"])
+    [{"user": "Hi", "assistant": "Hello"}], [{"question": "Hi", "answer": "Hello"}], json.dumps([["Hi", "Hello"]]), "[{'from': 'human', 'value': 'Hi'}, {'from': 'gpt', 'value': 'Hello'}]"])
 @pytest.mark.parametrize("name", ["history", "chat_history", "Conversation History"])
 def test_earlier_turns_come_first_however_they_are_kept(tmp_path, history, name):
     assert one(tmp_path, ASK, TELL, **{name: history}) == [("user", "Hi"), ("assistant", "Hello"), ("user", ASK), ("assistant", TELL)]
@@ -185,7 +185,9 @@ TEMPLATES = {  # a prompt, and its reply
     "Granite": ("<|start_of_role|>user<|end_of_role|>{}<|end_of_text|>\n<|start_of_role|>assistant<|end_of_role|>", "{}<|end_of_text|>"),
     "HH": ("\n\nHuman: {}\n\nAssistant:", " {}"), "bold": ("**User:** {}\n**Assistant:**", " {}"), "headings": ("## User\n{}\n\n## Assistant\n", "{}"),
     "brackets": ("[User]: {}\n[Assistant]:", " {}"), "times": ("[2024-01-01 10:00] User: {}\n[10:01] Assistant:", " {}"),
-    "tags": ("<user>{}</user>\n<assistant>", "{}</assistant>"),
+    "tags": ("<user>{}</user>\n<assistant>", "{}</assistant>"), "roles": ('<turn role="user">{}</turn><turn role="assistant">', "{}</turn>"),
+    "Exaone": ("[|user|]{}\n[|assistant|]", "{}[|endofturn|]"), "Nemotron": ("<extra_id_1>User\n{}\n<extra_id_1>Assistant\n", "{}"),
+    "Guanaco": ("### Human: {}### Assistant:", " {}"), "copied": ("You said:\n{}\nChatGPT said:\n", "{}"), "capitals": ("USER\n{}\n\nASSISTANT\n", "{}"),
     "de": ("Nutzer: {}\nAssistent:", " {}"), "fr": ("Utilisateur : {}\nAssistant :", " {}"), "es": ("Usuario: {}\nAsistente:", " {}"),
     "pt": ("Usuário: {}\nAssistente:", " {}"), "it": ("Utente: {}\nAssistente:", " {}"), "zh": ("用户：{}\n助手：", "{}"),
     "ja": ("ユーザー：{}\nアシスタント：", "{}"), "ru": ("Пользователь: {}\nАссистент:", " {}"),
@@ -199,7 +201,8 @@ def test_templates_and_transcripts_are_told_apart_split_or_whole(tmp_path, befor
     assert one(tmp_path, ASK, asked + told) == [("user", ASK), ("assistant", TELL)]
 
 
-@pytest.mark.parametrize("prompt", ["Q: {}\nA:", "Question: {}\n\nAnswer:", "Frage: {}\nAntwort: ", "User: {}\n\nFalcon:", "{}\nAssistant:"])
+@pytest.mark.parametrize("prompt", ["Q: {}\nA:", "Question: {}\n\nAnswer:", "Frage: {}\nAntwort: ", "User: {}\n\nFalcon:", "{}\nAssistant:",
+                                    "**Human**: {}\n\n**Claude**:", "Instruct: {}\nOutput:", "问：{}\n\n答："])
 def test_a_prompt_that_ends_where_the_reply_begins_is_the_question_alone(tmp_path, prompt):
     assert one(tmp_path, prompt.format(ASK), f" {TELL}") == [("user", ASK), ("assistant", TELL)]
 
@@ -207,6 +210,9 @@ def test_a_prompt_that_ends_where_the_reply_begins_is_the_question_alone(tmp_pat
 @pytest.mark.parametrize("prompt, reply, kind", [
     ("<|start|>user<|message|>{}<|end|><|start|>assistant", "{}<|return|>", "chat template"), ("{}", "{}<|user|>", "chat template"),
     ("GPT4 Correct User: {}<|end_of_turn|>GPT4 Correct Assistant:", "{}", "chat template"), ("Alice: {}\nBot:", "{}", "transcript"),
+    ("<reserved_106>{}<reserved_107>", "{}", "chat template"), ("]~b]user\n{}[e~[\n]~b]ai\n", "{}", "chat template"),
+    ("{}", "{}<pad><pad>", "chat template"), ("[Round 1]\n\n问：{}\n\n答：", "{}", "chat template"),
+    ("{}", '<details type="tool_calls" done="true"></details>\n{}', "words beside a call"),
     ("<|vision_start|><|image_pad|><|vision_end|>{}", "{}", "chat template"), ("<image_1> {}", "{}", "images"), ("<video>{}", "{}", "images"),
     ("![x](data:image/png;base64,iVBORw0KGgo=) {}", "{}", "images"), ("{}", "content='{}' additional_kwargs={{}}", "turns as text"),
     ("[HumanMessage(content='{}'), AIMessage(content='x')]", "{}", "turns as text"), ("- role: user\n  content: {}", "{}", "turns as text"),
@@ -254,3 +260,42 @@ def test_results_of_parallel_calls_stand_as_their_calls_do(tmp_path):
              {"role": "tool", "tool_call_id": "b", "content": "of b"}, {"role": "tool", "tool_call_id": "a", "content": "of a"}]
     made = one(tmp_path, turns, TELL)
     assert json.loads(made[1][1]) == [{"name": "a", "arguments": {}}, {"name": "b", "arguments": {}}] and made[2] == ("observation", "of a\nof b")
+
+
+def test_a_column_called_input_that_is_named_as_the_prompt_is_read_once(tmp_path):
+    rows = [{"input": f"{i}?", "output": f"{i}.", "thumb": i % 2} for i in range(4)]
+    for columns in ("", "prompt=input"):
+        checked = checked_rows(tmp_path, rows, columns=columns)
+        assert checked.rows([1])[0]["messages"][0]["content"] == "1?" and not checked.unused
+
+
+def test_dialogues_of_questions_with_their_replies_are_turns(tmp_path):
+    rows = [{"conversation": [{"input": "a", "output": "b"}, {"input": "c", "output": f"{i}."}], "label": i % 2} for i in range(4)]
+    assert [turn["content"] for turn in checked_rows(tmp_path, rows).rows([3])[0]["messages"]] == ["a", "b", "c", "3."]
+
+
+def test_of_several_nested_ratings_none_is_guessed(tmp_path):
+    rows = [{"prompt": f"{i}?", "response": f"{i}.", "scores": {"quality": {"rating": [5, 1][i % 2]}, "safety": {"rating": [1, 5][i % 2]}}}
+            for i in range(4)]
+    with pytest.raises(KitError, match="several columns hold ratings: scores.quality.rating") as error:
+        checked_rows(tmp_path, rows)
+    assert "--columns label=scores.quality.rating, or" in error.value.remedy
+    assert [row["label"] for row in checked_rows(tmp_path, rows, columns="label=scores.quality.rating").rows(range(4))] == [True, False] * 2
+
+
+def test_columns_with_a_comma_in_their_name_can_be_named(tmp_path):
+    rows = [{"question, asked": f"{i}?", "answer": f"{i}.", "vote": i % 2} for i in range(4)]
+    assert checked_rows(tmp_path, rows, columns="prompt=question, asked,reply=answer").ledger.rows_out == 4
+
+
+def test_what_a_single_turn_holds_besides_its_words_is_named(tmp_path):
+    rows = [{"prompt": f"{i}?", "completion": {"role": "assistant", "content": f"{i}.", "reasoning_content": "hm"}, "label": i % 2} for i in range(4)]
+    checked = checked_rows(tmp_path, rows)
+    assert checked.rows([1])[0]["messages"][1]["content"] == "1." and checked.unused == {"completion[].reasoning_content": 4}
+
+
+def test_an_error_about_the_label_names_the_column_that_holds_something_else(tmp_path):
+    rows = [{"prompt": f"{i}?", "response": f"{i}.", "vote": ["so", "la la"][i % 2]} for i in range(4)]
+    with pytest.raises(KitError) as error:
+        checked_rows(tmp_path, rows)
+    assert "--columns prompt=prompt,reply=response,label=vote" in error.value.remedy

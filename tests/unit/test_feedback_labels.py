@@ -1,5 +1,7 @@
 """Votes: every usual spelling, every scale by its ends, and what is not guessed."""
 
+from decimal import Decimal
+
 import pytest
 
 from feedback.labels import Votes, label_of, parse
@@ -8,9 +10,11 @@ from feedback.scales import SIGN, WORDS, scale_of
 from helpers.errors import KitError
 
 UP = ["up", "Up ", "UP", "thumbs up", "Thumbs Up", "thumbs_up", "thumbs-up", "thumbsUp", ":thumbsup:", ":+1:", "👍", "👍🏽", "👍🏿", "yes", "Yes", "Y", "t",
-      "true", "TRUE", "True", "like", "Liked", "good", "GOOD", "accepted", "positive", "helpful", "correct", "+1", "1", 1, 1.0, "1.0", True, "✅", "❤️", "upvote"]
+      "true", "TRUE", "True", "like", "Liked", "good", "GOOD", "accepted", "positive", "helpful", "correct", "+1", "1", 1, 1.0, "1.0", True, "✅", "❤️", "upvote",
+      ":+1::skin-tone-2:", "👍 thumbs up", "👍👍", "Good response", "Very helpful", Decimal("1.0")]
 DOWN = ["down", "Thumbs Down", "thumbs_down", "thumbs-down", "thumbsDown", ":thumbsdown:", "👎", "👎🏻", "no", "No", "n", "f", "false", "FALSE", "dislike",
-        "Disliked", "bad", "rejected", "negative", "not helpful", "unhelpful", "incorrect", "0", 0, 0.0, False, "❌", "downvote"]
+        "Disliked", "bad", "rejected", "negative", "not helpful", "unhelpful", "incorrect", "0", 0, 0.0, False, "❌", "downvote",
+        ":thumbsdown::skin-tone-5:", "Thumbs down 👎", "Bad response", "Not helpful at all"]
 
 
 @pytest.mark.parametrize("value", UP)
@@ -28,7 +32,7 @@ def test_where_nobody_voted_there_is_no_label(value):
     assert label_of(value, WORDS) is None
 
 
-@pytest.mark.parametrize("value", [2, 0.5, "maybe", 10**400, "1e999", float("inf"), {"a": 1}, "that is no answer", "x" * 500, [[[[]]], "q"], b"up"])
+@pytest.mark.parametrize("value", [2, 0.5, "maybe", 10**400, "1e999", float("inf"), {"a": 1}, "that is no answer", "x" * 500, [[[[]]], "q"], b"up", "👍👎", "👍 but"])
 def test_what_is_no_vote_is_refused_and_not_guessed(value):
     with pytest.raises(Refused) as refused:
         label_of(value, WORDS)
@@ -84,7 +88,8 @@ def test_a_scale_is_recognised_from_the_values_ends_and_stated(values, words, re
     (each(1, 2, 3, times=2), "--scale=1-3 --accept-from=3, or --scale=1-5 --accept-from=4"), (each(2, 3, 4), "--scale=1-5 --accept-from=4"),
     (each(1, 2), "--scale=1-5"), (each(0, 1, 2), "--scale=0-2"), (each(12, 20), "--scale=12-20"), (each(-5, 5), "--scale=-5..5"),
     (each(-0.4, 0.9), "--scale=-1..1"), (each("2/5", "7/10"), "--scale=1-7"),
-    (each(1, 4, 6), "--scale=1-7 --accept-from=5, or --scale=1-10 --accept-from=7"),
+    (each(1, 4, 6), "--scale=1-6 --accept-from=4, or --scale=1-7 --accept-from=5, or --scale=1-10 --accept-from=7"),
+    (each(-0.3, 2.3), "--accept-from=…"), (each(-99, 0, 1, 99), "--accept-from=…"),
 ])
 def test_ends_that_leave_the_scale_open_are_asked_about_with_the_option_to_add(values, option):
     with pytest.raises(KitError) as error:
