@@ -25,7 +25,7 @@ LINE = re.compile(rb"\n|(?<=\r)")
 RECORD = re.compile(r"(?<![=\w])\{'(?:loss|eval_|train_)[^{}]*\}")  # `metrics={'loss': …` is Ray's repetition of one
 CUT = re.compile(r"(?<![=\w])\{'(?:loss|eval_|train_)[^{}]*$")
 BROKEN = re.compile(r"(?<![=\w])\{'(?:loss|eval_|train_)[^{}\n]*(?:\n(?=[ '\d.ni-])[^{}\n]*){1,9}\}")  # by an editor, between words
-PAIR = re.compile(r"'([^']+)':\s*(?:'([^']*)'|([^,{}']+))")
+PAIR = re.compile(r"'([^']+)':\s*(?:'([^']*)'|(?:[\w.]+\()?([^,{}'()]+))")  # also `np.float64(0.5)`, `tensor(0.5, device='cuda:0')`
 BAR = re.compile(r"(?:^|[^0-9])(\d{1,3})%\|[^|]*\| (\d{1,15})/(\d{1,15}) \[[\d:]+<(\d{1,9}(?::\d\d)+|\?)")
 FACT = re.compile(r"│ train_loop_config/(?:args/)?(\S+) +(\S.*?) +│")
 OUR_FACT = re.compile(r"(\w+)\"?(?:=|: )\"?([^\s,;\"}]+)")  # after `[kto] `, from helpers.trainer

@@ -48,8 +48,10 @@ def table(source, logging_steps: float | None = None, run: int = -1):
         raise KitError(f"nothing in this log says which steps its {len(train)} training lines are of",
                        "Ray's table, the trainer's own lines (Num examples = …), or progress bars that fit",
                        "give logging_steps, as the training's config has it (--logging-steps N)")
-    for line, step in zip(train, schedule.steps_of(epochs, plan, every, facts), strict=True):
+    for line, step in zip(train, schedule.steps_of(epochs, bars, plan, every, facts), strict=True):
         line["step"] = step
+    if how == "log" and not plan.examples:
+        notes.append("the log does not name the dataset's size: steps are read off the progress bars")
     if not all(plan.at(line["step"], line["epoch"]) for line in train):
         notes.append("the epochs do not fit the rows and workers that the log names: steps are counted by lines")
 

@@ -73,6 +73,7 @@ def whole(facts: dict, key: str, default: int | None = None) -> int | None:
 def lines_of(events) -> list[tuple[list[dict], dict]]:
     """Each launch's lines, those of one worker, and its facts."""
     launches: dict[int, tuple[dict, dict]] = {0: ({}, {})}
+    said = {}
     for event in events:
         workers, facts = launches.setdefault(event.run, ({}, {}))
         if event.kind == "config":
@@ -81,13 +82,15 @@ def lines_of(events) -> list[tuple[list[dict], dict]]:
             facts.update({"written_by": "llamafactory" if "llamafactory" in by else "trl"} if by else {})
         elif event.kind == "progress":
             facts["bar"] = event.data["done"]
-        elif event.kind in ("metrics", "eval"):
+        elif event.kind in ("metrics", "eval") and event.data != said.get((event.run, event.worker)):
+            said[event.run, event.worker] = event.data  # each of two nodes prints it, and their lines may have no prefix
             workers.setdefault(event.worker, []).append(line_of(event.kind, event.data, facts))
     whole = []
     for workers, facts in launches.values():
-        lines = _worker_0(workers, facts)
-        doubled = any(line["split"] == "train" and not line["web_ui"] for line in lines)
-        whole.append(([line for line in lines if not (doubled and line["web_ui"])], facts))
+        lines, fullest = _worker_0(workers, facts), {}
+        for line in lines:
+            fullest[line["split"]] = max(fullest.get(line["split"], 0), line["told"])
+        whole.append(([line for line in lines if line["told"] == fullest[line["split"]]], facts))
     return whole
 
 
@@ -111,7 +114,8 @@ def line_of(kind: str, data: dict, facts: dict) -> dict:
     values = {key: _float(data.get(prefix + key, data.get(f"{split}_{key}", data.get(key) if key == "kl" else None)))
               for key in LOGGED}
     return {**values, "split": split, "bar": facts.get("bar", 0), "trl": bool(TRL_ALONE & data.keys()),
-            "web_ui": data.keys() <= WEB_UI, "no_logits": "rewards/chosen" in data and "logits/chosen" not in data,
+            # The web UI repeats a window in short, another node of torchrun's prints it without rewards.
+            "told": 2 if any("rewards/" in key for key in data) else int(not data.keys() <= WEB_UI), "no_logits": "rewards/chosen" in data and "logits/chosen" not in data,
             **{key: _float(data.get(key)) for key in ("epoch", "num_input_tokens_seen")},
             **{key: whole(facts, key) for key in ("eval_examples", "eval_batch_size")}}
 
@@ -135,21 +139,29 @@ def spacing(facts: dict, schedule: Schedule, given: float | None, epochs: list, 
     if facts.get("logging_strategy") == "epoch" and schedule.examples:
         return schedule.updates, "config"
     # Nothing says it: every spacing is tried up to the highest that the first epoch and the bars allow. One fits if each line's epoch
-    # does; of several the one whose steps are nearest to the bars.
+    # does; of several the one whose steps are nearest to the bars. Without epochs that say it, each bar must stand in its own window.
     start = whole(facts, "resumed_from", 0)
     highest = max([bar // place + 1 for place, bar in enumerate(bars, 1)] + [1])
     if schedule.examples and epochs and epochs[0] == epochs[0]:
         highest = max(highest, math.ceil(min((epochs[0] + 0.01) * schedule.updates, 1e6)) + 1)
     fits = []
     for steps in range(1, min(highest, 100_000) + 1):
-        places = [start - start % steps + steps * place for place in range(1, len(epochs) + 1)]
-        if all(schedule.at(step, epoch) for step, epoch in zip(places, epochs, strict=True)):
+        first = start - start % steps if schedule.examples or not any(bars[:1]) else (bars[0] - 1) // steps * steps
+        places = [first + steps * place for place in range(1, len(epochs) + 1)]
+        if all(schedule.at(step, epoch) and (schedule.examples or not bar or step - steps < bar <= step)
+               for step, epoch, bar in zip(places, epochs, bars, strict=True)):
             fits.append((sum(abs(step - bar) for step, bar in zip(places, bars, strict=True) if bar), steps))
     return (min(fits)[1], "log") if fits and (schedule.examples or any(bars)) else (1, "")
 
 
-def steps_of(epochs: list[float], schedule: Schedule, logging_steps: int, facts: dict) -> list[int]:
-    """The step of each training line: the next multiple of `logging_steps`, or a later one that fits its epoch."""
+def steps_of(epochs: list[float], bars: list[int], schedule: Schedule, logging_steps: int, facts: dict) -> list[int]:
+    """The step of each training line: the next multiple of `logging_steps`, or a later one that fits its epoch.
+
+    Where the dataset's size is unknown, as the log's head is missing, the bars say it, if each is in a window of its own.
+    """
+    by_bars = [math.ceil(bar / logging_steps) * logging_steps for bar in bars]
+    if not schedule.examples and all(bars) and sorted(set(by_bars)) == by_bars:
+        return by_bars
     steps, step, fits = [], whole(facts, "resumed_from", 0), True
     for epoch in epochs:
         first = facts.get("logging_first_step") and step == 0

@@ -128,6 +128,11 @@ def test_numbers_that_transformers_5_prints_as_text_are_numbers():
     assert event.data["loss"] == 0.4899 and event.data["learning_rate"] == 4.774e-06 and math.isnan(event.data["kl"])
 
 
+def test_numbers_in_numpys_or_torchs_words_are_numbers():
+    (event,) = events("{'loss': np.float64(0.5), 'grad_norm': tensor(1.25, device='cuda:0'), 'kl': tensor(-2e-3), 'epoch': 0.1}\n")
+    assert event.data == {"loss": 0.5, "grad_norm": 1.25, "kl": -2e-3, "epoch": 0.1}
+
+
 def test_a_line_cut_off_is_no_event_and_harms_no_other():
     found = events(f"{WINDOW[:30]}\n{WINDOW}\n(RayTrainWorker pid=1) {WINDOW[:-1]}\n{WINDOW}{WINDOW}\n{WINDOW[:9]}{WINDOW}\n")
     assert kinds(found) == {"metrics": 4}

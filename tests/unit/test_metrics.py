@@ -123,11 +123,11 @@ def test_the_schedule_counts_as_the_trainer_does():
 
 def test_a_log_that_does_not_say_its_steps_is_refused_by_name():
     with pytest.raises(KitError, match="nothing in this log says which steps its 2 training lines are of.*(?s:.*)--logging-steps"):
-        metrics.table(events(window() + window()))
+        metrics.table(events(window() + window(0.4)))
 
 
 def test_what_the_log_does_not_say_is_not_claimed():
-    table = metrics.table(events(window() + window()), logging_steps=1)
+    table = metrics.table(events(window() + window(0.4)), logging_steps=1)
     assert table["step"].tolist() == [1, 2] and table.attrs["logging_steps_from"] == "argument"
     assert table["kl_mean"].isna().all() and table["rows"].isna().all()
     assert "neither LLaMA-Factory nor TRL" in metrics.summary(table)
@@ -299,6 +299,27 @@ def test_worker_0_is_the_one_that_ray_names_also_where_another_speaks_first():
                         ("- (ip=10.0.0.1, pid=7) world_rank=0, local_rank=0", "(RayTrainWorker pid=7, ip=10.0.0.1) "), ("", "(A pid=1) ")):
         table = metrics.table(events(f"(TrainController pid=3) {named}\n{node}{losses}{here}{whole}"), 1)
         assert table["rewards/chosen"].tolist() == [0.5]
+
+
+@pytest.mark.parametrize("begin", ["", "[default0]:", "0: "])
+def test_two_nodes_whose_lines_cannot_be_told_apart_give_each_window_once(begin):
+    """torchrun under srun, or pods in one file: the second node's first worker prints the window too, without rewards."""
+    bare = re.sub(r"(?m)^(?:\x1b\[\d+m)?\(\w+ pid=[^)]*\)(?:\x1b\[0m)? ?", begin, (OTHERS / "same_pid.log").read_text())
+    for text in (bare, re.sub(r"(\{'loss'.*kl.*\})", r"\1\n\1", bare)):  # TRL's windows are whole on both nodes
+        table = metrics.table(events(text))
+        assert table["step"].tolist() == [2, 4, 6, 8, 10, 12] and table["rewards/chosen"].notna().all()
+
+
+def test_a_log_without_its_head_has_its_steps_from_the_bars_where_they_fit_and_is_refused_where_not():
+    text = REFERENCE.read_text()
+    text = text[[found.start() for found in re.finditer(r"\{'loss'", text)][3] + 50 :]
+    table = metrics.table(events(text))
+    assert table["step"].tolist() == list(range(25, 111, 5)) and "progress bars" in table.attrs["notes"][0]
+    assert metrics.table(events(text), 5)["step"].tolist() == list(range(25, 111, 5))
+    late = "\r 96%|#  | 110/114 [02:46<00:09,  1.54s/it]\n" + "".join(window(epoch=epoch) for epoch in (0.4, 0.5, 0.6))
+    with pytest.raises(KitError, match="nothing in this log says"):
+        metrics.table(events(late))  # a buffer came after the bars
+    assert metrics.table(events(late), 5)["step"].tolist() == [5, 10, 15]
 
 
 def test_transformers_5_gives_the_steps_and_to_four_digits_the_values_of_version_4():
