@@ -115,7 +115,8 @@ def line_of(kind: str, data: dict, facts: dict) -> dict:
               for key in LOGGED}
     return {**values, "split": split, "bar": facts.get("bar", 0), "trl": bool(TRL_ALONE & data.keys()),
             # The web UI repeats a window in short, another node of torchrun's prints it without rewards.
-            "told": 2 if any("rewards/" in key for key in data) else int(not data.keys() <= WEB_UI), "no_logits": "rewards/chosen" in data and "logits/chosen" not in data,
+            "told": 2 if any("rewards/" in key for key in data) else int(not data.keys() <= WEB_UI),
+            "no_logits": "rewards/chosen" in data and "logits/chosen" not in data,
             **{key: _float(data.get(key)) for key in ("epoch", "num_input_tokens_seen")},
             **{key: whole(facts, key) for key in ("eval_examples", "eval_batch_size")}}
 
