@@ -26,29 +26,22 @@ ELSEWHERE = {"notebooks", "figures", "export", "fetched", "mlartifacts", "models
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """One saved state of a training run.
+    """One saved state of a training run."""
 
-    `step`: optimiser steps done, None where nothing says it; `usable`: its weights are whole; `complete`: a training run can resume
-    from it exactly; `why`: `complete`, or what is wrong; `path`: what `resume_from_checkpoint` takes, in a bucket its address;
-    `layout`: a key of NAMES, or `renamed`; `trial`: the folder of its siblings, below what was searched; `workers`: world size it was
-    saved with, 0 where it cannot be told; `metrics`: the last logged window as logged, `kl_mean` (nats, mean per micro-batch), and the
-    last evaluation's figures (`eval_…`); `launched`: the config of its launch, where Ray Train V1 wrote it down.
-    """
-
-    step: int | None
+    step: int | None  # optimiser steps done, None where nothing says it
     epoch: float
     time: datetime
     bytes: int
-    usable: bool
-    complete: bool
-    why: str
-    path: Path | str
-    layout: str
-    trial: str
-    workers: int
+    usable: bool  # its weights are whole
+    complete: bool  # a training run can resume from it exactly
+    why: str  # `complete`, or what is wrong
+    path: Path | str  # what `resume_from_checkpoint` takes, in a bucket its address
+    layout: str  # a key of NAMES, or `renamed`
+    trial: str  # the folder of its siblings, below what was searched
+    workers: int  # world size it was saved with, 0 where it cannot be told
     planned_steps: int | None = None
-    metrics: dict = field(repr=False, default_factory=dict)
-    launched: dict = field(repr=False, default_factory=dict)
+    metrics: dict = field(repr=False, default_factory=dict)  # see `_metrics`
+    launched: dict = field(repr=False, default_factory=dict)  # the config of its launch, where Ray Train V1 wrote it down
 
 
 def find(where) -> list[Checkpoint]:
@@ -181,10 +174,11 @@ def resume_fault(disk, folder: str, there: dict, workers: set[int], world_size: 
 
 
 def _metrics(history: list[dict], accumulation: int | None) -> dict:
-    """The last logged window's figures, with kl_mean = kl / (accumulation x steps in the window), and the last evaluation's."""
+    """The last logged window's figures, with kl_mean = kl / (accumulation x steps in the window), in nats, and the last evaluation's
+    of each held-out set: eval_loss, eval_rewards/margins, or eval_NAME_…"""
     windows, held = [entry for entry in history if "loss" in entry], {}
     metrics = dict(windows[-1]) if windows else {}
-    for entry in history:  # the last evaluation of each held-out set: eval_loss, eval_rewards/margins, or eval_NAME_…
+    for entry in history:
         if any(re.match("eval.*_loss$", key) for key in entry):
             line = schedule.line_of("eval", entry, {})
             held |= {f"{line['split']}_{key}": line[key] for key in schedule.LOGGED if line[key] == line[key] and key != "kl"}

@@ -59,9 +59,7 @@ def tree(found: list[Checkpoint], root: Path) -> str:
 
 def latest(found: list[Checkpoint]) -> tuple[Checkpoint, str]:
     """The complete checkpoint with the highest step, and why. Of equal ones Ray's copy, then the one written last."""
-    complete = [item for item in found if item.complete]
-    if not complete:
-        raise _none_is(found, "complete")
+    complete = _only(found, "complete")
     chosen = max(complete, key=lambda item: (item.step, *_rank(item)))
     reason = f"step {chosen.step} is the highest of the complete ones ({_numbers({item.step for item in complete})})"
     later = [item for item in found if not item.complete and (item.step is None or item.step > chosen.step)]
@@ -76,11 +74,18 @@ def best(found: list[Checkpoint], metric: str = "rewards/margins", higher_is_bet
     that is not clearly worse than the one with the largest area under the curve. Of equal figures the earlier step wins, of equal
     steps the complete one, then Ray's copy. KitError where no checkpoint has the metric.
     """
-    usable = [item for item in found if item.usable and item.step is not None]
-    if not usable:
-        raise _none_is(found, "usable")
+    usable = _only(found, "usable")
     if metric == "held-out" and scores is not None and len(scores):
-        step, why = by_held_out(scores)
+        # Clearly worse: the interval of how much larger the best one's area is, over the same prompts, lies above 0.
+        top = scores.loc[scores["auc"].idxmax()]
+        close = scores[~(scores["worse_low"] > 0) | (scores["step"] == top["step"])]
+        first = close.loc[close["step"].idxmin()]
+        step, why = int(first["step"]), "held-out accuracy {auc:.3f} ({auc_low:.3f} to {auc_high:.3f})".format(**first)
+        if step == int(top["step"]):
+            why += f" at step {step} is the highest of the steps {_numbers(map(int, scores['step']))}"
+        else:
+            why += (f" at step {step}: the earliest that is not clearly worse than the highest, {top['auc']:.3f} at step "
+                    f"{int(top['step'])} (the difference is {first['worse_low']:.3f} to {first['worse_high']:.3f})")
         return max((item for item in usable if item.step == step), key=_rank), why
     rated = [item for item in usable if math.isfinite(_value(item, metric))]
     if not rated:
@@ -93,22 +98,6 @@ def best(found: list[Checkpoint], metric: str = "rewards/margins", higher_is_bet
     reason = f"{metric} {_value(chosen, metric):.4g} at step {chosen.step} is the {word} of the steps {_numbers(steps)}"
     lacking = {item.step for item in usable} - steps
     return chosen, reason + (f"; passed over, for the window before it has no such figure: {_numbers(lacking)}" if lacking else "")
-
-
-def by_held_out(scores) -> tuple[int, str]:
-    """(step, why): the earliest step of `scores` that is not clearly worse than the best.
-
-    `scores`: columns step, auc, auc_low, auc_high, worse_low, worse_high; the last two are the 95 % interval of how much larger the
-    best one's area under the curve is, over the same prompts. Clearly worse: that interval lies above 0.
-    """
-    top = scores.loc[scores["auc"].idxmax()]
-    close = scores[~(scores["worse_low"] > 0) | (scores["step"] == top["step"])]
-    chosen = close.loc[close["step"].idxmin()]
-    step, said = int(chosen["step"]), "held-out accuracy {auc:.3f} ({auc_low:.3f} to {auc_high:.3f})".format(**chosen)
-    if step == int(top["step"]):
-        return step, f"{said} at step {step} is the highest of the steps {_numbers(map(int, scores['step']))}"
-    return step, (f"{said} at step {step}: the earliest that is not clearly worse than the highest, {top['auc']:.3f} at step "
-                  f"{int(top['step'])} (the difference is {chosen['worse_low']:.3f} to {chosen['worse_high']:.3f})")
 
 
 def by_step(found: list[Checkpoint], step: int) -> tuple[Checkpoint, str]:
@@ -164,6 +153,10 @@ def _listed(items: list[Checkpoint]) -> str:
     return ", ".join(words) + (f" and {len(items) - 3} more" if len(items) > 3 else "")
 
 
-def _none_is(found: list[Checkpoint], what: str) -> KitError:
-    words = f"none of {len(found)} checkpoints is {what}: {_listed(found)}" if found else "there is no checkpoint"
-    return KitError(words, f"at least one {what} checkpoint", "train until the next save: 04_train")
+def _only(found: list[Checkpoint], what: str) -> list[Checkpoint]:
+    """The complete or the usable ones, those whose step is known. KitError where there is none."""
+    kept = [item for item in found if getattr(item, what) and item.step is not None]
+    if not kept:
+        words = f"none of {len(found)} checkpoints is {what}: {_listed(found)}" if found else "there is no checkpoint"
+        raise KitError(words, f"at least one {what} checkpoint", "train until the next save: 04_train")
+    return kept

@@ -57,8 +57,15 @@ def resolve(run: Run, train_config: str = "", **overrides) -> dict:
             "a new adapter on top of it, whose reference is the base with that adapter; or a merged model",
             "set create_new_adapter: true (`start_from` does), or give the merged model as model_name_or_path",
         )
-    if config.get("eval_steps"):
-        add_evaluation(config, run.record()["dataset"].get("heldout_name"))
+    if config.get("eval_steps"):  # what LLaMA-Factory wants besides: the rows that 02 held out, in batches as in training
+        usual = {"eval_strategy": "steps", "per_device_eval_batch_size": config.get("per_device_train_batch_size", 1)}
+        if not config.get("eval_dataset") and not config.get("val_size"):
+            usual["eval_dataset"] = run.record()["dataset"].get("heldout_name")
+            if not usual["eval_dataset"]:
+                raise KitError(f"eval_steps is {config['eval_steps']}, but nothing was held out of the data",
+                               "rows that training never sees",
+                               "run 02_data with `heldout` above 0 under a new run_name, or take eval_steps away")
+        config |= {key: config.get(key) or value for key, value in usual.items()}
     return config
 
 
@@ -82,18 +89,6 @@ def template_in_run(run: Run, train_config: str = "") -> tuple[dict, list[str]]:
     if path.parent != TEMPLATES:
         return own_yaml.taken(files.read_yaml(path), facts, record["dataset"].get("heldout_name"), run.profile)
     return facts | files.read_yaml(path), []
-
-
-def add_evaluation(config: dict, heldout: str | None) -> None:
-    """Add what LLaMA-Factory wants besides `eval_steps`: the rows (those that 02 held out), in batches as in training."""
-    config.setdefault("eval_strategy", "steps")
-    config.setdefault("per_device_eval_batch_size", config.get("per_device_train_batch_size", 1))
-    if not config.get("eval_dataset") and not config.get("val_size"):
-        if not heldout:
-            raise KitError(f"eval_steps is {config['eval_steps']}, but nothing was held out of the data",
-                           "rows that training never sees",
-                           "run 02_data with `heldout` above 0 under a new run_name, or take eval_steps away")
-        config["eval_dataset"] = heldout
 
 
 def accelerated(config: dict, asked, shape: dict | None = None) -> tuple[bool, str]:

@@ -4,7 +4,6 @@ The local profile needs a real model from the package registry alone: the packag
 98 MB GGUF file, which transformers can read; it is converted once.
 """
 
-from contextlib import contextmanager
 from functools import cache
 from importlib import metadata
 from pathlib import Path
@@ -31,7 +30,7 @@ def prepare_model(name: str, models_dir: Path) -> str:
     `meta-llama/Meta-Llama-3-8B-Instruct` (returned as it is; the workers download it). KitError where there is no such model.
     """
     if name in PACKAGED:
-        return str(_from_package(name, models_dir))
+        return str(convert(*PACKAGED[name], Path(models_dir) / name))
     folder = Path(name).expanduser()
     if (folder / "config.json").is_file():
         return str(folder.resolve())
@@ -59,43 +58,33 @@ def generate(model_name_or_path: str, prompts: list[str], max_new_tokens: int = 
     return [answer[0]["generated_text"].strip() for answer in answers]
 
 
-def _from_package(name: str, models_dir: Path) -> Path:
-    """Convert a packaged GGUF model into `models_dir/<name>`, once."""
+def convert(package: str, file: str, target: Path) -> Path:
+    """Convert the GGUF file of a Python package into the folder `target`, once."""
+    from unittest import mock
+
     from filelock import FileLock
 
-    target = Path(models_dir) / name
     target.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(target.with_name(f".{name}.lock")):  # a sweep's runs may start at once
+    with FileLock(target.with_name(f".{target.name}.lock")):  # a sweep's runs may start at once
         if (target / "config.json").is_file():
             return target
-        package, file = PACKAGED[name]
-        gguf = next(Path(f.locate()) for f in metadata.files(package) if f.name == file)
-        with files.new_folder(target) as folder, quietly(), silence(), _read_once():
+        source = next(Path(one.locate()) for one in metadata.files(package) if one.name == file)
+        with files.new_folder(target) as folder, quietly(), silence():
+            import gguf
             from transformers import AutoModelForCausalLM
 
-            model = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name)
+            # transformers 4.52 parses the file anew for config, model and tokenizer, and maps tensors' names anew for each module:
+            # half a minute. Here both happen once.
+            with mock.patch.multiple(gguf, GGUFReader=cache(gguf.GGUFReader), get_tensor_name_map=cache(gguf.get_tensor_name_map)):
+                model, tokenizer = AutoModelForCausalLM.from_pretrained(source.parent, gguf_file=file), tokenizer_of(source)
             model.config._name_or_path = ""
             model.generation_config.eos_token_id = model.generation_config.pad_token_id = 2
             model.save_pretrained(folder)
-            _gguf_tokenizer(gguf).save_pretrained(folder)
+            tokenizer.save_pretrained(folder)
     return target
 
 
-@contextmanager
-def _read_once():
-    """transformers 4.52 parses a GGUF file anew for config, model and tokenizer, and maps tensors' names anew for each module:
-    half a minute. Here both happen once."""
-    import gguf
-
-    slow = gguf.GGUFReader, gguf.get_tensor_name_map
-    gguf.GGUFReader, gguf.get_tensor_name_map = map(cache, slow)
-    try:
-        yield
-    finally:
-        gguf.GGUFReader, gguf.get_tensor_name_map = slow
-
-
-def _gguf_tokenizer(gguf: Path):
+def tokenizer_of(source: Path):
     """A plain fast tokenizer from the GGUF file.
 
     As transformers 4.52 reads it, the end token is wrong (`<|im_start|>`) and the whole GGUF is saved with it as
@@ -103,15 +92,8 @@ def _gguf_tokenizer(gguf: Path):
     """
     from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
-    read = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
+    read = AutoTokenizer.from_pretrained(source.parent, gguf_file=source.name)
     return PreTrainedTokenizerFast(
-        tokenizer_object=read.backend_tokenizer,
-        eos_token="<|im_end|>",
-        pad_token="<|im_end|>",
-        bos_token="<|im_start|>",
-        unk_token="<|endoftext|>",
-        model_max_length=8192,
-        clean_up_tokenization_spaces=False,
-        model_input_names=["input_ids", "attention_mask"],
-        chat_template=CHATML,
-    )
+        tokenizer_object=read.backend_tokenizer, bos_token="<|im_start|>", eos_token="<|im_end|>", pad_token="<|im_end|>",
+        unk_token="<|endoftext|>", model_max_length=8192, clean_up_tokenization_spaces=False,
+        model_input_names=["input_ids", "attention_mask"], chat_template=CHATML)

@@ -63,10 +63,9 @@ def trainer_for(config: dict, retries: int, accelerated: str):
 
     workers, each = config.get("ray_num_workers", 1), config.get("resources_per_worker") or {"GPU": 1}
     storage, name = config.get("ray_storage_path", "./saves"), config.get("ray_run_name")
-    bucket, reference = config.get("ray_storage_filesystem"), ""
-    if not bucket:
-        storage = os.path.abspath(storage)
-        reference = f"{storage}/reference"
+    bucket = config.get("ray_storage_filesystem")
+    storage = storage if bucket else os.path.abspath(storage)
+    reference = "" if bucket else f"{storage}/reference"
     # Each launch has a folder, <ray_storage_path>/<ray_run_name>/TorchTrainer_…: Train V1 makes it by itself, V2 would continue from
     # the newest checkpoint of an earlier launch of the same name.
     if ".v2." in TorchTrainer.__module__:
@@ -114,7 +113,10 @@ def train_loop(config: dict) -> None:
     if config["fresh"] and "overwrite_output_dir" in TrainingArguments.__dataclass_fields__:
         args["overwrite_output_dir"] = True  # else a restart would take up a checkpoint that this launch left half written
     # From the newest complete checkpoint of this launch, of which Ray may not know where it was the last before a kill.
-    launch, start = launch_folder(), str(args.get("resume_from_checkpoint") or "")
+    storage, start = train.get_context().get_storage(), str(args.get("resume_from_checkpoint") or "")
+    launch = storage.trial_fs_path if getattr(storage, "trial_dir_name", "") else storage.experiment_fs_path  # Train V1, V2
+    if (kind := storage.storage_filesystem.type_name) != "local":
+        launch = f"{kind}://{launch}"
     with suppress(KitError):  # the folder is made with the first checkpoint
         start = next((str(item.path) for item in reversed(checkpoints.find(launch)) if item.complete), start)
     if start:
@@ -141,24 +143,13 @@ def train_loop(config: dict) -> None:
     tuner._training_function({"args": args, "callbacks": [report_callback()]})
 
 
-def launch_folder() -> str:
-    """Where Ray keeps this launch's checkpoints: a path, or an address in a bucket."""
-    from ray import train
-
-    storage = train.get_context().get_storage()
-    folder = storage.trial_fs_path if getattr(storage, "trial_dir_name", "") else storage.experiment_fs_path  # Train V1, V2
-    kind = storage.storage_filesystem.type_name
-    return folder if kind == "local" else f"{kind}://{folder}"
-
-
 def fetched(address: str, launch: str) -> str:
     """The folder of a checkpoint at an address such as s3://…: a copy, made once on each node in each launch."""
     name = hashlib.sha256(f"{launch} {address}".encode()).hexdigest()[:16]
     folder = Path(tempfile.gettempdir(), f"kto-checkpoint-{os.getuid()}-{name}")
     with FileLock(f"{folder}.lock"):
         if not folder.exists():
-            chosen, _ = choose.latest(checkpoints.find(address))
-            choose.fetch(chosen, folder)
+            choose.fetch(choose.latest(checkpoints.find(address))[0], folder)
     return str(folder)
 
 

