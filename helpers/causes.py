@@ -13,7 +13,7 @@ DEATH = re.compile(  # how others report a process that could print nothing more
     r"|Watchdog caught collective operation timeout|watchdog got stuck|low on resource|terminated abruptly|abruptly died"
     r"|Failed to connect to GCS")
 SPOKEN = re.compile(  # errors that programs print without a traceback
-    r"command not found|: No module named |can't open file|^\S+: error: |^ *ERROR: |^Error: |^[\w./-]+: .*: "
+    r"(?:command|: \d+: \S+:) not found|^docker: Error|: No module named |can't open file|^\S+: error: |^ *ERROR: |^Error: |^[\w./-]+: .*: "
     r"(?:Permission denied|No such file or directory|No space left on device|Read-only file system|Killed)$")
 RAYLET_GONE = re.compile(r"Raylet is terminated|marked dead|node has (?:died|crashed)")
 LOST_PEER = re.compile(
@@ -23,7 +23,7 @@ WAITING = re.compile(
     r"No available node types|has not started in the last|insufficient cluster resources|cannot be scheduled right now"
     r"|Waiting for .*(?:resources|nodes|workers)|client socket has timed out|failed to connect.*retrying")
 QUESTION = re.compile(r"(?:choice|key|[Pp]assword|token|\[[Yy]/[Nn]\])[^:?]*[:?]? *$")
-STOPPED = re.compile(r"SIGTERM received|[Rr]eceived SIGTERM|being preempted|(?:^|^zsh: |: +\d+ |: task \d+: )[Tt]erminated(?:$| )")
+STOPPED = re.compile(r"SIGTERM received|[Rr]eceived SIGTERM|being preempted|(?:^|^zsh: |: +\d+ |: task \d+: )[Tt]erminated(?:$| )|exit code 143")
 REPORT = re.compile(r"(?:failed \(exitcode:|exits with return code =) (-?)(?!0)\d+(?:\) local_rank: (\d+))?")
 START = re.compile(
     r"Started (?:a local Ray instance|distributed worker processes|training worker group of)|Connected to Ray cluster")
@@ -79,7 +79,8 @@ CAUSES = [
           "CUDA_LAUNCH_BLOCKING=1 once: the traceback then ends at the operation; nvidia-smi -q shows a GPU's faults"),
     Cause("no GPU can be used",
           r"Found no NVIDIA driver|driver (?:version )?(?:is|on your system is) (?:insufficient|too old)"
-          r"|No CUDA GPUs are available|doesn't support bf16|no CUDA-capable device|Torch not compiled with CUDA",
+          r"|No CUDA GPUs are available|doesn't support bf16|no CUDA-capable device|cudaGetDeviceCount|CUDA unknown error|could not select device driver"
+          r"|Torch not compiled with CUDA",
           "the worker sees no GPU, or its driver is older than this torch",
           "resources_per_worker: {GPU: 1}, a matching driver (nvidia-smi); without a GPU bf16: false, fp16: false"),
     Cause("the model was not found",
@@ -181,7 +182,7 @@ CAUSES = [
           "packages of different dates in one environment, or on the nodes of one cluster",
           "install the versions of the lock, on every node; notebook 1 compares the packages"),
     Cause("a package is missing",
-          r"No module named|PackageNotFoundError|command not found|ImportError|is required by this application",
+          r"No module named|PackageNotFoundError|(?:command|: \d+: \S+:) not found|ImportError|is required by this application",
           "this Python, or the workers', has not what the training imports",
           "install it in the environment that trains, on every node; notebook 1 compares the packages"),
     Cause("an older Ray instance was found", r"num_cpus and num_gpus must not be provided",
@@ -192,7 +193,7 @@ CAUSES = [
           "ray start --head there first; RAY_ADDRESS and the profile's address must be the cluster's"),
     Cause("a time limit ended it", r"DUE TO TIME LIMIT|DeadlineExceeded", "the scheduler's limit came first",
           f"a longer limit; then {GO_ON}"),
-    Cause("stopped from outside", r"got signal: (?:1|2|15)\b|SignalException|CANCELLED AT|code[ =:]+-15\b",
+    Cause("stopped from outside", r"got signal: (?:1|2|15)\b|SignalException|CANCELLED AT(?!.*NODE FAIL)|code[ =:]+-15\b",
           "a time limit, a scheduler, or `kill`", GO_ON),
     Cause("stopped by hand", r"KeyboardInterrupt", "Ctrl-C, or the notebook's stop", GO_ON),
     Cause("something may not be read or written", r"Permission denied|PermissionError|Errno 13|ACCESS_DENIED|AccessDenied",
@@ -202,7 +203,7 @@ CAUSES = [
           "a path that this worker does not see, or may not read",
           "the path must lie on storage that every node sees, readable for the workers' user"),
     Cause("a node was lost",
-          r"marked dead|node has (?:died|crashed)|node was terminated unexpectedly|NodeDiedError|Raylet is terminated",
+          r"marked dead|DUE TO NODE FAIL|node has (?:died|crashed)|node was terminated unexpectedly|NodeDiedError|Raylet is terminated",
           "the machine went away or froze: spot capacity taken back, its memory, its network",
           f"when there are nodes enough again, {GO_ON}"),
     Cause("a process crashed",

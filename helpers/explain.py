@@ -65,7 +65,7 @@ class Trouble:
         chain = self.chain()
         first = chain[0][0]
         lost_peer = causes.LOST_PEER.search(first) and len(chain) < 3  # a server that refuses makes a longer chain
-        word = not self.frame and causes.SPOKEN.search(first) and not causes.DEATH.search(first)
+        word = not chain[0][1] and causes.SPOKEN.search(first) and not causes.DEATH.search(first)
         return 3 if self.doubtful else 2 if WRAPPERS.search(first[:90]) else 1 if lost_peer or word else 0
 
     def add(self, text: str) -> bool:

@@ -98,6 +98,8 @@ PUBLIC = {  # in the words of public reports: no GPU, no second node and no kern
         "RuntimeError: CUDA error: no kernel image is available for execution on the device",
     ],
     "no GPU can be used": [
+        "RuntimeError: Unexpected error from cudaGetDeviceCount(). Did you run some cuda functions before calling NumCudaDevices()",
+        "docker: Error response from daemon: could not select device driver \"\" with capabilities: [[gpu]].",
         "RuntimeError: Found no NVIDIA driver on your system. Please check that you have an NVIDIA GPU and installed a driver",
         "RuntimeError: The NVIDIA driver on your system is too old (found version 11040).",
     ],
@@ -150,6 +152,7 @@ PUBLIC = {  # in the words of public reports: no GPU, no second node and no kern
         "torch.distributed.DistStoreError: Timed out after 601 seconds waiting for clients. 1/2 clients joined.",
     ],
     "a node was lost": [
+        "slurmstepd: error: *** STEP 9.0 ON n1 CANCELLED AT 2026-11-20T12:00:00 DUE TO NODE FAILURE, SEE SLURMCTLD LOG FOR DETAILS ***",
         "(raylet, ip=10.0.0.2) The node with node id: 8f3a and address: 10.0.0.3 has been marked dead because the detector has missed",
         "(raylet) Raylet is terminated. Termination is unexpected. Possible reasons include: (1) SIGKILL by the user or system OOM",
     ],
@@ -171,7 +174,7 @@ PUBLIC = {  # in the words of public reports: no GPU, no second node and no kern
     ],
     "the storage became read-only": ["OSError: [Errno 30] Read-only file system: '/mnt/run/store/out/checkpoint-10'"],
     "the workers' packages were not installed": ["ray.exceptions.RuntimeEnvSetupError: Failed to set up runtime environment."],
-    "a package is missing": ["bash: llamafactory-cli: command not found"],
+    "a package is missing": ["bash: llamafactory-cli: command not found", "/bin/sh: 1: llamafactory-cli: not found"],
     "an older Ray instance was found": ["ValueError: When connecting to an existing cluster, num_cpus and num_gpus must not be provided."],
     "too many files are open": ["OSError: [Errno 24] Too many open files: '/mnt/run/data/train.json'"],
     "something may not be read or written": ["PermissionError: [Errno 13] Permission denied: '/mnt/run/output'",
@@ -228,6 +231,8 @@ def test_the_first_failure_in_time_decides_and_not_the_list(tmp_path):
     other = [f"(RayTrainWorker pid=8) {line}" for line in (*TRACEBACK, "ValueError: my own error", "")]
     assert explain(log_of(tmp_path, *other, *TRACEBACK, memory)).line == "ValueError: my own error"
     assert explain(log_of(tmp_path, *TRACEBACK, memory, *other)).name == "a GPU ran out of memory"
+    missing = [f"(RayTrainWorker pid=8) {line}" for line in (*TRACEBACK, "ModuleNotFoundError: No module named 'flash_x'", "")]
+    assert explain(log_of(tmp_path, *TRACEBACK, lost, *missing)).name == "a package is missing"
     # What a worker prints because its peer is gone is no cause, whoever's lines reached the log first.
     assert explain(log_of(tmp_path, *TRACEBACK, lost, *other)).line == "ValueError: my own error"
 
@@ -339,7 +344,7 @@ def test_a_log_without_an_error_is_said_to_be_that(tmp_path):
     assert said.name == "the log ends without an error" and "after the last logged window" in said.where
     assert explain(FIXTURES / "failures" / "killed_alone.log").name == "the log ends without an error"
     assert explain(log_of(tmp_path, "loading model", "*** SIGTERM received at time=1 on cpu 0 ***")).name == "stopped from outside"
-    for last in ("Received SIGTERM, this instance is being preempted", "srun: error: node1: task 0: Terminated",
+    for last in ("Received SIGTERM, this instance is being preempted", "srun: error: node1: task 0: Terminated", "command terminated with exit code 143",
                  "/var/spool/slurmd/job123/slurm_script: line 12:  4711 Terminated              llamafactory-cli train kto.yaml"):
         assert explain(log_of(tmp_path, WORDS, last)).name == "stopped from outside"
     assert explain(log_of(tmp_path, "wandb: (3) Don't visualize my results", "wandb: Enter your choice: ")).name == "the training waits for an answer"
