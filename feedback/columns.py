@@ -9,16 +9,16 @@ from helpers.errors import KitError, closest
 
 from .labels import Votes
 from .records import MEDIA, speaker
-from .texts import as_turns, literal
+from .texts import TEXTS, as_turns, literal
 
 _NAMES = {
     "messages": "messages conversations conversation dialogue dialog chat turns contents",
     "chosen": "chosen acceptedresponse preferred chosenresponse",
     "rejected": "rejected rejectedresponse dispreferred",
-    "label": "label ktotag rating feedback thumb thumbs stars vote reaction score userrating userfeedback userscore thumbsup liked "
-             "like likes upvotes helpful good correct grade accepted desirable humanrating humanlabel humanfeedback choice evaluation "
-             "satisfaction bewertung note valoración avaliação valutazione оценка 评分 評価",
-    "against": "thumbsdown disliked dislike dislikes downvotes",
+    "label": "label ktotag rating feedback thumb thumbs stars vote reaction score userrating userfeedback userscore thumbsup "
+             "thumbup liked like likes upvotes upvote helpful good correct grade accepted desirable humanrating humanlabel "
+             "humanfeedback choice evaluation satisfaction bewertung note valoración avaliação valutazione оценка 评分 評価",
+    "against": "thumbsdown thumbdown disliked dislike dislikes downvotes downvote unhelpful nothelpful",
     "prompt": "prompt question query instruction userinput usermessage userprompt userquery request prompttext requesttext inputtext "
               "chatinput inputs human frage pregunta pergunta domanda вопрос 问题 質問",
     "reply": "completion response reply answer output assistant botresponse modelresponse modeloutput generation completiontext "
@@ -35,9 +35,11 @@ PARTS = {part: names.split() for part, names in _NAMES.items()}
 
 TURN_KEYS = {"role", "from", "author", "speaker", "type", "content", "value", "text", "tool_calls", "function_call",
              "tool_call_id", "id", "sender", "parts"}
-FOR = ("thumbsup", "liked", "like", "likes", "upvotes", "helpful", "accepted")
+READ = TURN_KEYS | {*TEXTS, "messages", "message", "choices", "generations", "system", "tools"}
+"""keys of a prompt's or a reply's object that are read"""
+FOR = ("thumbsup", "thumbup", "liked", "like", "likes", "upvotes", "upvote", "helpful", "accepted")
 """columns of votes for a reply, beside which there may be one of votes against it"""
-AGAINST = (*PARTS["against"], "bad", "rejected", "unhelpful", "harmful", "toxic", "incorrect", "wrong", "flagged", "reported")
+AGAINST = (*PARTS["against"], "bad", "rejected", "harmful", "toxic", "incorrect", "wrong", "flagged", "reported")
 """columns in which a yes is no praise"""
 
 NO_VOTE = "nobody voted"
@@ -86,7 +88,8 @@ class Columns:
         used |= {f"{column}.status" for column in used if column.endswith(".responses")}
         return {name: count for name, count in self.filled.items() if count and name not in used and "+" not in name
                 and not any(column.startswith(f"{name}.") for column in used)
-                and (name in self.names or not any(name.startswith(f"{column}.") for column in used))
+                and (name in self.names or not any(name.startswith(f"{column}.") for column in used)
+                     or name.rpartition(".")[2] not in READ)
                 and (name.partition("[]")[0] in used or "[]" not in name)}
 
     def add_vote(self, name: str, value) -> None:
@@ -173,7 +176,7 @@ def plain(name: str) -> str:
 
 
 def empty(value) -> bool:
-    return value is None or value != value or (isinstance(value, str | list | dict | tuple) and len(value) == 0)
+    return value is None or value != value or value in ("", "[]", "{}", [], {}, ())
 
 
 @functools.lru_cache(10_000)

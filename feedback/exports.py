@@ -69,8 +69,8 @@ def langfuse(records: list[dict]) -> list[dict]:
             named = _either(score, "observation_id", "observationId")
             for key in [named] if named in answered else whole:
                 scores.setdefault(key, []).append(score)
-    return [{"messages": _exchange(answered[key].get("input"), answered[key].get("output")), "label": _human(found)}
-            for key, found in scores.items()]
+    return [{"messages": _exchange(answered[key].get("input"), answered[key].get("output")), "label": _human(found),
+             "tools": value_at(answered[key], "input.tools")} for key, found in scores.items()]
 
 
 def langsmith(records: list[dict]) -> list[dict]:
@@ -171,7 +171,7 @@ def _human(scores: list[dict]):
     for score in scores:
         if score.get("source") != "EVAL":
             words = score.get("stringValue", score.get("string_value"))
-            value = words if score.get("value") is None else score["value"]
+            value = score.get("value") if words in (None, "") else words  # a category's number is its place in a list, no rating
             by_name.setdefault(str(score.get("name")), []).append(value)
     return _the_vote(by_name)
 

@@ -62,8 +62,8 @@ def record(turns, label: bool, system=None, tools=None) -> dict:
     if not isinstance(turns, list):
         raise Refused("not a record", f"the dialogue is {shorten(turns)}, expected a list of turns")
     messages = _join_results([_turn(turn) for turn in _in_the_calls_order(turns)])
-    if isinstance(system, str) and system.strip() and not (messages and messages[0]["role"] == "system"):
-        messages.insert(0, {"role": "system", "content": system})
+    if system and system == system and str(system).strip() and not (messages and messages[0]["role"] == "system"):  # no NaN
+        messages.insert(0, _turn({"content": system} if isinstance(system, str | list) else system) | {"role": "system"})
     if messages and messages[0] == {"role": "system", "content": ""}:
         del messages[0]
     _check(messages)

@@ -113,7 +113,8 @@ def _reply(value: dict, shape: Shape, side: str) -> tuple[dict, tuple[str, ...]]
         prompt = get["prompt"]
         if turns_in(prompt, "user") is None and not any(prompt.strip() in str(turn.get("content")) for turn in turns):
             raise Refused("transcript", "the reply holds another dialogue than the prompt's")
-    return record(earlier(get.get("history")) + turns, label, get.get("system"), get.get("tools")), tuple(dict.fromkeys(repairs))
+    tools = get.get("tools") or value_at(value, f"{parts.get('prompt')}.tools")
+    return record(earlier(get.get("history")) + turns, label, get.get("system"), tools), tuple(dict.fromkeys(repairs))
 
 
 def _before(get: dict, parts: dict, repairs: list) -> list[dict]:

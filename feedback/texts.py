@@ -177,7 +177,8 @@ def said(value, side: str, repairs: list | None = None) -> list[dict]:
     for key in ("messages", "message", "choices", "generations"):
         if inner := value.get(key):
             first = inner[0] if key in ("choices", "generations") and isinstance(inner, list) else inner
-            return said(first, side, repairs)
+            turns, system = said(first, side, repairs), value.get("system")
+            return [{"role": "system", "content": system}, *turns] if system else turns
     names = [name for name in value if name.lower() in TEXTS]
     if len(names) == 1 or len(value) == 1:
         return said(value[names[0] if names else next(iter(value))], side, repairs)

@@ -210,6 +210,26 @@ def test_parts_of_librechats_messages_are_never_left_out_without_a_word(tmp_path
     assert checked_of(tmp_path, records).ledger.refused == ({kind: 1} if kind else {})
 
 
+def test_a_category_of_langfuse_is_its_word_and_not_its_place_in_a_list(tmp_path):
+    records = [langfuse(i) for i in range(8)]
+    for i, record in enumerate(records):
+        record["scores"] = [{"name": "feedback", "dataType": "CATEGORICAL", "value": thumb(i, 0, 1), "stringValue": thumb(i, "good", "bad"), "source": "API"}]
+    assert checked_of(tmp_path, records).labels.tolist() == UP
+
+
+def test_a_request_s_system_prompt_and_tools_are_kept(tmp_path):
+    tools = [{"type": "function", "function": {"name": "weather", "parameters": {}}}]
+    asked = [{"system": "Be brief.", "messages": [{"role": "user", "content": ASKED[i]}], "tools": tools, "model": "m"} for i in range(8)]
+    traces = [langfuse(i) | {"input": asked[i]} for i in range(8)]
+    rows = [{"request": json.dumps(asked[i]), "response": SAID[i], "thumb": UP[i]} for i in range(8)]
+    nested = [{"request": asked[i], "response": SAID[i], "thumb": UP[i]} for i in range(8)]
+    for content in (traces, rows, nested):
+        checked = checked_of(tmp_path, content)
+        row = checked.rows([0])[0]
+        assert [turn["content"] for turn in row["messages"]] == ["Be brief.", ASKED[0], SAID[0]] and "weather" in row["tools"]
+    assert checked.unused == {"request.model": 8}
+
+
 def test_langsmiths_votes_in_words_are_read(tmp_path):
     records = [langsmith(i) | {"feedback_stats": {"user_score": {"n": 1, "avg": None, "values": {thumb(i): 1}}}} for i in range(8)]
     assert checked_of(tmp_path, records).labels.tolist() == UP

@@ -299,3 +299,17 @@ def test_an_error_about_the_label_names_the_column_that_holds_something_else(tmp
     with pytest.raises(KitError) as error:
         checked_rows(tmp_path, rows)
     assert "--columns prompt=prompt,reply=response,label=vote" in error.value.remedy
+
+
+@pytest.mark.parametrize("system", ["Be kind.", [{"type": "text", "text": "Be kind."}], {"role": "system", "content": "Be kind."}])
+def test_a_system_prompt_comes_first_however_it_is_kept(tmp_path, system):
+    assert one(tmp_path, ASK, TELL, system=system) == [("system", "Be kind."), ("user", ASK), ("assistant", TELL)]
+
+
+@pytest.mark.parametrize("names", ["helpful unhelpful", "upvote downvote", "thumb_up thumb_down", "Likes Dislikes"])
+def test_neither_for_nor_against_is_no_vote(tmp_path, names):
+    up, down = names.split()
+    votes = [(1, 0), (0, 1), (0, 0), (1, 0)]
+    rows = [{"prompt": f"{i}?", "response": f"{i}.", up: ours, down: theirs, "attachments": "[]"} for i, (ours, theirs) in enumerate(votes)]
+    checked = checked_rows(tmp_path, rows)
+    assert [row["label"] for row in checked.rows(range(3))] == [True, False, True] and checked.ledger.unvoted == 1
