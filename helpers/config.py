@@ -150,6 +150,7 @@ def check(config: dict) -> None:
 
 def findings(config: dict) -> list[str]:
     """Every unknown key and ill-typed value, then, if there are none, what LLaMA-Factory's own parser objects to."""
+    import transformers.training_args as training_args
     from llamafactory.hparams import parser
 
     theirs = {}  # name -> annotated type of every field that LLaMA-Factory's argument classes accept
@@ -159,7 +160,20 @@ def findings(config: dict) -> list[str]:
     types = {"loss": typing.Literal[LOSSES]} | dict.fromkeys(RAY_KEYS, typing.Any) | theirs  # LLaMA-Factory 0.9.5 lacks some of these
     found = [f"LLaMA-Factory knows no key {key!r}{closest(key, types)}" for key in config if key not in types]
     found += [line for key, value in config.items() if key in types and (line := ill_typed(key, value, types[key]))]
-    return found or unknown_metric(config) or objections({key: value for key, value in config.items() if key in theirs}, parser)
+    if found := found or unknown_metric(config):
+        return found
+    # The whole config, the parser's questions about the hardware answered with yes.
+    for module in (training_args, parser):
+        for question in ("is_torch_bf16_gpu_available", "is_torch_tf32_available"):
+            if hasattr(module, question):
+                setattr(module, question, lambda: True)
+    if config.get("deepspeed"):  # accepted only in a distributed process: be one, of one
+        os.environ |= {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0"}
+    try:
+        parser.get_train_args({key: value for key, value in config.items() if key in theirs})
+    except Exception as error:  # its own words, whatever the kind
+        return [f"LLaMA-Factory says: {error}"]
+    return []
 
 
 def ill_typed(key: str, value, hint) -> str:
@@ -189,23 +203,6 @@ def unknown_metric(config: dict) -> list[str]:
     metric = str(config.get("metric_for_best_model") or "loss").removeprefix("eval_")
     return [] if metric in returned else [
         f"metric_for_best_model: {metric} is not what a KTO evaluation returns; expected: {' or '.join(returned)}"]
-
-
-def objections(config: dict, parser) -> list[str]:
-    """What LLaMA-Factory's parser says to the whole config, its questions about the hardware answered with yes."""
-    import transformers.training_args as training_args
-
-    for module in (training_args, parser):
-        for question in ("is_torch_bf16_gpu_available", "is_torch_tf32_available"):
-            if hasattr(module, question):
-                setattr(module, question, lambda: True)
-    if config.get("deepspeed"):  # accepted only in a distributed process: be one, of one
-        os.environ |= {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0"}
-    try:
-        parser.get_train_args(dict(config))
-    except Exception as error:  # its own words, whatever the kind
-        return [f"LLaMA-Factory says: {error}"]
-    return []
 
 
 if __name__ == "__main__":

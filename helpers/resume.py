@@ -34,10 +34,9 @@ UNFIT = next(iter(EFFECTS))
 
 
 def config(base: dict, checkpoint: Checkpoint, output_dir: Path, **changes) -> dict:
-    """The LLaMA-Factory config that resumes from `checkpoint`: `base`, the path to resume from, a fresh `output_dir`.
+    """`base` resumed from `checkpoint`, with a fresh `output_dir`: Ray's own callback would copy the highest `checkpoint-N` there.
 
-    Fresh, because Ray's own callback would copy the highest `checkpoint-N` there, perhaps an earlier trial's. `changes`: keys that
-    are meant to differ, such as `max_steps` to extend. KitError if the checkpoint is incomplete, or no step would be left.
+    `changes`: keys that are meant to differ, such as `max_steps` to extend. KitError if it is incomplete, or no step would be left.
     """
     if not checkpoint.complete:
         raise KitError(f"step {checkpoint.step} cannot be resumed from: {checkpoint.why}", "a complete checkpoint",
@@ -53,10 +52,9 @@ def config(base: dict, checkpoint: Checkpoint, output_dir: Path, **changes) -> d
 
 
 def check(run, resumed: dict, checkpoint: Checkpoint, meant: tuple[str, ...] = ()) -> list[Finding]:
-    """All that would make resuming `run` from `checkpoint` with the config `resumed` another training; empty: nothing.
+    """What would make resuming `run` from `checkpoint` with the config `resumed` another training: its settings, workers or data.
 
-    Compared are the config with the one that was launched, the number of workers with the random states saved, and the dataset's
-    bytes with those recorded. FAIL stops a resume; a key in `meant` only warns, unless the weights would not fit.
+    FAIL stops a resume; a key in `meant` only warns, unless the weights would not fit.
     """
     findings, record, launched = [], run.record(), run.relocated(checkpoint.launched) or run.config()
 

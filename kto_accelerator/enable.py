@@ -66,6 +66,7 @@ def install(loss: str = "kto") -> None:
 
     `loss`: one of LOSSES. RuntimeError if it is not, if LLaMA-Factory is not one that was compared, or what is replaced is gone.
     """
+    import torch
     from llamafactory.extras.env import VERSION as found
     from llamafactory.train.kto import workflow
 
@@ -80,7 +81,11 @@ def install(loss: str = "kto") -> None:
         raise RuntimeError(f"there is no loss {loss!r}\n  expected: {' or '.join(LOSSES)}\n  fix:      correct `loss`")
     if not issubclass(stock, Accelerated):
         workflow.CustomKTOTrainer = accelerated(stock, loss)
-    let_segments_grow()
+    # Packed rows vary in length, which fragments GPU memory unless its segments may grow. Your own setting wins. The same as
+    # PYTORCH_CUDA_ALLOC_CONF=expandable_segments:True, but after torch was imported.
+    if torch.cuda.is_available() and not os.environ.get("PYTORCH_CUDA_ALLOC_CONF"):
+        setter = getattr(torch._C, "_accelerator_setAllocatorSettings", None)  # torch 2.10 and later
+        (setter or torch.cuda.memory._set_allocator_settings)("expandable_segments:True")
 
 
 def refuse_unproved(trainer) -> None:
@@ -95,15 +100,3 @@ def refuse_unproved(trainer) -> None:
     if found:
         raise RuntimeError(f"the accelerator is not proved for {', '.join(found)}\n"
                            "  expected: LoRA or QLoRA, one process a GPU\n  fix:      train without the accelerator")
-
-
-def let_segments_grow() -> None:
-    """Let GPU memory segments grow: packed rows vary in length, which fragments torch's memory otherwise.
-
-    The same as PYTORCH_CUDA_ALLOC_CONF=expandable_segments:True, but after torch was imported. Your own setting wins.
-    """
-    import torch
-
-    if torch.cuda.is_available() and not os.environ.get("PYTORCH_CUDA_ALLOC_CONF"):
-        setter = getattr(torch._C, "_accelerator_setAllocatorSettings", None)  # torch 2.10 and later
-        (setter or torch.cuda.memory._set_allocator_settings)("expandable_segments:True")
