@@ -4,7 +4,7 @@ import hashlib
 import json
 import zlib
 from array import array
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -24,13 +24,13 @@ REFUSE_SHARE = 0.05
 """`prepare` ends with an error where more of the rows are refused"""
 
 
-@dataclass
+@dataclass(repr=False)
 class Checked:
     """The records of a source that passed, in its order, and the ledger of all its rows.
 
-    Arrays, one entry a record: `places` (see `where`), `prompts` and `replies` (64-bit hashes, a reply's together with its prompt),
-    `words` (hash of the reply alone), `labels` (bool), `turns` (a question and its reply are one), `lengths` (characters of the
-    reply). `unused`: the columns that were not read, with how many rows fill each.
+    One entry a record: `records` (a JSON line), `where` (`file:row` of what it was made from), `languages` (of its reply); arrays:
+    `prompts` and `replies` (64-bit hashes, a reply's together with its prompt), `words` (hash of the reply alone), `labels` (bool),
+    `turns` (a question and its reply are one), `lengths` (characters of the reply). `unused`: columns not read -> rows that fill them.
     """
 
     source: Source
@@ -38,20 +38,15 @@ class Checked:
     sha256: str
     ledger: Ledger
     unused: dict[str, int]
-    records: list[bytes] = field(repr=False)
-    languages: list[str] = field(repr=False)
-    places: np.ndarray = field(repr=False)
-    prompts: np.ndarray = field(repr=False)
-    replies: np.ndarray = field(repr=False)
-    words: np.ndarray = field(repr=False)
-    labels: np.ndarray = field(repr=False)
-    turns: np.ndarray = field(repr=False)
-    lengths: np.ndarray = field(repr=False)
-
-    def where(self, index: int) -> str:
-        """`file:row` of what a record was made from."""
-        number, place = divmod(int(self.places[index]), len(self.source.files))
-        return f"{self.source.names[place]}:{number}"
+    records: list[bytes]
+    where: list[str]
+    languages: list[str]
+    prompts: np.ndarray
+    replies: np.ndarray
+    words: np.ndarray
+    labels: np.ndarray
+    turns: np.ndarray
+    lengths: np.ndarray
 
     def lines(self, indices) -> list[bytes]:
         """The records of these indices as JSON lines, in this order."""
@@ -160,17 +155,15 @@ IMPORTED = {"messages": "messages", "label": "label", "system": "system", "tools
 
 
 def _convert(table: importers.Table, shape: Shape, ledger: Ledger) -> dict:
-    """Every row as a record, one of the unvoted, or a refusal in the ledger; returns `Checked`'s records and arrays."""
+    """Every row as a record, one of the unvoted, or a refusal in the ledger; returns `Checked`'s fields of one entry a record."""
     import orjson
 
-    source, records, languages = table.source, [], []
-    kinds = {"places": "q", "prompts": "Q", "replies": "Q", "words": "Q", "labels": "b", "turns": "i", "lengths": "i"}
+    records, places, languages = [], [], []
+    kinds = {"prompts": "Q", "replies": "Q", "words": "Q", "turns": "i", "lengths": "i", "labels": "b"}
     kept = {name: array(kind) for name, kind in kinds.items()}
-    told = {"text decoded": "its turns were told apart"}
-    for place, number, value in table.rows():
+    for where, value in table.rows():
         for made in rows(value, shape):
             ledger.rows_in += 1
-            where = f"{source.names[place]}:{number}"
             if isinstance(made, Refused) and made.kind == NO_VOTE:
                 ledger.unvoted += 1
                 continue
@@ -180,18 +173,20 @@ def _convert(table: importers.Table, shape: Shape, ledger: Ledger) -> dict:
             record, repairs = made
             prompt, reply = prompt_of(record), record["messages"][-1]["content"]
             records.append(orjson.dumps(record) + b"\n")
+            places.append(where)
             languages.append(quality.language_of(reply))
-            figures = (number * len(source.files) + place, _hash(prompt), _hash(prompt + reply.encode()), _hash(reply.encode()),
-                       record["label"], len(record["messages"]) // 2, len(reply))
+            figures = (_hash(prompt), _hash(prompt + reply.encode()), _hash(reply.encode()), len(record["messages"]) // 2, len(reply),
+                       record["label"])
             for values, figure in zip(kept.values(), figures, strict=True):
                 values.append(figure)
             for kind in repairs:
-                ledger.add(kind, where, told.get(kind, f"read as {str(record['label']).lower()}"))
+                told = "its turns were told apart" if kind == "text decoded" else f"read as {str(record['label']).lower()}"
+                ledger.add(kind, where, told)
             for kind, reason in quality.doubtful("\n".join(turn["content"] for turn in record["messages"])):
                 ledger.add(kind, where, reason)
     ledger.rows_out = len(records)
     arrays = {name: np.asarray(values) for name, values in kept.items()}
-    return {"records": records, "languages": languages, **arrays, "labels": arrays["labels"].astype(bool)}
+    return {"records": records, "where": places, "languages": languages, **arrays, "labels": arrays["labels"].astype(bool)}
 
 
 def _hash(data: bytes) -> int:

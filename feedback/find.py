@@ -209,5 +209,8 @@ def _filesystem(address: str):
         from fsspec.implementations.arrow import ArrowFSWrapper
         from pyarrow.fs import FileSystem
 
+        scheme, _, path = address.partition("://")
+        if scheme == "s3" and (os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")):
+            return ArrowFSWrapper(written.bucket_filesystem(scheme)), path  # which minds an endpoint of one's own
         filesystem, path = FileSystem.from_uri(address.replace("gcs://", "gs://"))
         return ArrowFSWrapper(filesystem), path

@@ -58,7 +58,7 @@ class Table:
             tables.refuse_what_does_not_fit(source.files, joined=True)
         self.used = set((self.importer.used or self.importer.needs).split() if self.importer else given.values())
         self.columns, broken = Columns(named), ""
-        for _, _, value in self._raw():
+        for _, value in self._raw():
             if isinstance(value, dict):
                 self.columns.add(value, self.used, set(given.values()))
             elif not broken:
@@ -69,29 +69,26 @@ class Table:
                            "export it again as one of these")
         if self.importer:
             self.columns.votes = {}
-            for _, _, value in self.rows():
+            for _, value in self.rows():
                 if isinstance(value, dict):
                     self.columns.add_vote("label", value.get("label"))
 
     def _raw(self):
-        for place, (file, encoding) in enumerate(zip(self.source.files, self.encodings, strict=True)):
+        for file, name, encoding in zip(self.source.files, self.source.names, self.encodings, strict=True):
             for number, value in read.rows(file, encoding):
-                yield place, number, value
+                yield f"{name}:{number}", value
 
     def rows(self):
-        """(file's place, row's number, row or `Refused`); an importer's record makes a row for each judged reply."""
-        if not self.importer:
-            yield from self._raw()
-            return
+        """(`file:row`, row or `Refused`) of all rows; an importer's record makes a row for each judged reply."""
         found = self._raw()
-        if self.importer.group:
+        if self.importer and self.importer.group:
             groups = {}
-            for place, number, value in found:
-                key = self.importer.group(value) if isinstance(value, dict) else (place, number)
-                groups.setdefault(key, (place, number, []))[2].append(value)
+            for where, value in found:
+                key = self.importer.group(value) if isinstance(value, dict) else where
+                groups.setdefault(key, (where, []))[1].append(value)
             found = groups.values()
-        for place, number, value in found:
-            yield from ((place, number, made) for made in replies(self.importer, value))
+        for where, value in found:
+            yield from ((where, made) for made in (replies(self.importer, value) if self.importer else [value]))
 
 
 def _of_trace(record: dict):

@@ -24,7 +24,8 @@ DOWN = set("""false f no n down thumbsdown thumbdown 👎 bad verybad badrespons
     плохо ненравится 否 坏 踩 いいえ 아니요 아니오 싫어요""".split())
 NOBODY = set("none null nan na n/a nil undefined neutral tie novote notvoted unrated skip skipped nofeedback pending 😐 🤷".split())
 """words in small letters, without MARKS"""
-SIGNS = re.compile(f"([{''.join(word for word in UP | DOWN if len(word) == 1 and not word.isalnum())}])")
+VOTES = dict.fromkeys(UP, True) | dict.fromkeys(DOWN, False)
+SIGNS = re.compile(f"([{''.join(word for word in VOTES if len(word) == 1 and not word.isalnum())}])")
 
 MARKS = re.compile(r":skin-tone-\d:|[\s_:;.!\-–—\"'\ufe0e\ufe0f\u200d\U0001F3FB-\U0001F3FF]")
 NUMBER = re.compile(r"[★⭐]?\s*([+-]?\d+(?:[.,]\d+)?)\s*(?:(%)|(?:/|of|out of|von|sur|de|из)\s*(\d+)|(?:stars?|points?|pts|★|⭐)*)"
@@ -73,7 +74,7 @@ def parse(value):
     if found := NUMBER.fullmatch(text.strip(":").strip()):
         return Number(float(found[1].replace(",", ".")), 100 if found[2] else int(found[3] or 0))
     word = MARKS.sub("", text.casefold())
-    said = {part in UP if part in UP | DOWN else None for part in SIGNS.split(word) if part}  # "thumbs up 👍" says the same twice
+    said = {VOTES.get(part) for part in SIGNS.split(word) if part}  # "thumbs up 👍" says the same twice
     if len(said) == 1 and None not in said:
         return said.pop()
     if word and word not in NOBODY:
@@ -132,26 +133,23 @@ class Votes:
 
 def label_of(value, scale: Scale) -> bool | None:
     """True for accepted, False for rejected, None where nobody voted. Refused where it is no vote, or annotators disagree evenly."""
-    whole = scale in (WORDS, BINARY, SIGN)
+    rated = scale not in (WORDS, BINARY, SIGN)
     try:
-        votes, labels = votes_in(value, scale.named), []
-        for vote in votes:
-            if isinstance(vote, bool):
-                labels.append(vote)
-            elif vote.value == 0 and (scale.low == 1 or scale is SIGN):
-                pass  # no vote
-            elif not scale.low <= vote.value <= scale.high or (whole and vote.value != int(vote.value)):
-                raise ValueError(value)
-            else:
-                labels.append(vote.value >= scale.accept)
+        votes = votes_in(value, scale.named)
+        if scale.low == 1 or scale is SIGN:
+            votes = [vote for vote in votes if isinstance(vote, bool) or vote.value]  # 0 is no vote
+        numbers = [vote.value for vote in votes if isinstance(vote, Number)]
+        if not all(scale.low <= number <= scale.high and (rated or number == int(number)) for number in numbers):
+            raise ValueError(value)
     except (ValueError, OverflowError, RecursionError):
         raise Refused("label", f"{shorten(value)} is no vote on the scale: {scale.words}") from None
-    if not labels:
+    if not votes:
         return None
+    labels = [vote if isinstance(vote, bool) else vote.value >= scale.accept for vote in votes]
     if sum(labels) * 2 == len(labels):
         raise Refused("annotators disagree", f"{shorten(value)}: as many accept the reply as reject it")
-    if len(votes) > 1 and all(isinstance(vote, Number) for vote in votes) and not whole:
-        return sum(vote.value for vote in votes) / len(votes) >= scale.accept
+    if rated and len(numbers) == len(votes):
+        return sum(numbers) / len(numbers) >= scale.accept
     return sum(labels) * 2 > len(labels)
 
 

@@ -66,13 +66,13 @@ def look_across(checked) -> None:
     where, note, labels = checked.where, checked.ledger.note, checked.labels
     order = np.lexsort((labels, checked.replies))
     same = np.flatnonzero(checked.replies[order[1:]] == checked.replies[order[:-1]])
-    repeats = [(where(i), where(j), labels[i] == labels[j]) for i, j in zip(order[same + 1], order[same], strict=True)]
+    repeats = [(where[i], where[j], labels[i] == labels[j]) for i, j in zip(order[same + 1], order[same], strict=True)]
     note("both labels", ((here, f"against {there}") for here, there, alike in repeats if not alike))
     note("duplicate", ((here, f"repeats {there}") for here, there, alike in repeats if alike))
     keys = checked.words ^ labels.astype(np.uint64)  # a reply with its label
     table = pd.DataFrame({"row": np.arange(len(keys)), "prompt": checked.prompts}).groupby(keys)
     often = zip(table["row"].first(), table["prompt"].nunique(), strict=True)
-    note("one reply, many prompts", ((where(i), f"this reply stands under {prompts:,} prompts") for i, prompts in often if prompts > 2))
+    note("one reply, many prompts", ((where[i], f"this reply stands under {prompts:,} prompts") for i, prompts in often if prompts > 2))
     count, share = len(labels), labels.mean()
     if count >= 20 and 0 < min(share, 1 - share) < RARE:
         rare = "accepted" if share < 0.5 else "rejected"

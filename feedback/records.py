@@ -1,6 +1,7 @@
 """Make a KTO record of a row: a dialogue that ends in a reply, and whether that reply was accepted."""
 
 import copy
+import itertools
 import json
 import re
 
@@ -61,7 +62,7 @@ def record(turns, label: bool, system=None, tools=None) -> dict:
     """
     if not isinstance(turns, list):
         raise Refused("not a record", f"the dialogue is {shorten(turns)}, expected a list of turns")
-    messages = _join_results([_turn(turn) for turn in _in_the_calls_order(turns)])
+    messages = _with_joined_results(turns)
     if system and system == system and str(system).strip() and not (messages and messages[0]["role"] == "system"):  # no NaN
         messages.insert(0, _turn({"content": system} if isinstance(system, str | list) else system) | {"role": "system"})
     if messages and messages[0] == {"role": "system", "content": ""}:
@@ -169,39 +170,30 @@ def _openai_calls(calls) -> str:
         raise Refused("function call", f"tool_calls {shorten(calls)} lack a name or JSON arguments") from None
 
 
-def _in_the_calls_order(turns: list) -> list:
-    """The results of parallel calls as the calls stand: OpenAI's API takes them in any order, and only the names of both tell."""
-    calls, group, keys = {}, 0, []
-    for turn in turns:
-        turn = turn if isinstance(turn, dict) else {}
-        answered = turn.get("tool_call_id")
-        known = isinstance(answered, str) and answered in calls
-        group += not known  # every other turn stays where it is
-        keys.append((group, calls[answered] if known else -1))
-        if isinstance(asked := turn.get("tool_calls"), list):
-            ids = [call.get("id") for call in asked if isinstance(call, dict)]
-            calls = {call: place for place, call in enumerate(ids) if isinstance(call, str)}
-    return [turns[place] for place in sorted(range(len(turns)), key=keys.__getitem__)]
+def _with_joined_results(turns: list) -> list[dict]:
+    """The turns, in which the results of parallel calls are one observation; they stand as their calls do, for only the ids tell."""
+    messages, calls = [], []
+    for are_results, group in itertools.groupby(turns, lambda turn: speaker(turn) == "observation"):
+        group = list(group)
+        if are_results:
+            group.sort(key=lambda turn: calls.index(turn.get("tool_call_id")) if turn.get("tool_call_id") in calls else -1)
+        found = [_turn(turn) for turn in group]
+        if are_results and len(found) > 1:
+            found = [{"role": "observation", "content": _joined([turn["content"] for turn in found])}]
+        messages += found
+        asked = group[-1].get("tool_calls")
+        calls = [call["id"] for call in asked if isinstance(call, dict) and call.get("id")] if isinstance(asked, list) else []
+    return messages
 
 
-def _join_results(messages: list[dict]) -> list[dict]:
-    """The results of parallel calls as one observation: a JSON list where all are JSON, else one below the other."""
-    joined = []
-    for turn in messages:
-        if joined and joined[-1]["role"] == turn["role"] == "observation":
-            joined[-1].setdefault("results", [joined[-1]["content"]]).append(turn["content"])
-        else:
-            joined.append(turn)
-    for turn in joined:
-        results = turn.pop("results", [])
-        if not all(isinstance(result, str) for result in results):
-            raise Refused("text", f"the results of calls are {shorten(results)}, expected texts")
-        if results:
-            try:
-                turn["content"] = json.dumps([json.loads(result) for result in results], ensure_ascii=False, allow_nan=False)
-            except (ValueError, RecursionError):
-                turn["content"] = "\n".join(results)
-    return joined
+def _joined(results: list) -> str:
+    """The results of calls as a JSON list where all are JSON, else one below the other."""
+    if not all(isinstance(result, str) for result in results):
+        raise Refused("text", f"the results of calls are {shorten(results)}, expected texts")
+    try:
+        return json.dumps([json.loads(result) for result in results], ensure_ascii=False, allow_nan=False)
+    except (ValueError, RecursionError):
+        return "\n".join(results)
 
 
 def _tools(tools) -> str:

@@ -101,7 +101,7 @@ def note_cutoff(checked: "Checked", lengths, cutoff_len: int) -> dict:
     over = lengths[lengths["total"] > cutoff_len]
     lost = 1 - over["kept_reply"] / over["reply"].clip(lower=1)
     checked.ledger.note("over the cutoff", (
-        (checked.where(row.Index), f"{row.total:,} tokens, keeps {row.kept_reply:,} of {row.reply:,} of its reply")
+        (checked.where[row.Index], f"{row.total:,} tokens, keeps {row.kept_reply:,} of {row.reply:,} of its reply")
         for row in over.itertuples()))
     return {"cutoff_len": cutoff_len, "share_over": round(len(over) / max(len(lengths), 1), 4),
             "mean_reply_lost": round(float(lost.mean()), 4) if len(over) else 0.0,

@@ -167,9 +167,8 @@ def said(value, side: str, repairs: list | None = None) -> list[dict]:
             repairs.append("text decoded")
         return [{"role": side or None, "content": value}] if turns is None else turns
     if isinstance(value, list | tuple):
-        if value and all(isinstance(turn, list | tuple) and len(turn) == 2 for turn in value):
-            return as_turns(value) or earlier(value)
-        return [turn for each in value for turn in _turns(each)]
+        pairs = value and all(isinstance(turn, list | tuple) for turn in value)
+        return pairs and as_turns(value) or [turn for each in value for turn in _turns(each)]
     if not isinstance(value, dict):
         return [{"role": side, "content": value}]
     if {"role", "from"} & set(value) or "lc" in value or value.get("type") in ("human", "ai"):
@@ -189,22 +188,17 @@ def earlier(history) -> list[dict]:
     """Earlier turns, as LLaMA-Factory's Alpaca format has them: [[question, reply], …]; or a list of turns."""
     if not history or history != history:  # NaN
         return []
-    if isinstance(history, str):
-        value = literal(history)
-        history = (turns_in(history, "") or history) if value is None else value
-    if not isinstance(history, list | tuple):
+    value = literal(history) if isinstance(history, str) else history
+    value = turns_in(history, "") if value is None else value
+    if not isinstance(value, list | tuple):
         raise Refused("not a record", f"history is {shorten(history)}, expected [[question, reply], …]")
-    turns = []
-    for turn in history:
-        if isinstance(turn, list | tuple) and len(turn) == 2:
-            turns += [{"role": "user", "content": turn[0]}, {"role": "assistant", "content": turn[1]}]
-        else:
-            turns += _turns(turn)
-    return turns
+    return said(value, "")
 
 
 def _turns(turn) -> list:
-    """A list's entry as turns: a question and its reply may be one, {"user": …, "assistant": …}."""
+    """A list's entry as turns: a question and its reply may be one, as a pair or as {"user": …, "assistant": …}."""
+    if isinstance(turn, list | tuple) and len(turn) == 2:
+        return [{"role": "user", "content": turn[0]}, {"role": "assistant", "content": turn[1]}]
     if not isinstance(turn, dict):
         return [turn]
     if len(turn) > 1 and all(str(key).lower() in SPEAKERS for key in turn):

@@ -124,6 +124,11 @@ def test_annotators_are_averaged_and_an_even_split_is_refused_by_name():
     assert label_of(["up", "up", "down"], WORDS) is True and label_of([None, "down"], WORDS) is False
 
 
+def test_an_annotator_without_a_vote_does_not_lower_the_mean():
+    scale = scale_of(votes_of(each(1, 2, 3, 4, 5)), "rating")
+    assert label_of([5, 5, 0], scale) is True and label_of([5, None, 4], scale) is True and label_of([0, 0], scale) is None
+
+
 def test_a_zero_between_minus_one_and_one_is_no_vote():
     scale = scale_of(votes_of(each(-1, 0, 1)), "rating")
     assert scale is SIGN and label_of(0, scale) is None

@@ -49,7 +49,7 @@ def test_a_folder_and_a_glob_are_read_in_order_of_their_names(tmp_path):
     for source in (tmp_path, tmp_path / "part-*"):
         checked = check.check(find.find(str(source), tmp_path / "downloads"))
         assert [row["messages"][0]["content"] for row in checked.rows(range(30))] == [row["prompt"] for row in ROWS]
-    assert checked.where(10) == "part-1.jsonl:1"
+    assert checked.where[10] == "part-1.jsonl:1"
 
 
 def test_a_json_file_with_one_record_a_line_is_read_as_lines(tmp_path):
