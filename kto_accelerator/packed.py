@@ -40,9 +40,6 @@ class Packed:
     longest_key: int
     counts: list[int]
 
-    def __len__(self) -> int:
-        return len(self.counts)
-
     def each(self, change) -> "Packed":
         """A copy with `change` applied to every tensor."""
         values = [getattr(self, field.name) for field in fields(self)]
@@ -55,13 +52,15 @@ def rows_of(batch: dict, prefix: str = "") -> list[tuple]:
     return [(i[m], t[m]) for i, t, m in zip(ids, labels, mask.bool(), strict=True)]
 
 
-def shared_tokens(row: tuple, other: tuple) -> int:
-    """How many tokens `other` need not compute beside `row`: they begin alike, and predict nothing of its reply."""
-    size = min(len(row[0]), len(other[0]))
-    differs = (row[0][:size] != other[0][:size]).nonzero()
-    replies = (other[1][1:] != -100).nonzero()
-    alike, first = (int(found[0]) if len(found) else size for found in (differs, replies))  # `first` predicts the first reply token
-    return min(alike, first, len(other[0]) - 1)
+def shared_tokens(rows: list[tuple], others: list[tuple]) -> list[int]:
+    """How many tokens each of `others` need not compute beside its row: they begin alike, and predict nothing of its reply."""
+    shared = []
+    for (ids, _), (other, labels) in zip(rows, others, strict=True):
+        size = min(len(ids), len(other))
+        differs, replies = (ids[:size] != other[:size]).nonzero(), (labels[1:] != -100).nonzero()
+        alike, first = (int(found[0]) if len(found) else size for found in (differs, replies))  # `first` predicts the first reply token
+        shared.append(min(alike, first, len(other) - 1))
+    return shared
 
 
 def pack(rows: list[tuple], shared: list[tuple[int, int]] | None = None, before: int = 0) -> Packed:

@@ -44,7 +44,7 @@ class Rows:
 
         rows, kl_rows = packed.rows_of(batch), packed.rows_of(batch, "kl_") if kl else []
         every = [*rows, *kl_rows]
-        shared = [packed.shared_tokens(row, other) if share else 0 for row, other in zip(rows, kl_rows, strict=False)]
+        shared = packed.shared_tokens(rows, kl_rows) if share and kl else [0] * len(kl_rows)
         made = cls(torch.stack([torch.cat(parts) for parts in zip(*every, strict=True)]), [len(ids) for ids, _ in every],
                    [key_of(row) for row in every], batch["kto_tags"].cpu(), shared, packed.pack(rows), None)
         return replace(made, mismatched=packed.pack(kl_rows, made.beside_rows(), made.before)) if kl_rows else made
