@@ -11,6 +11,7 @@ The metric `logits/*`, a raw sum of no use, is 0.
 import hashlib
 import os
 from dataclasses import dataclass, replace
+from functools import partial
 
 import numpy as np
 
@@ -69,16 +70,11 @@ class Rows:
         return replace(self, policy=pinned[0], mismatched=pinned[1])
 
 
-class WithRows:
-    """A data collator that adds the batch's `Rows`: made on the CPU while the GPU is at work on the batch before."""
-
-    def __init__(self, collator, kl: bool = True, share: bool = True):
-        self.collator, self.kl, self.share = collator, kl, share
-
-    def __call__(self, features: list[dict]):
-        batch = self.collator(features)
-        batch[ROWS] = Rows.of(batch, self.kl, self.share)
-        return batch
+def with_rows(collator, kl: bool, share: bool, features: list[dict]) -> dict:
+    """The collator's batch with its `Rows`: made on the CPU while the GPU is at work on the batch before."""
+    batch = collator(features)
+    batch[ROWS] = Rows.of(batch, kl, share)
+    return batch
 
 
 class Accelerated(EveryWorker):
@@ -94,9 +90,9 @@ class Accelerated(EveryWorker):
         self._values = None
         self._shared_until = None  # the epoch
         self._share = self.model.get_base_model().config._attn_implementation == "sdpa"
-        self.data_collator = WithRows(self.data_collator, self.loss == "kto", self._share)
         remember(self.model)
         self._open_store()
+        self.data_collator = partial(with_rows, self.data_collator, self.loss == "kto", self._share)
 
     def _open_store(self) -> None:
         """Take up the reference log-probabilities that earlier runs left in KTO_REFERENCE_DIR; save ours there too."""
@@ -106,7 +102,7 @@ class Accelerated(EveryWorker):
         self._store, self._unsaved = None, []
         if not (folder := os.environ.get("KTO_REFERENCE_DIR")):
             return
-        template = str(getattr(self.data_collator.collator, "template", ""))
+        template = str(getattr(self.data_collator, "template", ""))
         self._store = reference.Store(folder, reference.identity_of(self.model, self.args, template))
         keys, values = self._store.read()
         if keys:
