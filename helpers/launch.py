@@ -145,20 +145,16 @@ class Training:
 
         An interrupted cell (KeyboardInterrupt) stops the training, then goes on its way.
         """
-        parser, ended = Parser(), False
+        parser = Parser()
         try:
             with open(self.run.log_file, "rb") as log:
                 log.seek(self.begins)
-                while not ended:
-                    ended = self.process.poll() is not None
-                    if ended and self.copier:
-                        self.copier.join(5)
-                    events = []
-                    while chunk := log.read(1 << 20):
-                        events += parser.feed(chunk)
-                    yield events
-                    time.sleep(0 if ended else 0.3)
-            yield parser.feed(b"\n")
+                while self.process.poll() is None:
+                    yield parser.feed(log.read())
+                    time.sleep(0.3)
+                if self.copier:
+                    self.copier.join(5)
+                yield parser.feed(log.read() + b"\n")
         finally:
             self.stop()
 
