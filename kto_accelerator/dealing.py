@@ -43,20 +43,18 @@ class Dealt:
         return batches[start:] + batches[:start]
 
 
-def costs_of(dataset) -> list[int]:
-    """Tokens that are computed for each row of LLaMA-Factory's KTO dataset: forward, backward, and the mismatched row."""
-    import pyarrow.compute
-
-    table = dataset.with_format("arrow")[:]
-    rows, mismatched = (pyarrow.compute.list_value_length(table[f"{prefix}input_ids"]) for prefix in ("", "kl_"))
-    return [2 * row + other for row, other in zip(rows.to_pylist(), mismatched.to_pylist(), strict=True)]
-
-
 def deal_evenly(loader, dataset, workers: int):
-    """Make accelerate's `loader`, which deals batches out in turn, deal by cost. With one worker it is left as it is."""
+    """Make accelerate's `loader`, which deals batches out in turn, deal by cost. With one worker it is left as it is.
+
+    A row of LLaMA-Factory's KTO dataset costs the tokens that are computed for it: forward, backward, and the mismatched row.
+    """
+    import pyarrow.compute
     from accelerate.data_loader import BatchSamplerShard
 
     shard = loader.batch_sampler
     if workers > 1 and isinstance(shard, BatchSamplerShard) and not shard.split_batches:
-        shard.batch_sampler = Dealt(shard.batch_sampler, workers, costs_of(dataset))
+        table = dataset.with_format("arrow")[:]
+        rows, mismatched = (pyarrow.compute.list_value_length(table[f"{prefix}input_ids"]).to_pylist() for prefix in ("", "kl_"))
+        costs = [2 * row + other for row, other in zip(rows, mismatched, strict=True)]
+        shard.batch_sampler = Dealt(shard.batch_sampler, workers, costs)
     return loader
