@@ -73,7 +73,7 @@ def refuse_unsupported(rows: list[dict]) -> list[Finding]:
     found = [Finding("WARN", what, "watch curves and checkpoints") for what in newer]
     if any(row["package"] == "llamafactory" and row["installed"].startswith("0.9.5") for row in rows):
         found.append(Finding("WARN", "LLaMA-Factory 0.9.5 trains, and its runs are watched, found and exported; held-out evaluation "
-                             "was not tried with it, and `accelerated: auto` leaves the accelerator off", "take 0.9.3 for both"))
+                             "was not tried with it, and `accelerated: auto` leaves the accelerator off", "take 0.9.3 or 0.9.4"))
     return found + ([Finding("WARN", f"other versions than those tried together: {', '.join(other)}", install)] if other else [])
 
 

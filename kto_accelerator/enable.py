@@ -7,7 +7,7 @@ from pathlib import Path
 
 LOSSES = ("kto", "apo_zero_unpaired")
 """The key `loss` of a config, which LLaMA-Factory does not know: KTO's, or the one of the same form around 0 instead of KL."""
-VERSIONS = ("0.9.3",)
+VERSIONS = ("0.9.3", "0.9.4")
 """LLaMA-Factory versions whose KTO trainer was compared with this one."""
 MODELS = ("llama", "mistral", "qwen2", "qwen3", "phi", "phi3", "olmo", "olmo2", "starcoder2", "glm", "glm4")
 """Model types (config.json) whose attention is known to accept packed rows and whose logits are the output layer's; each is tested.
@@ -31,7 +31,7 @@ def supports(config: dict, shape: dict | None = None) -> tuple[bool, str]:
         version = ""
     window = shape.get("sliding_window") if shape.get("use_sliding_window", True) else None
     found = [
-        (version and version not in VERSIONS, f"LLaMA-Factory is {version}; compared was {', '.join(VERSIONS)}"),
+        (version and version not in VERSIONS, f"LLaMA-Factory is {version}; compared were {', '.join(VERSIONS)}"),
         (config.get("stage") != "kto", f"stage is {config.get('stage')}, not kto"),
         (config.get("finetuning_type", "lora") != "lora", f"finetuning_type is {config.get('finetuning_type')}, not lora"),
         (config.get("ref_model"), "it has a ref_model of its own"),
