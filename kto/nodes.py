@@ -57,7 +57,7 @@ def everywhere(question: dict) -> list[Finding]:
 
 
 def ask(ray, mark: str, names: list[str], data: dict, model: str) -> tuple[list[dict], list[Finding]]:
-    """Every node's answer to `look`, and a finding for each that gave none in time."""
+    """Every node's answer to `look`, and a finding for each that gave none, or none in time."""
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
     # Ray sends `look` itself, as this is the main module, and helpers with it (cluster.environment): no node needs the project.
@@ -71,9 +71,10 @@ def ask(ray, mark: str, names: list[str], data: dict, model: str) -> tuple[list[
     for ref, name in asked.items():
         try:
             answers.append(ray.get(ref, timeout=0))
-        except ray.exceptions.RayError:  # it has not answered yet, or died
-            late.append(Finding("FAIL", f"the node {name} did not answer within {PATIENCE:g} s",
-                                "look at it, or take it out of the cluster"))
+        except ray.exceptions.RayError as error:  # it has not answered yet, died, or cannot do what it is asked
+            in_time = not isinstance(error, ray.exceptions.GetTimeoutError)
+            why = f"could not answer: {str(error).strip().splitlines()[-1]}" if in_time else f"did not answer within {PATIENCE:g} s"
+            late.append(Finding("FAIL", f"the node {name} {why}", "look at it, or take it out of the cluster"))
     return answers, late
 
 

@@ -197,6 +197,16 @@ def test_a_node_says_what_it_has_and_what_it_cannot_read(tmp_path):
     assert answer["data"]["/none"].startswith("cannot be read") and len(answer["data"][str(tmp_path / "data.jsonl")]) == 64
 
 
+@pytest.mark.slow
+def test_a_node_that_fails_at_the_question_is_told_from_one_that_is_slow(tmp_path, monkeypatch):
+    with cluster.ray_cluster(profiles.load("local"), num_cpus=1) as ray:
+        _, (failed,) = nodes.ask(ray, None, [], {}, "")  # no folder to write in
+        assert failed.status == "FAIL" and "127.0.0.1 could not answer: TypeError" in failed.found
+        monkeypatch.setattr(nodes, "PATIENCE", 0.0)
+        _, (late,) = nodes.ask(ray, str(tmp_path), [], {}, "")
+        assert "did not answer within 0 s" in late.found
+
+
 def test_a_home_that_cannot_be_written_sends_caches_to_the_storage_and_a_long_temp_folder_rays_files_to_tmp(tmp_path, monkeypatch):
     for name in ("HF_HOME", "XDG_CACHE_HOME", "MPLCONFIGDIR", "RAY_TMPDIR", "TRITON_CACHE_DIR", "TORCHINDUCTOR_CACHE_DIR", "IPYTHONDIR",
                  "JUPYTER_RUNTIME_DIR"):
