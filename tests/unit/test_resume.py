@@ -84,6 +84,13 @@ def test_a_config_changed_meanwhile_is_refused_by_name_and_effect(trained, found
         resume.write(trained, found[0])
 
 
+def test_a_copy_out_of_a_bucket_is_compared_with_what_its_own_launch_had(trained, found, tmp_path):
+    copied = replace(found[0], path=Path(shutil.copytree(found[0].path, tmp_path / "fetched")))
+    edited = trained.config() | {"pref_beta": 0.2}
+    trained.config_file.write_text(yaml.safe_dump(edited))
+    assert [finding.kind for finding in resume.check(trained, edited, copied)] == ["pref_beta"]
+
+
 def test_a_change_that_is_meant_goes_through_unless_the_weights_would_not_fit(trained, found):
     assert resume.write(trained, found[0], pref_beta=0.2)
     with pytest.raises(KitError, match="lora_rank"):
