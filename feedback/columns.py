@@ -34,7 +34,7 @@ PARTS = {part: names.split() for part, names in _NAMES.items()}
 """a record's part -> the columns it is found in, as `plain` spells them, the first one present counting"""
 
 TURN_KEYS = {"role", "from", "author", "speaker", "type", "content", "value", "text", "tool_calls", "function_call",
-             "tool_call_id", "id", "sender", "parts"}
+             "tool_call_id", "id", "sender", "parts", "replies"}
 READ = TURN_KEYS | {*TEXTS, "messages", "message", "choices", "generations", "system", "tools"}
 """keys of a prompt's or a reply's object that are read"""
 FOR = ("thumbsup", "thumbup", "liked", "like", "likes", "upvotes", "upvote", "helpful", "accepted")

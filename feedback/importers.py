@@ -18,13 +18,13 @@ from .records import Refused, shorten
 class Importer(NamedTuple):
     """A tool's export. `needs`: dotted paths that a record has, by which it is recognised; `used`: those that are read, every other
     one is listed as unused; `replies`: the record, or the list of records that belong together -> its judged replies; `group`: the
-    key by which records belong together, where an export has a line a message or keeps votes apart."""
+    keys, the first one filled counting, by which records belong together: a line a message, or votes kept apart."""
 
     name: str
     needs: str
     replies: Callable
     used: str = ""
-    group: Callable | None = None
+    group: str = ""
 
 
 def find(records: list) -> Importer | None:
@@ -84,19 +84,12 @@ class Table:
         if self.importer and self.importer.group:
             groups = {}
             for where, value in found:
-                key = self.importer.group(value) if isinstance(value, dict) else where
+                keys = self.importer.group.split() if isinstance(value, dict) else []
+                key = next((str(value[key]) for key in keys if value.get(key)), where)
                 groups.setdefault(key, (where, []))[1].append(value)
             found = groups.values()
         for where, value in found:
             yield from ((where, made) for made in (replies(self.importer, value) if self.importer else [value]))
-
-
-def _of_trace(record: dict):
-    return record.get("traceId") or record.get("trace_id") or record.get("id")
-
-
-def _of_run(record: dict):
-    return str(record.get("run_id") or record.get("id"))
 
 
 IMPORTERS = [
@@ -109,17 +102,18 @@ IMPORTERS = [
     Importer("LibreChat 0.8, conversation", "conversationId messagesTree", exports.librechat, "messagesTree"),
     Importer("LibreChat 0.8, messages", "messageId conversationId sender", exports.librechat_messages,
              "messageId parentMessageId conversationId isCreatedByUser text content feedback.rating",
-             lambda record: record.get("conversationId")),
+             "conversationId"),
     # Langfuse 3: TraceWithFullDetails and Score of its OpenAPI; traces/, observations_v2/ and scores/ of its blob storage export
     Importer("Langfuse 3, traces with scores", "timestamp output scores", exports.langfuse,
-             "id input output scores observations", _of_trace),
+             "id input output scores observations", "trace_id traceId id"),
     Importer("Langfuse 3, traces and scores", "trace_id name source", exports.langfuse,
-             "id input output trace_id parent_observation_id observation_id name value string_value source", _of_trace),
+             "id input output trace_id parent_observation_id observation_id name value string_value source", "trace_id traceId id"),
     Importer("Langfuse 3, traces and scores", "traceId name source", exports.langfuse,
-             "id input output traceId parentObservationId observationId name value stringValue source", _of_trace),
+             "id input output traceId parentObservationId observationId name value stringValue source", "trace_id traceId id"),
     # LangSmith: Run and Feedback of its Python SDK 0.6 (langsmith/schemas.py)
-    Importer("LangSmith 0.6, runs", "inputs outputs feedback_stats", exports.langsmith, group=_of_run),
-    Importer("LangSmith 0.6, runs and feedback", "run_id key", exports.langsmith, "id inputs outputs run_id key score value", _of_run),
+    Importer("LangSmith 0.6, runs", "inputs outputs feedback_stats", exports.langsmith, group="run_id id"),
+    Importer("LangSmith 0.6, runs and feedback", "run_id key", exports.langsmith, "id inputs outputs run_id key score value",
+             "run_id id"),
     # Label Studio 1: labelstud.io/guide/task_format
     Importer("Label Studio 1, JSON", "data annotations", exports.label_studio),
     # Argilla 2: Dataset.records.to_list() and to_json()
@@ -133,7 +127,7 @@ IMPORTERS = [
     # OpenAssistant/oasst1 and oasst2, their cards
     Importer("OASST trees", "message_tree_id prompt.text", exports.oasst, "prompt"),
     Importer("OASST messages", "message_tree_id message_id text", exports.oasst_messages,
-             "message_id parent_id message_tree_id text role rank", lambda record: record.get("message_tree_id")),
+             "message_id parent_id message_tree_id text role rank", "message_tree_id"),
     # OpenAI's guide to direct preference optimisation, 2025
     Importer("OpenAI, preferences", "input.messages preferred_output non_preferred_output", exports.openai_preference,
              "input.messages input.tools preferred_output non_preferred_output"),

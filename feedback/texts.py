@@ -152,7 +152,7 @@ def _told_apart(template: bool, before: str, roles: list, said: list[str], side:
             turns[-1]["content"] += f"\n{words}"
         else:
             turns.append({"role": role, "content": words})
-    return turns[:-1] if open_end and len(turns) > 1 else turns
+    return turns[:-1] if open_end and side == "user" and len(turns) > 1 else turns
 
 
 def _unclear(text: str) -> Refused:

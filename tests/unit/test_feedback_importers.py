@@ -165,6 +165,11 @@ def test_an_export_is_read_as_it_is(make, name, tmp_path):
     assert checked.shape.name in [importer.name for importer in importers.IMPORTERS]
 
 
+def test_what_is_read_of_a_tree_is_not_called_unused(tmp_path):
+    unused = checked_of(tmp_path, [oasst(i) for i in range(8)]).unused
+    assert "prompt[].lang" in unused and not {"prompt[].replies", "prompt[].text", "prompt[].role"} & unused.keys()
+
+
 def test_every_importer_in_the_table_is_tried_above():
     tried = {importers.find([each] if isinstance(each, dict) else each) for each in (make(0) for make in EXPORTS)}
     assert {importer.name for importer in importers.IMPORTERS} == {importer.name for importer in tried}

@@ -210,7 +210,7 @@ def test_a_prompt_that_ends_where_the_reply_begins_is_the_question_alone(tmp_pat
 @pytest.mark.parametrize("prompt, reply, kind", [
     ("<|start|>user<|message|>{}<|end|><|start|>assistant", "{}<|return|>", "chat template"), ("{}", "{}<|user|>", "chat template"),
     ("GPT4 Correct User: {}<|end_of_turn|>GPT4 Correct Assistant:", "{}", "chat template"), ("Alice: {}\nBot:", "{}", "transcript"),
-    ("<reserved_106>{}<reserved_107>", "{}", "chat template"), ("]~b]user\n{}[e~[\n]~b]ai\n", "{}", "chat template"),
+    ("{}", f"\n\nHuman: {ASK}\n\nAssistant:", "empty reply"), ("<reserved_106>{}<reserved_107>", "{}", "chat template"), ("]~b]user\n{}[e~[\n]~b]ai\n", "{}", "chat template"),
     ("{}", "{}<pad><pad>", "chat template"), ("[Round 1]\n\n问：{}\n\n答：", "{}", "chat template"),
     ("{}", '<details type="tool_calls" done="true"></details>\n{}', "words beside a call"),
     ("<|vision_start|><|image_pad|><|vision_end|>{}", "{}", "chat template"), ("<image_1> {}", "{}", "images"), ("<video>{}", "{}", "images"),
