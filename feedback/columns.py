@@ -120,7 +120,7 @@ def match(found: list[str], votes: dict[str, Votes]) -> dict[str, str]:
     nested = [name for name in found if "." in name]
     labels = next(filter(None, ([name for name in names if name in votes and votes[name].are_labels] for names in (named, nested))), [])
     thumbs = [name for name in labels if votes[name].words or not set(votes[name].numbers) - {-1, 0, 1}]
-    if len(labels) > 1 and not thumbs:
+    if len(labels) > 1 and not thumbs and not (matches["chosen"] and matches["rejected"]):
         raise KitError(f"several columns hold ratings: {', '.join(labels)}", "one that is the label",
                        "add " + ", or ".join(f"--columns label={name}" for name in [*labels, "+".join(labels)])
                        + " (several annotators' votes on the same question)")

@@ -96,9 +96,7 @@ def _reply(value: dict, shape: Shape, side: str) -> tuple[dict, tuple[str, ...]]
             raise Refused(NO_VOTE, "")
         if not isinstance(get["label"], bool):
             repairs.append("label repaired")
-    for column in parts.get("media", "").split("+"):
-        if not empty(value.get(column)):
-            raise Refused("images", f"{column} holds {shorten(value[column])}; this kit trains text")
+    _refuse_media(value, parts)
     reply = side or ("messages" if "messages" in parts else "reply")
     if get.get(reply) is None:
         raise Refused("missing column", f"{parts[reply]} is empty")
@@ -139,10 +137,17 @@ def _rated_turns(value: dict, shape: Shape) -> list[tuple[dict, tuple[str, ...]]
         try:
             label = label_of(turn.get(key), shape.scale) if isinstance(turn, dict) else None
             if label is not None:
+                _refuse_media(value, shape.parts)
                 made.append((record(turns[:place], label, get.get("system"), get.get("tools")), ()))
         except Refused as refused:
             made.append(refused)
     return made or [Refused(NO_VOTE, "")]
+
+
+def _refuse_media(value: dict, parts: dict) -> None:
+    for column in parts.get("media", "").split("+"):
+        if not empty(value.get(column)):
+            raise Refused("images", f"{column} holds {shorten(value[column])}; this kit trains text")
 
 
 def _unknown(found: list[str], parts: dict, columns: Columns) -> KitError:

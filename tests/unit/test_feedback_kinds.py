@@ -245,6 +245,9 @@ def test_turns_are_decoded_however_an_api_or_a_program_wrote_them(tmp_path, aske
 def test_what_is_no_text_is_never_left_out_without_a_word(tmp_path, name):
     assert refused(tmp_path, ASK, TELL, **{name: ["a.png"]}) == ["images"]
     assert refused(tmp_path, [{"role": "user", "content": ASK, name: ["a.png"]}], TELL) == ["images"]
+    turns = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b", "rating": "up"}]
+    rated = [{"messages": turns, name: ["a.png"]}, {"messages": turns}, {"messages": [turns[0], turns[1] | {"rating": "down"}]}]
+    assert checked_rows(tmp_path, rated).ledger.refused == {"images": 1}
     assert one(tmp_path, ASK, TELL, **{name: []}) == [("user", ASK), ("assistant", TELL)]
 
 
@@ -281,6 +284,12 @@ def test_of_several_nested_ratings_none_is_guessed(tmp_path):
         checked_rows(tmp_path, rows)
     assert "--columns label=scores.quality.rating, or" in error.value.remedy
     assert [row["label"] for row in checked_rows(tmp_path, rows, columns="label=scores.quality.rating").rows(range(4))] == [True, False] * 2
+
+
+def test_scores_inside_a_pair_are_not_asked_about(tmp_path):
+    rows = [{"prompt": f"{i}?", "chosen": {"response": f"{i} yes", "score": 8.5}, "rejected": {"response": f"{i} no", "score": 3.0}} for i in range(4)]
+    checked = checked_rows(tmp_path, rows)
+    assert [row["label"] for row in checked.rows([0, 1])] == [True, False] and checked.unused == {"chosen.score": 4, "rejected.score": 4}
 
 
 def test_columns_with_a_comma_in_their_name_can_be_named(tmp_path):
