@@ -137,25 +137,6 @@ def resources(profile: Profile) -> dict:
             "kinds of GPU": ", ".join(kinds) or "none", "memory GiB": round(total.get("memory", 0) / GIB, 1)}
 
 
-def worker_setup(tokens: dict[str, str], on_cluster: bool):
-    """The first thing that a worker process does (Ray's worker_process_setup_hook): `tokens` into its environment."""
-
-    def prepare_worker():
-        os.environ.update(tokens)
-        # On a cluster gloo is told by which interface Ray reaches the node: it would take the one that the machine's own name
-        # leads to, which on many (Debian's /etc/hosts) is the loopback, where no other node answers.
-        if on_cluster and "GLOO_SOCKET_IFNAME" not in os.environ:
-            import psutil
-            import ray
-
-            address = ray.util.get_node_ip_address()
-            for interface, known in psutil.net_if_addrs().items():
-                if any(one.address == address for one in known):
-                    os.environ["GLOO_SOCKET_IFNAME"] = interface
-
-    return prepare_worker
-
-
 def read_everywhere(profile: Profile, datasets: Path, names: list[str]):
     """A table, one row a node and dataset: rows read there, and whether they are, byte for byte, the ones written here.
 
@@ -164,20 +145,34 @@ def read_everywhere(profile: Profile, datasets: Path, names: list[str]):
     import pandas as pd
 
     with ray_cluster(profile, num_cpus=1) as ray:
-        from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
-
-        probe = ray.remote(num_cpus=0, max_retries=1)(seen)
-        pins = [NodeAffinitySchedulingStrategy(node["NodeID"], soft=False) for node in ray.nodes() if node["Alive"]]
-        asked = [(place, name, probe.options(scheduling_strategy=pin).remote(datasets, name))
-                 for place, pin in enumerate(pins, 1) for name in names]
-        answers = [(place, name, ray.get(answer)) for place, name, answer in asked]
-    mine = {name: seen(datasets, name) for name in names}
-    table = pd.DataFrame([{"node": place, "dataset": name, "rows": answer[0], "same": answer == mine[name]}
-                          for place, name, answer in answers])
+        told = [(name, seen(datasets, name), on_each_node(ray, seen, datasets, name)) for name in names]
+    table = pd.DataFrame([{"node": place, "dataset": name, "rows": (answer or [0])[0], "same": answer == mine}
+                          for name, mine, answers in told for place, (_, answer, _) in enumerate(answers, 1)])
     if not table["same"].all():
         raise KitError(f"not every node reads the data in {datasets}:\n{table.to_string(index=False)}",
                        "a storage that all nodes share", "set `storage` to a shared folder")
     return table
+
+
+def on_each_node(ray, function, *given, patience: float | None = None) -> list[tuple]:
+    """(address, what `function(*given)` returns there, "") of each live node; where it returns nothing in `patience` seconds, or
+    cannot, why."""
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    task, alive = ray.remote(num_cpus=0, max_retries=1)(function), [node for node in ray.nodes() if node["Alive"]]
+    pins = [NodeAffinitySchedulingStrategy(node["NodeID"], soft=False) for node in alive]
+    asked = [task.options(scheduling_strategy=pin).remote(*given) for pin in pins]
+    ray.wait(asked, num_returns=len(asked), timeout=patience)
+    told = []
+    for node, answer in zip(alive, asked, strict=True):
+        try:
+            said, why = ray.get(answer, timeout=0), ""
+        except ray.exceptions.GetTimeoutError:
+            said, why = None, f"did not answer within {patience:g} s"
+        except ray.exceptions.RayError as error:  # it died, or cannot do what it is asked
+            said, why = None, f"could not answer: {str(error).strip().splitlines()[-1]}"
+        told.append((node["NodeManagerAddress"], said, why))
+    return told
 
 
 def seen(datasets: Path, name: str) -> tuple[int, str]:

@@ -8,7 +8,7 @@ import os
 from functools import cached_property
 from pathlib import Path
 
-from . import scores
+from . import files, scores
 from .chat_template import VOCABULARY, Encoder, Row
 from .choose import fetch
 from .errors import KitError
@@ -31,6 +31,7 @@ class Scorer:
         if not self.is_adapter and not (self.checkpoint / "config.json").is_file():
             raise KitError(f"nothing to load in {self.checkpoint}", "adapter_config.json, or a model's config.json",
                            "choose a complete checkpoint: 05_checkpoints lists them")
+        base = files.base_model(config)
         os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # read when torch loads: on busy cores spinning costs 4x
         with quietly():
             import torch
@@ -38,7 +39,7 @@ class Scorer:
 
             self.device = "cuda" if torch.cuda.is_available() else "cpu"
             self.dtype = torch.bfloat16 if self.device == "cuda" else torch.float32
-            self.tokenizer = AutoTokenizer.from_pretrained(str(config["model_name_or_path"]))
+            self.tokenizer = AutoTokenizer.from_pretrained(base)
             self.encoder = Encoder(config, self.tokenizer)
 
     @cached_property

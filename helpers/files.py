@@ -51,9 +51,15 @@ def dump_yaml(content) -> str:
     return yaml.dump(content, Dumper=Dumper, sort_keys=False, allow_unicode=True, width=120)
 
 
-def read_json(path: Path):
-    """What a JSON file says. ValueError where it is malformed, OSError where it cannot be read."""
-    return json.loads(Path(path).read_text(encoding="utf-8"))
+def read_json(path: Path) -> dict:
+    """A JSON object. KitError where it is malformed, OSError where it cannot be read."""
+    try:
+        content = json.loads(Path(path).read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise KitError(f"{path} is broken: {error}", "a JSON object", "correct it, or restore it from a copy") from None
+    if not isinstance(content, dict):
+        raise KitError(f"{path} holds a {type(content).__name__}", "a JSON object", "correct it, or restore it from a copy")
+    return content
 
 
 def write(path: Path, text: str) -> Path:
@@ -145,6 +151,16 @@ def is_hub_id(name: str) -> bool:
     return name.count("/") == 1 and name[0] not in "./~"
 
 
+def base_model(config: dict) -> str:
+    """The base model of a run's config: a hub id or a folder. KitError where that folder is not on this machine."""
+    name = str(config["model_name_or_path"])
+    if os.path.isabs(name) and not os.path.isdir(name):
+        raise KitError(f"the run's base model is not on this machine: there is no folder {name}", "what the run was trained from",
+                       f"copy it there from the storage of the run, or, for a model from a package, run 01_setup with "
+                       f"the storage {Path(name).parent.parent}")
+    return name
+
+
 @contextlib.contextmanager
 def hub_or_cache(name: str, file: str = "config.json"):
     """Where the hub does not answer, its libraries take `name` from their cache at once; they would try for half a minute."""
@@ -177,9 +193,6 @@ def registry(folder: Path) -> dict[str, dict]:
         return read_json(folder / "dataset_info.json")
     except FileNotFoundError:
         return {}
-    except ValueError as error:
-        raise KitError(f"{folder / 'dataset_info.json'} is broken: {error}", "a JSON object of datasets",
-                       "correct it, or move it away; it is written anew") from None
 
 
 def data_file(folder: Path, name: str) -> Path:

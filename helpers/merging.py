@@ -25,7 +25,7 @@ def merge_needs(run: Run) -> dict:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import LocalEntryNotFoundError
 
-    base, size = str(run.config()["model_name_or_path"]), 0.0
+    base, size = files.base_model(run.config()), 0.0
     with contextlib.suppress(LocalEntryNotFoundError):
         folder = Path(base if Path(base).is_dir() else snapshot_download(base, local_files_only=True))
         size = sum(path.stat().st_size for path in folder.glob("*.safetensors")) / 1e9

@@ -159,7 +159,8 @@ def of_folder(folder: Path) -> Run:
     folder = Path(folder).resolve()
     if not (folder / "run.json").is_file():
         raise KitError(f"{folder} is no run's folder: no run.json there", "a folder in a storage", "correct the path")
-    return locate(files.read_json(folder / "run.json")["profile"], str(folder.parent), folder.name)
+    settle(folder.parent)
+    return locate(files.read_json(folder / "run.json").get("profile", ""), str(folder.parent), folder.name)
 
 
 def now() -> str:

@@ -22,7 +22,7 @@ def logps(run, scorer, rows: list[Row], tuned: bool = True) -> list[float]:
     """
     path, model = run.folder / NAME, identity(scorer, tuned)
     every: dict = {}
-    with suppress(OSError, ValueError):  # none yet, or damaged: it is made again
+    with suppress(OSError, KitError):  # none yet, or damaged: it is made again
         every = files.read_json(path)
     known = every.setdefault(model, {})
     keys = [_hash([row.prompt_ids, row.reply_ids]) for row in rows]

@@ -28,7 +28,7 @@ def write(run: Run, adapter: Path, prefix: str = "") -> Path:
     """
     from transformers import AutoConfig
 
-    facts, config = export.adapter_facts(adapter), AutoConfig.from_pretrained(run.config()["model_name_or_path"])
+    facts, config = export.adapter_facts(adapter), AutoConfig.from_pretrained(files.base_model(run.config()))
     name = facts["base model"].rsplit("/", 1)[-1]
     llm = {
         "model_loading_config": {"model_id": name, "model_source": facts["base model"]},

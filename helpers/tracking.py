@@ -17,8 +17,10 @@ from .secrets import mask
 
 TAG = "kto.run_folder"
 UNITS = ["step", "epoch", "split"]
-PATIENCE = {"MLFLOW_HTTP_REQUEST_TIMEOUT": "5", "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1", "GIT_PYTHON_REFRESH": "quiet"}
-"""MLflow's own defaults are 120 s and 7 retries: a server that is away would hold the sender for a quarter of an hour."""
+PATIENCE = {"MLFLOW_HTTP_REQUEST_TIMEOUT": "5", "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1", "GIT_PYTHON_REFRESH": "quiet",
+            "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true"}
+"""MLflow's own defaults are 120 s and 7 retries: a server that is away would hold the sender for a quarter of an hour. And it would
+print addresses among our results."""
 WORKERS_NEED = ("MLFLOW_RUN_ID", "MLFLOW_TRACKING_URI", "MLFLOW_EXPERIMENT_NAME", "MLFLOW_TRACKING_USERNAME",
                 "MLFLOW_TRACKING_PASSWORD", "MLFLOW_TRACKING_TOKEN", "DATABRICKS_HOST", "DATABRICKS_TOKEN")
 ENDS = {"finished": "FINISHED", "failed": "FAILED", "stopped": "KILLED"}
@@ -81,9 +83,13 @@ def sync(run: Run, table=None, there: dict | None = None) -> dict:
                 for file in sorted(run.folder.glob(pattern)):
                     mlflow.log_artifact(run_id, str(file), folder)
             mlflow.set_terminated(run_id, ENDS[status])
-        info, url = mlflow.get_run(run_id).info, "make mlflow, then http://127.0.0.1:5000"
+        experiment = mlflow.get_run(run_id).info.experiment_id
         if uri.startswith("http"):
-            url = f"{shown(uri).rstrip('/')}/#/experiments/{info.experiment_id}/runs/{info.run_id}"
+            url = f"{shown(uri).rstrip('/')}/#/experiments/{experiment}/runs/{run_id}"
+        elif os.environ.get("MLFLOW_TRACKING_URI"):  # databricks, a store of one's own
+            url = f"experiment {experiment} at {shown(uri)}"
+        else:
+            url = "make mlflow, then http://127.0.0.1:5000"
         return {"run_id": run_id, "points": len(points), "url": url}
     except (MlflowException, OSError) as error:
         raise KitError(f"MLflow at {shown(uri)} cannot be reached: {shown(str(error).splitlines()[0])[:300]}",

@@ -87,7 +87,7 @@ def trainer_for(config: dict, retries: int, accelerated: str):
 
 
 def connect(kwargs: dict) -> None:
-    """ray.init, with what every worker process does first (cluster.worker_setup)."""
+    """ray.init, with what every worker process does first (worker_setup)."""
     address = kwargs.get("address") or os.environ.get("RAY_ADDRESS") or "local"
     if address == "local":
         os.environ.setdefault(*cluster.LOOPBACK)
@@ -97,8 +97,27 @@ def connect(kwargs: dict) -> None:
 
     class_cache.ENV_VARS_TO_PROPAGATE -= set(secrets.TRAVELLING)  # Ray Tune would write them into env_vars, which Ray logs
     environment = cluster.environment(address, kwargs.get("runtime_env"))
-    environment["worker_process_setup_hook"] = cluster.worker_setup(secrets.carried(), address != "local")
+    environment["worker_process_setup_hook"] = worker_setup(secrets.carried(), address != "local")
     ray.init(**{**kwargs, "runtime_env": environment})
+
+
+def worker_setup(tokens: dict[str, str], on_cluster: bool):
+    """The first thing that a worker process does (Ray's worker_process_setup_hook): `tokens` into its environment."""
+
+    def prepare_worker():
+        os.environ.update(tokens)
+        # On a cluster gloo is told by which interface Ray reaches the node: it would take the one that the machine's own name
+        # leads to, which on many (Debian's /etc/hosts) is the loopback, where no other node answers.
+        if on_cluster and "GLOO_SOCKET_IFNAME" not in os.environ:
+            import psutil
+            import ray
+
+            address = ray.util.get_node_ip_address()
+            for interface, known in psutil.net_if_addrs().items():
+                if any(one.address == address for one in known):
+                    os.environ["GLOO_SOCKET_IFNAME"] = interface
+
+    return prepare_worker
 
 
 def train_loop(config: dict) -> None:

@@ -7,11 +7,9 @@ from typing import Annotated, Literal
 
 import typer
 
-from helpers import profiles
-
 from . import cli_data, cli_runs, job
 from .parameters import known, typed
-from .terminal import AsJson, Commands, Profile, RunFolder, Storage, Usage, Values, as_usage, say, show
+from .terminal import AsJson, Commands, Profile, RunFolder, Storage, Usage, Values, a_storage, as_usage, say, show
 
 app = typer.Typer(
     cls=Commands, no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None,
@@ -33,7 +31,7 @@ def run(
     resume: Annotated[Literal["auto", "if-any"],
                       typer.Option(help="auto: resume --run-name where it stopped; if-any: or begin it.")] = None,
     start_from: Annotated[str, typer.Option(help="On top of this run's best, an adapter's folder or a hub id: -p start_from.")] = "",
-    retries: Annotated[int, typer.Option(help="How often lost workers are replaced: -p retries.")] = None,
+    retries: Annotated[int, typer.Option(min=0, help="How often lost workers are replaced: -p retries.")] = None,
     log: Annotated[bool, typer.Option("--log", help="The training's own log to stdout too, for a job's log.")] = False,
     as_json: AsJson = False,
 ) -> None:
@@ -66,6 +64,8 @@ def sweep(
     """
     from . import sweep as sweeping
 
+    if not parameter:
+        raise Usage("there is nothing to sweep over", "parameters, their values with commas", "-p name=1,2,3")
     rows = sweeping.sweep(profile, storage, name, sweeping.grid(parameter), at_most, say)
     show(rows, as_json)
     if any(row["status"] != "done" for row in rows):
@@ -87,10 +87,7 @@ def runs(profile: Profile = "local", storage: Storage = "", as_json: AsJson = Fa
     """The runs in a storage: when, how far they came, held-out figures."""
     from .compare import listing
 
-    folder = profiles.storage_for(profiles.load(profile), storage)
-    if storage and not folder.is_dir():
-        raise Usage(f"there is no folder {storage}", "a storage with runs", "correct --storage")
-    show(listing(folder), as_json)
+    show(listing(a_storage(profile, storage)), as_json)
 
 
 @app.command()
@@ -138,15 +135,21 @@ def show_config(
 
     Example: kto config show --run-name first-run -p learning_rate=5e-4
     """
+    import yaml
+
     from helpers import config, files
     from helpers import runs as run_folders
 
     if bare := [given for given in parameter if "=" not in given]:
         raise Usage(f"-p {bare[0]} has no value", f"-p {bare[0]}=VALUE", "correct -p")
-    overrides = {key: files.parse_yaml(text) for key, text in (given.split("=", 1) for given in parameter)}
-    target = run_folders.open_run(profile, storage, run_name)
+    try:
+        overrides = {key: files.parse_yaml(text) for key, text in (given.split("=", 1) for given in parameter)}
+    except yaml.YAMLError as error:
+        raise Usage(f"a value of -p is malformed YAML: {error}", "a number, a text, {key: value}", "correct -p") from None
+    with as_usage():
+        target = run_folders.open_run(profile, storage, run_name)
     resolved = config.resolve(target, **overrides)
-    if overrides.keys() - config.resolve(target).keys():  # not a template's: LLaMA-Factory is asked, which takes a while
+    if overrides:  # LLaMA-Factory is asked, which takes a while
         with as_usage("correct -p"):
             config.check(resolved)
     typer.echo(files.dump_yaml(resolved), nl=False)

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from .terminal import AsJson, Profile, RunFolder, Storage, as_usage, say, show, two_columns
+from .terminal import AsJson, Profile, RunFolder, Storage, a_checkpoint, as_usage, show, two_columns
 
 app = typer.Typer(no_args_is_help=True, help="Feedback: what is wrong with it, and a registered dataset made of it.")
 
@@ -96,12 +96,11 @@ def sample(
     Example: kto data sample storage/first-run --output to_rate.csv
     """
     from feedback import sample as sampling
-    from helpers import evaluate, export
+    from helpers import evaluate
     from helpers.replies import choose
 
     sampling.kind_of(output)
-    chosen, step, why = export.choose(run, checkpoint)
-    say(f"checkpoint of step {step}: {why}")
+    chosen, _ = a_checkpoint(run, checkpoint)
     scorer = evaluate.Scorer(run.config(), chosen)
     rows, items = choose(scorer.rows(scorer.config["dataset"]), count), []
     for place in range(0, len(rows), 8):

@@ -9,7 +9,20 @@ import typer
 
 from helpers.runs import Run, of_folder
 
-from .terminal import AsJson, RunFolder, Storage, Usage, a_run, as_usage, records, say, show, table
+from .terminal import (
+    AsJson,
+    RunFolder,
+    Storage,
+    Usage,
+    a_checkpoint,
+    a_run,
+    a_storage,
+    as_usage,
+    records,
+    say,
+    show,
+    table,
+)
 
 app = typer.Typer(rich_markup_mode=None)
 
@@ -21,7 +34,7 @@ Chosen = Annotated[str, typer.Option(help="best, latest, a step's number, or a c
 @app.command()
 def metrics(
     log: Log,
-    logging_steps: Annotated[int, typer.Option(help="Steps between two of its lines, where the log does not say.")] = 0,
+    logging_steps: Annotated[int, typer.Option(min=1, help="Steps between two of its lines, where the log does not say.")] = None,
     as_json: AsJson = False,
 ) -> None:
     """The table of a training log in KTO's units; also of a log that this project did not make.
@@ -31,7 +44,7 @@ def metrics(
     from . import compare as side_by_side
 
     with as_usage():
-        table = side_by_side.metrics_of(log, logging_steps or None)
+        table = side_by_side.metrics_of(log, logging_steps)
     show(records(table), as_json)
     for note in (f"rewards and logps are means over the rows of {table.attrs['rows of']}", *table.attrs["notes"]):
         say(f"note: {note}")
@@ -65,6 +78,8 @@ def plot(
 
     from .compare import labels, metrics_of
 
+    if output.suffix not in (".png", ".svg", ".pdf"):
+        raise Usage(f"a figure cannot be written as {str(output)!r}", "a name ending in .png, .svg or .pdf", "correct -o")
     tables = {name: metrics_of(log) for name, log in zip(labels(logs), logs, strict=True)}
     if len(tables) > 1:
         figure = plots.compare(tables)
@@ -77,7 +92,9 @@ def plot(
 
 
 @app.command()
-def compare(runs: Annotated[list[Path], typer.Argument(help="Runs' folders.")], as_json: AsJson = False) -> None:
+def compare(
+    runs: Annotated[list[Run], typer.Argument(metavar="RUN...", help="Runs' folders.", parser=a_run)], as_json: AsJson = False
+) -> None:
     """What differs in the runs' configs and data, and where each of them ended.
 
     The figures are means over the last fifth of a training's windows; auc and margin held out are notebook 6's.
@@ -86,9 +103,9 @@ def compare(runs: Annotated[list[Path], typer.Argument(help="Runs' folders.")], 
     """
     from . import compare as side_by_side
 
-    if len(runs) < 2:
+    opened = dict(zip(side_by_side.names([run.folder for run in runs]), runs, strict=True))
+    if len(opened) < 2:
         raise Usage("one run is nothing to compare", "two runs' folders or more", "name another")
-    opened = dict(zip(side_by_side.names(runs), map(of_folder, runs), strict=True))
     differ = side_by_side.differences(opened)
     ended = [{"run": name, **side_by_side.outcome(run)} for name, run in opened.items()]
     if as_json:
@@ -109,9 +126,10 @@ def checkpoints(
     from helpers import checkpoints as saves
     from helpers import choose
 
-    if "://" not in where and not Path(where).is_dir():
-        raise Usage(f"there is no folder {where}", "a run's folder, a trial or a checkpoint", "correct the path")
-    found = choose.table(saves.find(where))
+    if not where:
+        raise Usage("the folder's name is empty", "a run's folder, a trial or a checkpoint", "correct the path")
+    with as_usage():
+        found = choose.table(saves.find(where))
     if found.empty:
         say(f"there is no checkpoint in {where}: none was saved yet (save_steps), or they lie elsewhere")
     if len(found) or as_json:
@@ -128,11 +146,9 @@ def evaluate(run: RunFolder, checkpoint: Chosen = "best", as_json: AsJson = Fals
     Example: kto evaluate storage/first-run --checkpoint latest
     """
     from helpers import evaluate as heldout
-    from helpers import export as exports
     from helpers import scores
 
-    chosen, step, why = exports.choose(run, checkpoint)
-    say(f"checkpoint of step {step}: {why}")
+    chosen, step = a_checkpoint(run, checkpoint)
     config = run.config()
     scorer = heldout.Scorer(config, chosen)
     rows = scorer.rows(heldout.heldout(run))
@@ -148,7 +164,7 @@ def evaluate(run: RunFolder, checkpoint: Chosen = "best", as_json: AsJson = Fals
 @app.command()
 def clean(
     run: RunFolder,
-    keep_last: Annotated[int, typer.Option(help="Complete checkpoints to keep, besides the best.")] = 2,
+    keep_last: Annotated[int, typer.Option(min=1, help="Complete checkpoints to keep, besides the best.")] = 2,
     metric: Annotated[str, typer.Option(help="What the best one is best at.")] = "rewards/margins",
     lower_is_better: Annotated[bool, typer.Option("--lower-is-better", help="As for a loss.")] = False,
 ) -> None:
@@ -180,7 +196,7 @@ def export(
     """
     from .forms import make
 
-    show(make(run, forms.split(","), checkpoint, say), as_json)
+    show(make(run, forms.split(","), checkpoint), as_json)
 
 
 @app.command()
@@ -194,18 +210,16 @@ def serve(
 
     Example: kto serve storage/first-run
     """
-    from helpers import profiles
     from serving import server
 
-    run = run or of_folder(server.newest(profiles.storage_for(profiles.load("local"), storage)))
+    run = run or of_folder(server.newest(a_storage("local", storage)))
     served, started = server.of_run(run), False
     try:
         say(f"loading {served.name} ...")
         url = server.start(served, host, port)
         started = True
         signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C; ray has put its own in its place
-        names = [served.name, *(f"{served.name}:{name}" for name in served.adapters())]
-        typer.echo(f"{url}\nmodels: {', '.join(names)}\nCtrl-C ends it")
+        typer.echo(f"{url}\nmodels: {', '.join(served.models())}\nCtrl-C ends it")
         signal.pause()
     except KeyboardInterrupt:
         say("stopping ...")

@@ -9,7 +9,7 @@ from helpers.runs import Run, of_folder
 
 from .terminal import Usage
 
-OWN = ("output_dir", "ray_run_name")
+OWN = ("output_dir", "ray_run_name", "dataset_dir", "ray_storage_path")
 """Keys of a config that differ between any two runs and say nothing."""
 
 
@@ -17,7 +17,10 @@ def listing(storage: Path) -> list[dict]:
     """One row a run in `storage`, newest first: name, created, how far it came, held-out figures."""
     rows = []
     for file in storage.glob("*/run.json"):
-        record = files.read_json(file)
+        try:
+            record = files.read_json(file)
+        except KitError:
+            record = {"training": {"status": "run.json is broken"}}
         evaluation = record.get("evaluation", {})
         rows.append({"run": record.get("run_name", file.parent.name), "created": record.get("created", ""),
                      "status": status(record), "dataset": record.get("dataset", {}).get("name", ""),

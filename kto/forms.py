@@ -1,26 +1,25 @@
 """`kto export`: every requested format, with its proof or figures, as in notebook 6."""
 
 from helpers import card, export, proof, serving
-from helpers.errors import KitError
 from helpers.evaluate import Scorer, earlier_adapters, heldout
 from helpers.merging import merge
 from helpers.quantise import SCHEMES, calibration, compare, quantise
 from helpers.runs import Run
 
+from .terminal import Usage, a_checkpoint, say
+
 FORMS = ("adapter", "merged", *SCHEMES)
 
 
-def make(run: Run, forms: list[str], checkpoint: str = "best", say=print) -> list[dict]:
+def make(run: Run, forms: list[str], checkpoint: str = "best") -> list[dict]:
     """Make `forms` (see `FORMS`) of a run's checkpoint; what this configuration does not allow is said, and the rest is made.
 
     Returns rows of plain data: what the quantised models cost in quality, else the merged model's proof, else the adapter's
     facts. KitError before anything is made if a form is unknown, and where a proof fails.
     """
     if unknown := [form for form in forms if form not in FORMS]:
-        raise KitError(f"there is no form of export {', '.join(map(repr, unknown))}", f"some of {','.join(FORMS)}",
-                       "correct --as")
-    chosen, _, why = export.choose(run, checkpoint)
-    say(f"{chosen.name}: {why}")
+        raise Usage(f"there is no form of export {', '.join(map(repr, unknown))}", f"some of {','.join(FORMS)}", "correct --as")
+    chosen, _ = a_checkpoint(run, checkpoint)
     config, merged, shown, facts = run.config(), run.export / "merged", [], {"checkpoint": str(chosen)}
     ruled_out = {finding.kind: finding for finding in export.unservable(config)}
     for finding in ruled_out.values():

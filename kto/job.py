@@ -24,7 +24,7 @@ from helpers.errors import KitError, closest
 from helpers.quiet import silence
 
 from . import parameters
-from .terminal import AsJson, Profile, Values, say, show
+from .terminal import AsJson, Profile, Usage, Values, as_usage, say, show
 
 app = typer.Typer(no_args_is_help=True, help="The pipeline as a job on a Ray cluster, through its dashboard.")
 Address = Annotated[str, typer.Option(help="The dashboard. Default: $RAY_ADDRESS if http, else http://127.0.0.1:8265.")]
@@ -47,7 +47,7 @@ def submit(
     parameter: Values = [],  # noqa: B006
     run_name: Annotated[str, typer.Option(help="The run's folder. The same name again resumes it.")] = "",
     secret: Secrets = [],  # noqa: B006
-    retries: Annotated[int, typer.Option(help="How often lost workers are replaced: -p retries.")] = 2,
+    retries: Annotated[int, typer.Option(min=0, help="How often lost workers are replaced: -p retries.")] = 2,
     follow: Annotated[bool, typer.Option(help="Stay and watch.")] = True,
     address: Address = "",
 ) -> None:
@@ -59,14 +59,15 @@ def submit(
     parameters.typed(parameter)
     storage = storage or os.environ.get("KTO_STORAGE", "") or loaded.storage
     if loaded.ray_address == "local":
-        raise KitError(f"the profile {loaded.name!r} starts a Ray instance of its own", "one that joins the job's cluster",
-                       "--profile ray, anyscale, or one of your own; on this machine `kto run` does without a job")
+        raise Usage(f"the profile {loaded.name!r} starts a Ray instance of its own", "one that joins the job's cluster",
+                    "--profile ray, anyscale, or one of your own; on this machine `kto run` does without a job")
     if not Path(storage).is_absolute():
-        raise KitError(f"the storage {storage!r} is not an absolute path", "a folder that every node sees", "set --storage")
-    runs.locate(profile, storage, name)
+        raise Usage(f"the storage {storage!r} is not an absolute path", "a folder that every node sees", "set --storage")
+    with as_usage("correct --run-name"):
+        runs.locate(profile, storage, name)
     if missing := [variable for variable in secret if not os.environ.get(variable)]:
-        raise KitError(f"not set in this environment: {', '.join(missing)}{closest(missing[0], os.environ)}",
-                       "a value to send along", f"export {missing[0]}=…")
+        raise Usage(f"not set in this environment: {', '.join(missing)}{closest(missing[0], os.environ)}",
+                    "a value to send along", f"export {missing[0]}=…")
     client = connect(address)
     from ray.exceptions import RuntimeEnvSetupError
 
@@ -153,10 +154,10 @@ def connect(address: str = ""):
     variable = os.environ.pop("RAY_ADDRESS", "")  # Ray would let it overrule the address given
     address = address or (variable if variable.startswith("http") else "http://127.0.0.1:8265")
     if not address.startswith(("http://", "https://")):
-        raise KitError(f"{address!r} is no address of a dashboard", "http://HOST:8265", "correct --address")
+        raise Usage(f"{address!r} is no address of a dashboard", "http://HOST:8265", "correct --address")
     try:
         return JobSubmissionClient(address)
-    except (ConnectionError, RuntimeError) as error:
+    except (ConnectionError, RuntimeError, ValueError) as error:  # the last: of an address without sense
         raise KitError(f"no Ray dashboard answers at {address}: {str(error).splitlines()[0]}", "a running cluster's dashboard",
                        "start one (ray start --head), forward its port (ssh -L 8265:localhost:8265 HEAD), or correct "
                        "--address") from None

@@ -11,7 +11,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from helpers import cluster, files, profiles, secrets
+from helpers import cluster, files, profiles, secrets, trainer
 from helpers.config import BRING_PACKAGES
 from helpers.errors import Finding, KitError
 
@@ -37,48 +37,30 @@ def everywhere(question: dict) -> list[Finding]:
     own = (config.get("ray_init_kwargs") or {}).get("runtime_env") or {}
     brought = profile.ray_address != "local" and (profile.worker_packages or BRING_PACKAGES & own.keys())
     names = [row["package"] for row in cluster.packages() if row["package"] in STAY or not brought]
-    found, asked = [], (names, question["data"], question["model"])
+    asked = names, question["data"], question["model"]
     try:
         storage.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=storage, prefix=".doctor-") as mark:  # every node is to see it, and to write in it
             if profile.ray_address == "local":
-                (there, more), answers = cluster.capacity(profile, config), [look("this machine", mark, *asked)]
+                (there, more), told = cluster.capacity(profile, config), [("this machine", look(mark, *asked), "")]
             else:
                 carried = secrets.carried()
-                extra = {"runtime_env": {"worker_process_setup_hook": cluster.worker_setup(carried, False)}} if carried else {}
+                extra = {"runtime_env": {"worker_process_setup_hook": trainer.worker_setup(carried, False)}} if carried else {}
                 with cluster.ray_cluster(profile, **extra) as ray:
-                    answers, found = ask(ray, mark, *asked)
+                    # Ray sends `look` itself, as this is the main module, and helpers with it (cluster.environment): no node
+                    # needs the project.
+                    told = cluster.on_each_node(ray, look, mark, *asked, patience=PATIENCE)
                     there, more = cluster.nodes(ray), cluster.to_come()
     except OSError as error:
         raise KitError(f"cannot write to the storage {storage}: {error.strerror}", "", "correct `storage`") from None
+    answers = [{"name": name, **answer} for name, answer, why in told if not why]
+    found = [Finding("FAIL", f"the node {name} {why}", "look at it, or take it out of the cluster") for name, _, why in told if why]
     found += [cluster.placed(config, there, more), *compare(answers, names, question["data"])]
     gpus = [tuple(gpu) for answer in answers for gpu in answer["gpus"]]
     return found + memory.fits(config, question["shape"], gpus, question["accelerated"])
 
 
-def ask(ray, mark: str, names: list[str], data: dict, model: str) -> tuple[list[dict], list[Finding]]:
-    """Every node's answer to `look`, and a finding for each that gave none, or none in time."""
-    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
-
-    # Ray sends `look` itself, as this is the main module, and helpers with it (cluster.environment): no node needs the project.
-    task, asked = ray.remote(num_cpus=0, max_retries=0)(look), {}
-    for node in ray.nodes():
-        if node["Alive"]:
-            pin, name = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False), node["NodeManagerAddress"]
-            asked[task.options(scheduling_strategy=pin).remote(name, mark, names, data, model)] = name
-    ray.wait(list(asked), num_returns=len(asked), timeout=PATIENCE)
-    answers, late = [], []
-    for ref, name in asked.items():
-        try:
-            answers.append(ray.get(ref, timeout=0))
-        except ray.exceptions.RayError as error:  # it has not answered yet, died, or cannot do what it is asked
-            in_time = not isinstance(error, ray.exceptions.GetTimeoutError)
-            why = f"could not answer: {str(error).strip().splitlines()[-1]}" if in_time else f"did not answer within {PATIENCE:g} s"
-            late.append(Finding("FAIL", f"the node {name} {why}", "look at it, or take it out of the cluster"))
-    return answers, late
-
-
-def look(name: str, mark: str, names: list[str], data: dict, model: str) -> dict:
+def look(mark: str, names: list[str], data: dict, model: str) -> dict:
     """What one node says of itself: its versions of the packages `names`, its GPUs, the storage's folder `mark`, hashes of the files
     `data`, and what the hub answers for `model`. Empty words: well."""
     gpus, hashes, storage = [], {}, ""
@@ -88,7 +70,7 @@ def look(name: str, mark: str, names: list[str], data: dict, model: str) -> dict
             kind, _, mib = line.rpartition(",")
             gpus.append((kind, float(mib) / 1024))
     try:
-        Path(mark, name).write_text(name)
+        tempfile.TemporaryFile(dir=mark).close()
     except FileNotFoundError:
         storage = "does not see what was written there from here"
     except OSError as error:
@@ -99,7 +81,7 @@ def look(name: str, mark: str, names: list[str], data: dict, model: str) -> dict
         except OSError as error:
             hashes[path] = f"cannot be read: {error.strerror}"
     return {
-        "name": name, "python": ".".join(map(str, sys.version_info[:2])), "gpus": gpus, "storage": storage, "data": hashes,
+        "python": ".".join(map(str, sys.version_info[:2])), "gpus": gpus, "storage": storage, "data": hashes,
         "versions": cluster.installed(names),
         "free": shutil.disk_usage("/").free / cluster.GIB,
         "hub": files.from_hub(model)[0] if model else None,

@@ -48,13 +48,13 @@ def typed(assignments: list[str]) -> dict:
             raise Usage(f"there is no parameter {name!r}{hint}",
                         f"name=value with one of: {', '.join(sorted(set(there) - set(COMMON)))}",
                         "correct -p; any other LLaMA-Factory key goes into -p 'overrides={\"key\": value}'")
-        if not equals:
-            raise Usage(f"-p {name} has no value", f"-p {name}=VALUE, a {there[name]['type']}", "correct -p")
         kind = there[name]["type"]
+        if not equals or (not text and kind in READERS):
+            raise Usage(f"-p {name} has no value", f"-p {name}=VALUE, of type {kind}", "correct -p")
         try:
             values[name] = READERS.get(kind, str)(text)
         except (ValueError, KeyError, TypeError):
-            raise Usage(f"{name}={text}: {text!r} is not a value of type {kind}", f"a {kind}", "correct -p") from None
+            raise Usage(f"{name}={text}: {text!r} is of another type", f"a value of type {kind}", "correct -p") from None
         if name in PATHS and text and Path(text).exists():  # the notebooks run in a folder of their own
             values[name] = str(Path(text).resolve())
     secrets.refuse(values, "the parameters hold")

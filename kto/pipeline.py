@@ -99,6 +99,7 @@ def execute(run: Run, values: dict, say=print, begin: str = "01", log: bool = Fa
     `say(line)` gets a line when a notebook starts or ends and as the training moves on; with `log` stdout gets the training's log.
     """
     import papermill
+    from nbclient.exceptions import DeadKernelError
     from papermill.exceptions import PapermillExecutionError
 
     if begin < "04":
@@ -125,17 +126,21 @@ def execute(run: Run, values: dict, say=print, begin: str = "01", log: bool = Fa
                     stdout_file=Steps(say) if training else None)
         except BaseException as error:
             run.note(failed=path.stem)
+            if isinstance(error, DeadKernelError):
+                raise KitError(f"{path.stem}: the notebook's process ended before its last cell", "one that nobody ends",
+                               "after Ctrl-C: --resume auto; else it was killed, most likely for memory: dmesg | grep -i oom") from None
             if not isinstance(error, PapermillExecutionError):
                 raise
             if error.ename == "KeyboardInterrupt":  # Ctrl-C reached the kernel first
                 raise KeyboardInterrupt from None
             raise KitError(f"{path.stem}, cell [{error.exec_count}]: {error.ename}: {error.evalue}", "",
                            f"see the executed notebook: {made}") from None
-        finally:
+        finally:  # however it ended
+            if made.exists():
+                embed_pictures(made)
             status = run.record().get("training", {})
-            if training and status.get("status") == "running":  # however it ended, nothing trains any more
+            if training and status.get("status") == "running":  # nothing trains any more
                 run.note(training={**status, "status": "stopped", "ended": runs.now()})
-        embed_pictures(made)
         seconds[path.stem] = round(time.monotonic() - began, 1)
         say(f"[{number}/{len(books)}] {path.stem} done in {seconds[path.stem]:.0f} s")
     run.note(seconds=seconds, failed=None)

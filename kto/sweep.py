@@ -17,7 +17,7 @@ from helpers import files, profiles, runs
 from helpers.runs import Run
 
 from . import parameters
-from .terminal import Usage
+from .terminal import Usage, as_usage
 
 
 def grid(assignments: list[str]) -> list[dict[str, str]]:
@@ -51,7 +51,8 @@ def done(run: Run) -> bool:
 
 def sweep(profile: str, storage: str, name: str, points: list[dict], at_most: int = 1, say=print) -> list[dict]:
     """Run what is not done yet, `at_most` at a time; the table, a row a point. It is kept in <storage>/<name>.json as well."""
-    located = [(runs.locate(profile, storage, name_of(name, point)), point) for point in points]
+    with as_usage("correct --name"):
+        located = [(runs.locate(profile, storage, name_of(name, point)), point) for point in points]
     waiting = [(run, point) for run, point in located if not done(run)]
     say(f"{len(points)} runs, {len(points) - len(waiting)} done before; {at_most} at a time")
 

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import textwrap
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated
@@ -39,6 +40,15 @@ def a_run(folder: str) -> Run:
         return of_folder(Path(folder))
 
 
+def a_storage(profile: str, storage: str) -> Path:
+    """The folder where runs are kept; Usage where it is not there, or a profile has none of its own and none is given."""
+    with as_usage("correct --storage, or set KTO_STORAGE"):
+        folder = profiles.storage_for(profiles.load(profile), storage)
+    if storage and not folder.is_dir():
+        raise Usage(f"there is no folder {storage}", "a storage with runs", "correct --storage")
+    return folder
+
+
 Profile = Annotated[
     str, typer.Option(help="Where it runs: local, anyscale, ray, or the path of a profile's YAML.", callback=a_profile)
 ]
@@ -52,6 +62,16 @@ Values = Annotated[
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, with everything, instead of a table.")]
 RunFolder = Annotated[Run, typer.Argument(metavar="RUN", help="A run's folder.", parser=a_run)]
+
+
+def a_checkpoint(run: Run, checkpoint: str) -> tuple[Path, int | None]:
+    """(folder, step) of the run's checkpoint that `checkpoint` names, after a line that says why; Usage where it names none."""
+    from helpers import export
+
+    with as_usage():
+        folder, step, why = export.choose(run, checkpoint)
+    say(f"checkpoint of step {step}: {why}" if step is not None else f"checkpoint {folder}")
+    return folder, step
 
 
 class Commands(typer.core.TyperGroup):
@@ -112,7 +132,7 @@ def table(rows: list[dict]) -> str:
         aligned.append("  ".join(text.rjust(width) if right else text.ljust(width)
                                  for text, width, right in zip(short, widths, numeric, strict=False)).rstrip())
     left_out = names[len(widths):]
-    return "\n".join(aligned + ([f"({', '.join(left_out)}: with --json)"] if left_out else []))
+    return "\n".join(aligned + (textwrap.wrap(f"({', '.join(left_out)}: with --json)", room) if left_out else []))
 
 
 def records(frame) -> list[dict]:

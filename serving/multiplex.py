@@ -52,7 +52,7 @@ class Model:
         ends = loaded.generation_config.eos_token_id
         self.ends = {self.tokenizer.eos_token_id, *(ends if isinstance(ends, list) else [ends])} - {None}
         self.peft, self.numbers, self.lock = None, itertools.count(), asyncio.Lock()
-        self.loaded: dict[str, str] = {}  # peft's name -> ours
+        self.loaded: dict[str, str] = {}  # peft's name -> the adapter's folder
 
     @serve.multiplexed(max_num_models_per_replica=AT_ONCE)
     async def load(self, folder: str) -> Adapter:
@@ -73,14 +73,14 @@ class Model:
             if self.peft is not None and name in self.peft.peft_config:
                 self.peft.delete_adapter(name)
             raise ApiError(500, f"the adapter {folder.name} cannot be loaded: {str(error).splitlines()[0]}") from None
-        self.loaded[name] = folder.name
+        self.loaded[name] = str(folder)
 
     def _unload(self, name: str) -> None:
         self.peft.delete_adapter(name)
         del self.loaded[name]
 
     def resident(self) -> list[str]:
-        """The adapters in memory now."""
+        """The folders of the adapters in memory now."""
         return list(self.loaded.values())
 
     async def chat(self, request: ChatRequest):
@@ -131,20 +131,15 @@ class Api:
         except ApiError as error:
             return JSONResponse(error.body, error.status)
 
-    def folders(self) -> dict[str, Path]:
-        """What may be asked for: `<base>` and every `<base>:<adapter>`, and where it lies."""
-        adapters = {f"{self.served.name}:{name}": folder for name, folder in self.served.adapters().items()}
-        return {self.served.name: Path(self.served.base)} | adapters
-
     async def models(self) -> dict[str, dict]:
         """Every model that may be asked for; `loaded`, not OpenAI's: whether it is in memory."""
-        loaded = [self.served.name, *(f"{self.served.name}:{name}" for name in await self.model.resident.remote())]
+        loaded = [self.served.base, *await self.model.resident.remote()]
         return {name: {"id": name, "object": "model", "created": int(folder.stat().st_mtime) if folder.exists() else 0,
-                       "owned_by": "kto-at-scale", "loaded": name in loaded} for name, folder in self.folders().items()}
+                       "owned_by": "kto-at-scale", "loaded": str(folder) in loaded} for name, folder in self.served.models().items()}
 
     def folder_of(self, model: str) -> Path:
         """Where a model that may be asked for lies. ApiError 404 if there is none of that name."""
-        folders = self.folders()
+        folders = self.served.models()
         if model not in folders:
             raise ApiError(404, f"the model {model!r} does not exist; there are: {', '.join(folders)}", "model_not_found", "model")
         return folders[model]

@@ -15,6 +15,8 @@ class Message(BaseModel, extra="forbid"):
     role: Literal["developer", "system", "user", "assistant"]
     content: str
     name: str | None = None
+    tool_calls: Annotated[list, Field(max_length=0)] = []  # of a reply that is sent back
+    annotations: Annotated[list, Field(max_length=0)] = []
 
     @field_validator("content", mode="before")
     @classmethod
@@ -93,7 +95,7 @@ def parsed(body: bytes) -> ChatRequest:
         first = error.errors()[0]
         where = "".join(f"[{at}]" if isinstance(at, int) else f".{at}" for at in first["loc"]).lstrip(".")
         wrong = "unknown parameter" if first["type"] == "extra_forbidden" else first["msg"].removeprefix("Value error, ")
-        raise ApiError(400, f"{where}: {wrong}", "invalid_request", where or None) from None
+        raise ApiError(400, f"{where or 'the request'}: {wrong}", "invalid_request", where or None) from None
     except ValueError as error:
         raise ApiError(400, f"the body of the request is no JSON: {error}", "invalid_json") from None
 

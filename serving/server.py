@@ -4,6 +4,7 @@ Ray Serve with model multiplexing over transformers and peft, which also runs wi
 there is `export/service.yaml`: Ray Serve LLM, which asks for models by the same names.
 """
 
+import contextlib
 import os
 import socket
 from dataclasses import dataclass
@@ -31,10 +32,15 @@ class Served:
     storage: Path
     public: str = ""
 
-    def adapters(self) -> dict[str, Path]:
-        """name -> folder of every exported adapter that fits the base; looked up each time, so a later export is there."""
-        return {file.parent.name: file.parent for file in sorted(self.storage.glob(f"*/export/{ADAPTERS}"))
-                if self.public and files.read_json(file).get("base_model_name_or_path") == self.public}
+    def models(self) -> dict[str, Path]:
+        """What may be asked for and where it lies: `name`, and `name:adapter` for every exported adapter that fits the base; looked
+        up each time, so a later export is there."""
+        found = {self.name: Path(self.base)}
+        for file in sorted(self.storage.glob(f"*/export/{ADAPTERS}")) if self.public else ():
+            with contextlib.suppress(KitError, OSError):  # one that is torn, or was just removed
+                if files.read_json(file).get("base_model_name_or_path") == self.public:
+                    found[f"{self.name}:{file.parent.name}"] = file.parent
+        return found
 
 
 def newest(storage: Path) -> Path:
@@ -43,7 +49,7 @@ def newest(storage: Path) -> Path:
                 if any(file.parent.glob(f"export/{ADAPTERS}")) or any(file.parent.glob(f"export/{MERGED}"))]
     if not exported:
         raise KitError(f"no run in {storage} has an export", "what 06_export leaves", "make demo, or: kto run")
-    return max(exported, key=lambda folder: files.read_json(folder / "run.json")["created"])
+    return max(exported, key=lambda folder: files.read_json(folder / "run.json").get("created", ""))
 
 
 def of_run(run: Run) -> Served:
@@ -51,7 +57,7 @@ def of_run(run: Run) -> Served:
     its merged model under the run's name. KitError if nothing was exported."""
     if any(run.export.glob(ADAPTERS)):
         public = public_name(run)
-        return Served(str(run.config()["model_name_or_path"]), Path(public).name, run.storage, public)
+        return Served(files.base_model(run.config()), Path(public).name, run.storage, public)
     if any(run.export.glob(MERGED)):
         return Served(str(run.export / "merged"), run.name, run.storage)
     raise KitError(f"{run.name} has no export", "an adapter or a merged model in export/", "run 06_export")

@@ -75,6 +75,12 @@ def test_the_jobs_command_is_one_that_the_command_line_takes_and_that_resumes(cl
     assert given["parameter"] == ["dataset=a b.json", "max_steps=3"]
 
 
+@pytest.mark.parametrize("address", ["http://[bad", "http://127.0.0.1:99999"])
+def test_an_address_without_sense_is_said_in_a_sentence(address):
+    with pytest.raises(KitError, match="no Ray dashboard answers at"):
+        jobs.connect(address)
+
+
 def test_results_are_fetched_whole_and_never_over_others(run, tmp_path, monkeypatch, cluster):
     (run.folder / "TorchTrainer_1" / "checkpoint_000000").mkdir(parents=True)
     run.figures.mkdir()

@@ -108,6 +108,13 @@ def test_a_failing_cell_ends_the_pipeline_with_its_error_and_the_notebooks_name(
     assert "02_second" in str(error.value) and "ValueError: the well has run dry" in str(error.value)
 
 
+@pytest.mark.slow
+def test_a_notebooks_process_that_is_killed_is_said_in_a_sentence(run, two_notebooks):
+    two_notebooks("import os\nos.kill(os.getpid(), 9)")
+    with pytest.raises(KitError, match="02_second: the notebook's process ended(.|\n)*--resume auto"):
+        pipeline.execute(run, {}, lambda line: None)
+
+
 def command(*arguments, **settings) -> subprocess.CompletedProcess:
     return subprocess.run(
         [sys.executable, "-m", "kto", *arguments], capture_output=True, text=True, cwd=ROOT, **settings
@@ -121,7 +128,7 @@ def command(*arguments, **settings) -> subprocess.CompletedProcess:
         (["run", "--profile", "lokal"], "did you mean 'local'", 2),
         (["run", "--run-name", "a/b"], "no name for a run", 2),
         (["metrics", "no/such.log"], "there is no log", 2),
-        (["config", "show", "--run-name", "never"], "01_setup", 1),
+        (["config", "show", "--run-name", "never"], "01_setup", 2),
     ],
 )
 def test_wrong_usage_ends_in_seconds_with_one_message_and_its_exit_status(tmp_path, arguments, says, status):
@@ -207,19 +214,34 @@ def test_a_key_that_no_template_has_is_put_to_llamafactory(run):
     shown = CliRunner().invoke(app, [*words, "learning_rate=5e-6"])
     assert shown.exit_code == 0 and yaml.safe_load(shown.stdout)["learning_rate"] == 5e-6
     assert "-p nosuch has no value" in CliRunner().invoke(app, [*words, "nosuch"]).stderr
-    wrong = CliRunner().invoke(app, [*words, "learning_rte=1"])
-    assert wrong.exit_code == 2 and "did you mean 'learning_rate'" in wrong.stderr and wrong.stdout == ""
+    for slip, says in (("learning_rte=1", "did you mean 'learning_rate'"), ("learning_rate=[", "malformed YAML"), ("lora_rank=abc", "abc")):
+        wrong = CliRunner().invoke(app, [*words, slip])
+        assert wrong.exit_code == 2 and says in wrong.stderr and wrong.stdout == "", slip
 
 
-def test_a_port_that_does_not_exist_is_wrong_usage():
-    assert CliRunner().invoke(app, ["serve", "--port", "99999"]).exit_code == 2
+@pytest.mark.parametrize("words", [
+    ["serve", "--port", "99999"], ["serve", "--storage", "/nosuch"], ["runs", "--storage", "/nosuch"], ["runs", "--profile", "ray"],
+    ["sweep"], ["sweep", "--name", "a/b", "-p", "max_steps=1"], ["sweep", "-p", "max_steps"], ["run", "--retries", "-1"], ["run", "-p", "max_steps="],
+    ["metrics", "RUN", "--logging-steps", "0"], ["plot", "RUN", "-o", ""], ["plot", "RUN", "-o", "x.xyz"], ["plot", "RUN", "-o", "x.png"],
+    ["compare", "RUN", "RUN"], ["compare", "RUN", "/nosuch"], ["checkpoints", ""], ["checkpoints", "x3://nosuch"], ["clean", "RUN", "--keep-last", "0"],
+    ["evaluate", "RUN", "--checkpoint", ""], ["export", "RUN", "--checkpoint", "7"], ["export", "RUN", "--as", ""],
+    ["export", "RUN", "--as", "adapter,nosuch"], ["config", "show", "--run-name", ""],
+    ["job", "list", "--address", "nohttp"], ["job", "submit", "--storage", "relative"], ["job", "submit", "--profile", "local"],
+    ["job", "submit", "--storage", "/s", "--run-name", "a/b"], ["job", "submit", "--storage", "/s", "--secret", "NO_SUCH"]])
+def test_an_empty_unknown_or_too_large_value_is_wrong_usage_in_every_command(run, words, monkeypatch):
+    monkeypatch.delenv("KTO_STORAGE", raising=False)
+    done = CliRunner().invoke(app, [str(run.folder) if word == "RUN" else word for word in words])
+    assert done.exit_code == 2 and "rror: " in done.stderr and done.stdout == "", done.output
+    assert [path.name for path in run.folder.iterdir()] == ["run.json"]
 
 
 def test_a_table_fits_the_terminal_and_json_has_everything(run, monkeypatch):
     rows = [{"name": "x" * 90, **{f"column{i}": 0.123456789 for i in range(9)}}]
     monkeypatch.setenv("COLUMNS", "80")
     lines = terminal.table(rows).splitlines()
-    assert max(map(len, lines[:-1])) <= 80 and lines[-1] == "(column7, column8: with --json)"
+    assert max(map(len, lines)) <= 80 and lines[-1] == "(column7, column8: with --json)"
+    monkeypatch.setenv("COLUMNS", "30")
+    assert max(map(len, terminal.table(rows).splitlines())) <= 30  # the names of what is left out too
     monkeypatch.delenv("COLUMNS")
     assert "x" * 90 in terminal.table(rows) and "column8" in terminal.table(rows)
 
@@ -228,6 +250,9 @@ def test_a_run_whose_export_failed_is_not_called_finished(run):
     run.note(training={"status": "finished"})
     assert compare.listing(run.storage)[0]["status"] == "finished"
     run.note(failed="06_export")
+    (broken := run.storage / "broken").mkdir()
+    (broken / "run.json").write_text("")
+    assert compare.listing(run.storage)[-1] | {"run": "broken", "status": "run.json is broken"} == compare.listing(run.storage)[-1]
     assert compare.listing(run.storage)[0]["status"] == "06_export failed"
 
 
@@ -267,7 +292,10 @@ def test_an_executed_notebook_is_whole_wherever_it_is_copied_and_so_is_its_html(
     book = nbformat.read(tmp_path / "nbs" / "01_first.ipynb", 4)
     book.cells.append(nbformat.v4.new_markdown_cell("![Words](pictures/two.png)"))
     nbformat.write(book, tmp_path / "nbs" / "01_first.ipynb")
-    pipeline.execute(run, {}, lambda line: None)
+    book.cells.append(new_code_cell("raise ValueError('also where a cell failed')"))
+    nbformat.write(book, tmp_path / "nbs" / "01_first.ipynb")
+    with pytest.raises(KitError, match="also where"):
+        pipeline.execute(run, {}, lambda line: None)
     page, _ = HTMLExporter().from_filename(str(run.notebooks / "01_first.ipynb"))
     assert "data:image/png;base64,iVBORyBwaXhlbHM" in page and "pictures/two.png" not in page
 

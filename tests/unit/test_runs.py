@@ -1,6 +1,7 @@
 """Profiles and run folders."""
 
 import json
+import os
 import subprocess
 import sys
 
@@ -105,6 +106,20 @@ def test_a_storage_that_cannot_be_written_is_one_clear_message(tmp_path):
     (tmp_path / "file").write_text("not a folder")
     with pytest.raises(KitError, match="could not write"):
         runs.start("local", str(tmp_path / "file"), "first-run")
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{"])
+def test_a_broken_run_json_is_named_by_whatever_reads_it(run, text):
+    run.record_file.write_text(text)
+    for read in (run.record, lambda: runs.of_folder(run.folder), lambda: runs.start("local", str(run.storage), run.name)):
+        with pytest.raises(KitError, match="run.json (is broken|holds a list)"):
+            read()
+
+
+def test_a_run_opened_by_its_folder_finds_a_place_for_rays_files(run, monkeypatch):
+    monkeypatch.setenv("RAY_TMPDIR", "/tmp/" + "x" * 40)
+    runs.of_folder(run.folder)
+    assert os.environ["RAY_TMPDIR"] == "/tmp"
 
 
 def test_paths_are_shown_relative_to_the_storages_parent(run):

@@ -13,7 +13,7 @@ import tiny
 import yaml
 from typer.testing import CliRunner
 
-from helpers import runs
+from helpers import evaluate, runs
 from helpers.errors import KitError
 from helpers.profiles import ROOT
 from kto import cli
@@ -193,7 +193,8 @@ def test_what_clients_send_besides_is_taken(client, expected):
                "response_format": {"type": "text"}, "stop": None, "tools": [], "service_tier": "auto"}
     said = client.chat.completions.create(model="tiny", messages=parts, temperature=0, max_completion_tokens=12, **neutral)
     assert said.choices[0].message.content == expected["tiny"]
-    goes_on = [{"role": "developer", "content": "Be brief."}, *parts, said.choices[0].message, {"role": "user", "content": "And?", "name": "me"}]
+    back = said.choices[0].message.model_dump() | {"tool_calls": [], "annotations": []}
+    goes_on = [{"role": "developer", "content": "Be brief."}, *parts, back, {"role": "user", "content": "And?", "name": "me"}]
     assert client.chat.completions.create(model="tiny", messages=goes_on, max_tokens=3).usage.completion_tokens <= 3
 
 
@@ -296,10 +297,21 @@ def test_a_reader_who_goes_away_ends_the_generation(storage):
     assert 0 < len(steps) < 300
 
 
+def test_a_base_model_that_is_not_on_this_machine_and_an_export_that_is_torn_are_told(tmp_path):
+    torn = trained(tmp_path, "torn", tiny.model(tmp_path / "models" / "tiny"))
+    there = trained(tmp_path, "there", tmp_path / "models" / "tiny")
+    (torn.export / "adapter" / "torn" / "adapter_config.json").write_text("{")
+    assert [*serve.of_run(there).models()] == ["tiny", "tiny:there"]
+    (tmp_path / "models" / "tiny").rename(tmp_path / "elsewhere")
+    for read in (serve.of_run, lambda run: evaluate.Scorer(run.config(), run.export / "adapter" / run.name)):
+        with pytest.raises(KitError, match="base model is not on this machine"):
+            read(there)
+
+
 def test_a_full_tuning_serves_its_merged_model_under_the_runs_name(run):
     tiny.model(run.export / "merged")
     served = serve.of_run(run)
-    assert (served.base, served.name, served.adapters()) == (str(run.export / "merged"), "first-run", {})
+    assert (served.base, served.name, [*served.models()]) == (str(run.export / "merged"), "first-run", ["first-run"])
 
 
 def test_the_newest_run_with_an_export_is_served_by_default(storage, tmp_path):

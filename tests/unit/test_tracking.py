@@ -64,11 +64,11 @@ EXPECTED = {
 }
 
 
-def test_the_embedded_store_holds_the_tables_values_and_a_second_sync_sends_nothing(trained):
+def test_the_embedded_store_holds_the_tables_values_and_a_second_sync_sends_nothing(trained, capsys):
     told = tracking.sync(trained, TABLE)
     assert told["points"] == len(EXPECTED) and what_mlflow_has(trained, told["run_id"]) == EXPECTED
     again = tracking.sync(trained, TABLE)
-    assert again["run_id"] == told["run_id"] and again["points"] == 0
+    assert again["run_id"] == told["run_id"] and again["points"] == 0 and capsys.readouterr().out == ""
     assert (trained.storage / "mlflow.db").exists()
 
 
