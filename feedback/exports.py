@@ -5,12 +5,25 @@ import re
 from helpers.errors import KitError
 
 from .columns import PARTS, plain, value_at
-from .labels import parse
 from .records import ROLES, Refused
 from .texts import earlier, literal, said
 
 LIKELY = re.compile("feedback|user|thumb|vote|rating|human", re.I)
 FOLDED = re.compile(r'<details type="reasoning".*?</details>\s*', re.DOTALL)
+
+
+class Scores(dict):
+    """Votes by the names of their questions or scores, as a label; which one counts is decided for the source as a whole."""
+
+
+def the_score(votes: dict) -> str:
+    """Of several questions or scores (name -> its `Votes`) the one that people answered with a vote; KitError where it is not clear."""
+    names = [name for name, found in votes.items() if found.are_labels] or list(votes)
+    likely = [name for name in names if LIKELY.search(name) or plain(name) in PARTS["label"]] if len(names) > 1 else names
+    if names and len(likely) != 1:
+        raise KitError(f"there are several scores: {', '.join(names)}",
+                       "one that people gave, with feedback, user, thumb, vote or rating in its name", "export this one alone")
+    return likely[0] if likely else ""
 
 
 def open_webui(record: dict) -> list[dict]:
@@ -96,17 +109,16 @@ def label_studio(record: dict) -> list[dict]:
             found = value.get("choices") or [value[key] for key in ("rating", "number") if key in value]
             votes.setdefault(result.get("from_name"), []).extend(found)
             kinds.add(str(result.get("type")))
-    votes = {name: found for name, found in votes.items() if found}
-    if kinds and not votes:
+    if kinds and not any(votes.values()):
         raise Refused("label", f"the annotation holds {', '.join(sorted(kinds))}, and no choice or rating")
-    return [_from_fields(record["data"], _the_vote(votes))]
+    return [_from_fields(record["data"], Scores(votes))]
 
 
 def argilla(record: dict) -> list[dict]:
     """A record and its submitted responses; the question is the one that holds votes."""
     votes = {name: [answer.get("value") for answer in answers if answer.get("status", "submitted") == "submitted"]
              for name, answers in (record.get("responses") or {}).items()}
-    return [_from_fields(record["fields"], _the_vote(votes))]
+    return [_from_fields(record["fields"], Scores(votes))]
 
 
 def arena(record: dict) -> list[dict]:
@@ -165,33 +177,15 @@ def _branch(messages: dict, key: str, parent: str) -> list[dict]:
     return turns
 
 
-def _human(scores: list[dict]):
+def _human(scores: list[dict]) -> Scores:
     """What people said, among scores that evaluators may have given too."""
-    by_name = {}
+    by_name = Scores()
     for score in scores:
         if score.get("source") != "EVAL":
             words = score.get("stringValue", score.get("string_value"))
             value = score.get("value") if words in (None, "") else words  # a category's number is its place in a list, no rating
             by_name.setdefault(str(score.get("name")), []).append(value)
-    return _the_vote(by_name)
-
-
-def _the_vote(by_name: dict[str, list]):
-    """Of several questions or scores the one that people answered with a vote; KitError where that is not clear."""
-    if len(by_name) > 1:
-        for name, votes in list(by_name.items()):
-            try:
-                if parse(votes) is None:
-                    del by_name[name]
-            except (ValueError, OverflowError, RecursionError):
-                del by_name[name]
-    likely = list(by_name)
-    if len(by_name) > 1:
-        likely = [name for name in by_name if LIKELY.search(name) or plain(name) in PARTS["label"]]
-        if len(likely) != 1:
-            raise KitError(f"there are several scores: {', '.join(by_name)}",
-                           "one that people gave, with feedback, user, thumb, vote or rating in its name", "export this one alone")
-    return by_name[likely[0]] if likely else None
+    return by_name
 
 
 def _either(record: dict, one: str, other: str):
@@ -206,7 +200,7 @@ def _exchange(asked, answered) -> list[dict]:
     return reply if len(reply) > len(turns) and reply[: len(turns)] == turns else turns + reply
 
 
-def _from_fields(fields: dict, votes: list) -> dict:
+def _from_fields(fields: dict, votes: Scores) -> dict:
     """Prompt and reply among fields that go by one of the usual names."""
     names = {part: next((name for name in fields if plain(name) in usual), None) for part, usual in PARTS.items()}
     asked = names["prompt"] or names["extra"] or names["messages"]

@@ -67,11 +67,15 @@ class Table:
             raise KitError(f"there is no row that can be read in {source.origin}: {broken or 'it is empty'}",
                            "rows with columns: JSON, JSON lines, or CSV whose first line names the columns, parted by , ; tab or |",
                            "export it again as one of these")
+        self.score = None
         if self.importer:
-            self.columns.votes = {}
+            self.columns.votes = votes = {}
             for _, value in self.rows():
-                if isinstance(value, dict):
-                    self.columns.add_vote("label", value.get("label"))
+                label = value.get("label") if isinstance(value, dict) else None
+                for name, found in label.items() if isinstance(label, exports.Scores) else [("label", label)]:
+                    self.columns.add_vote(name, found)
+            self.score = exports.the_score(votes)
+            self.columns.votes = {"label": votes[self.score]} if votes else {}
 
     def _raw(self):
         for file, name, encoding in zip(self.source.files, self.source.names, self.encodings, strict=True):
@@ -89,7 +93,10 @@ class Table:
                 groups.setdefault(key, (where, []))[1].append(value)
             found = groups.values()
         for where, value in found:
-            yield from ((where, made) for made in (replies(self.importer, value) if self.importer else [value]))
+            for made in replies(self.importer, value) if self.importer else [value]:
+                if self.score and isinstance(made, dict) and isinstance(made.get("label"), exports.Scores):
+                    made["label"] = made["label"].get(self.score)
+                yield where, made
 
 
 IMPORTERS = [

@@ -253,6 +253,14 @@ def test_label_studios_choices_in_a_table_are_read(tmp_path):
     assert checked_of(tmp_path, rows).labels.tolist() == UP
 
 
+def test_the_same_score_counts_in_every_record_whatever_else_one_of_them_has(tmp_path):
+    records = [langfuse(i) for i in range(8)]
+    records[1]["scores"] = records[2]["scores"] = [{"name": "hallucination", "value": 1, "source": "API"}]
+    records[3]["scores"].append({"name": "hallucination", "value": 1, "source": "API"})
+    checked = checked_of(tmp_path, records)
+    assert checked.labels.tolist() == [UP[i] for i in (0, 3, 4, 5, 6, 7)] and checked.ledger.unvoted == 2
+
+
 def test_several_scores_by_people_are_asked_about(tmp_path):
     records = [langfuse(i) | {"scores": [{"name": name, "value": 1, "source": "API"} for name in ("tone", "truth")]} for i in range(8)]
     with pytest.raises(KitError, match="several scores: tone, truth"):
