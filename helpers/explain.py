@@ -27,7 +27,6 @@ WRAPPERS = re.compile(
     r"|Caught \w+ in (?:DataLoader worker|replica)")
 
 
-
 class Explanation(NamedTuple):
     """`name` of the cause, or of the exception; the `line` that decided; `where` it was raised (file:line, function; worker);
     `around`: lines before it that belong to it, and what it led to; `why` and `fix` where the cause is known."""
@@ -54,7 +53,6 @@ class Trouble:
         self.errors = [(line, "")] if line else []
         self.before, self.more, self.members = [], [], []  # lines before it; the rest of its last message; exceptions of a group
         self.frame, self.inside, self.chained, self.over, self.doubtful, self.margin = "", False, False, False, False, 0
-        self.closed = False  # other lines of its worker came
 
     def chain(self) -> list[tuple[str, str]]:
         """The errors in time, without wrappers where there are others."""
@@ -84,9 +82,9 @@ class Trouble:
             self.members += [text.strip(" |")] if exception(text, text.rfind("| ") + 2) else []
         elif text.startswith(CHAINED):
             self.chained = True
-        elif self.errors and self.errors[-1][0].endswith(":") and not self.inside and not self.over:
+        elif self.errors and self.errors[-1][0].endswith(":") and not self.inside and not self.chained:
             self.errors[-1] = f"{self.errors[-1][0]} {text.strip()}", self.errors[-1][1]  # a message that begins below
-        elif self.inside or self.chained or self.over or (len(self.more) == 3 and self.more[2][-1] != ":") or text[0] in "[{(*0123":
+        elif self.inside or self.chained or (len(self.more) == 3 and self.more[2][-1] != ":") or text[0] in "[{(*0123":
             return self.inside or self.chained
         elif self.more and self.more[-1].endswith(":"):
             self.more[-1] += f" {text.strip()}"
@@ -117,11 +115,10 @@ class Reader:
         worker = worker or teller
         self.at += 1
         trouble = self.open.get(worker)
-        if trouble and trouble.closed:  # opened again where its message had empty lines in it
-            trouble.closed = not text.startswith(CHAINED)
-            trouble = None if trouble.closed else trouble
         if not text.strip() and trouble:
-            trouble.over = True  # a message ends at an empty line
+            trouble.over = True  # a message ends at an empty line; where it had one in it, the chain goes on all the same
+        if trouble and trouble.over and not (trouble.inside or trouble.chained or text.startswith(CHAINED)):
+            trouble = None
         if not text.strip() or text.endswith(("it]", "/s]")) or self.is_sample(worker, text):  # nothing, a bar, the data
             return
         recent = self.recent.setdefault(worker, deque(maxlen=6))
@@ -139,7 +136,7 @@ class Reader:
             trouble.add(text)
         elif not (trouble and trouble.add(text)):
             if trouble:
-                trouble.closed = True
+                trouble.over = True
             recent.append(text)
             self.mark(worker, text)
         self.last = text if "%|" not in text and re.search(r"\w{3}", text) else self.last
@@ -160,7 +157,7 @@ class Reader:
             self.bare = self.at, text.strip()
         if causes.START.search(text):
             self.earlier = [trouble for trouble in self.troubles if trouble.errors] or self.earlier
-            self.troubles, self.finished, self.waiting = [], -1, ""
+            self.troubles, self.finished, self.waiting, self.stopped = [], -1, "", ""
         if causes.FINISHED.search(text):
             self.finished = self.progressed[worker] = self.at
         elif "{'loss'" in text and "metrics=" not in text:

@@ -44,7 +44,7 @@ def follow(training, tracker=None, stop_on_problem: bool = False, patience: floa
             raise KitError(f"stopped by the watchdog: {findings[0]}", "", f"the log is in {training.run.log_file}")
         look = time.monotonic() + max(LOOK, (time.monotonic() - now) / SHARE if grown else 0)
     training.check()
-    table = metrics.joined(training.run.log_file, every)
+    table = metrics.table(training.run.log_file, every)
     view.phase = "finished"
     view.show(table, watchdog.diagnose(table, finished=True, beta=beta), last=True)
     print(metrics.summary(table) if len(table) else "No metrics were logged, so there is nothing to draw.", flush=True)

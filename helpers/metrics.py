@@ -17,11 +17,12 @@ LOGGED = schedule.LOGGED
 COLUMNS = ["step", "epoch", "split", *LOGGED, "kl_mean", "loss_mean", "micro_batches", "rows", "num_input_tokens_seen"]
 
 
-def table(source, logging_steps: float | None = None, run: int = -1):
+def table(source, logging_steps: float | None = None):
     """The logged windows of a run as a pandas DataFrame, sorted by step; what a line lacks is NaN.
 
-    `source`: a log's path, or events of `logs.Parser`. `logging_steps`: for logs that do not say. `run`: which launch of a log with
-    several (the last). Columns: step; epoch (as logged); split (train, eval, or eval_NAME of several held-out sets); loss;
+    `source`: a log's path, or events of `logs.Parser`. `logging_steps`: for logs that do not say. Launches that resumed the run are one
+    table: where two logged the same step, the later one counts. A launch from the start counts alone, if it is the last.
+    Columns: step; epoch (as logged); split (train, eval, or eval_NAME of several held-out sets); loss;
     grad_norm; learning_rate; rewards/auc (of an evaluation: the area under the ROC curve); rewards/… (β·log-ratio) and logps/…
     (nats a reply), means over the rows; kl (as logged); kl_mean (nats, of a micro-batch); loss_mean (of a micro-batch);
     micro_batches of worker 0 and rows behind the point; num_input_tokens_seen (all workers, since the start). `attrs`: logging_steps,
@@ -32,7 +33,22 @@ def table(source, logging_steps: float | None = None, run: int = -1):
     import pandas as pd
 
     launches = schedule.lines_of(logs.parse_file(source) if isinstance(source, str | Path) else source)
-    lines, facts = launches[run]
+    whole, *others = (_launch(lines, facts, logging_steps) for lines, facts in launches)
+    for later in others:
+        before = whole[whole["step"] <= later.attrs["resumed_from"]]
+        if len(before) and len(later):
+            later.attrs["resumed_from"], attrs = whole.attrs["resumed_from"], later.attrs
+            later = pd.concat([before, later], ignore_index=True)
+            later.attrs = attrs
+        whole = later if len(later) else whole
+    whole.attrs["runs"] = len(launches)
+    return whole
+
+
+def _launch(lines: list[dict], facts: dict, logging_steps: float | None):
+    """`table` of one launch's lines."""
+    import pandas as pd
+
     notes, total = [], schedule.whole(facts, "total_train_batch_size")
     batch = schedule.whole(facts, "per_device_train_batch_size", 1)
     said = schedule.whole(facts, "gradient_accumulation_steps")
@@ -82,31 +98,10 @@ def table(source, logging_steps: float | None = None, run: int = -1):
     frame["kl_mean"] = frame["kl"] if trl else frame["kl"] / frame["micro_batches"].where(frame["micro_batches"] > 0)
     frame = frame.sort_values("step", kind="stable").reset_index(drop=True)
     frame.attrs = {
-        "logging_steps": every, "logging_steps_from": how, "runs": len(launches), "digits": digits, "notes": notes,
+        "logging_steps": every, "logging_steps_from": how, "digits": digits, "notes": notes,
         "resumed_from": start, "written_by": "trl" if trl else by,
         "rows of": "all workers" if trl or "metrics_of_workers" in facts else "worker 0"}
     return frame
-
-
-def joined(source, logging_steps: float | None = None):
-    """The table of a run that was resumed, its launches as one: where two logged the same step, the later one counts.
-
-    A window that never reached the log, as its driver was killed, is missing. Otherwise as `table`.
-    """
-    import pandas as pd
-
-    events = list(logs.parse_file(source))
-    whole = table(events, logging_steps, run=0)
-    attrs = whole.attrs
-    for number in range(1, attrs["runs"]):
-        later = table(events, logging_steps, run=number)
-        if later.empty:
-            continue
-        before = whole[whole["step"] <= later.attrs["resumed_from"]]
-        whole = pd.concat([before, later], ignore_index=True) if len(before) else later
-        attrs = {**later.attrs, "resumed_from": attrs["resumed_from"]}
-    whole.attrs = attrs
-    return whole
 
 
 def band(frame, span: int = 9):

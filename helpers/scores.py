@@ -135,10 +135,9 @@ def accuracy(table, column: str = "reward") -> dict:
     Returns `auc` (area under the ROC curve; 0.5 is chance), `margin` (mean accepted - mean rejected), `auc_interval`
     and `margin_interval` (95 %, bootstrap over prompts), `accepted`, `rejected`. KitError as for `bootstrap`.
     """
-    point, drawn = bootstrap([table[column]], table["label"], table["prompt"])
-    accepted = int(table["label"].sum())
-    return {"auc": float(point[0, 0]), "auc_interval": interval(drawn[:, 0, 0]),
-            "margin": float(point[0, 1]), "margin_interval": interval(drawn[:, 0, 1]),
+    found, accepted = against_best([table[column]], table["label"], table["prompt"]).iloc[0].to_dict(), int(table["label"].sum())
+    return {"auc": found["auc"], "auc_interval": [found["auc_low"], found["auc_high"]],
+            "margin": found["margin"], "margin_interval": [found["margin_low"], found["margin_high"]],
             "accepted": accepted, "rejected": len(table) - accepted}
 
 

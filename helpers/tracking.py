@@ -64,7 +64,7 @@ def sync(run: Run, table=None, there: dict | None = None) -> dict:
         mlflow = client(run)
         run_id = run_of(mlflow, run)
         if table is None:
-            table = metrics.joined(run.log_file, run.config().get("logging_steps")) if run.trained else metrics.table([], 1)
+            table = metrics.table(run.log_file, run.config().get("logging_steps")) if run.trained else metrics.table([], 1)
         points, there, now = [], {} if there is None else there, int(time.time() * 1000)
         for split, rows in table.groupby("split"):
             for column in rows.columns.difference(UNITS):

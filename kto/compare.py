@@ -89,6 +89,6 @@ def log_of(path: Path) -> Path:
 def metrics_of(path: Path, logging_steps: int | None = None):
     """The table (helpers.metrics) of a log or of a run's folder. KitError where it logged nothing, with what log it is."""
     log = log_of(path)
-    if (found := metrics.joined(log, logging_steps)).empty:
+    if (found := metrics.table(log, logging_steps)).empty:
         raise KitError(f"{log} holds no logged window: {explain(log)}", "lines like {'loss': …, 'learning_rate': …}")
     return found

@@ -117,7 +117,7 @@ def test_a_training_killed_again_and_again_loses_nothing(tmp_path, monkeypatch, 
     training = launch.start(broken, retries=0)
     killed(training, "worker", logged(chance.randint(5, 12), chance.uniform(0, 0.2)))
     assert "a worker was lost" in explained(training)
-    sent = tracking.sync(broken, metrics.joined(broken.log_file, 1))
+    sent = tracking.sync(broken, metrics.table(broken.log_file, 1))
 
     training, first = resumed(broken)
     half = 4 * chance.randint(5, 6)
@@ -138,7 +138,7 @@ def test_a_training_killed_again_and_again_loses_nothing(tmp_path, monkeypatch, 
     launch.start(whole).wait()
     assert weights(broken) == weights(whole)
 
-    curves = [metrics.joined(run.log_file, 1) for run in (broken, whole)]
+    curves = [metrics.table(run.log_file, 1) for run in (broken, whole)]
     told = set(curves[0]["step"])  # what a worker logged last may not have reached its driver when that was killed: then it is nowhere printed
     assert told <= {*range(1, STEPS + 1)} and {*range(1, STEPS + 1)} - told <= {*range(third - 3, third + 1)}
     columns, there = ["step", "loss", "kl", "rewards/margins"], curves[1]["step"].isin(told)

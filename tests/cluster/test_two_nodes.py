@@ -67,7 +67,7 @@ def test_six_notebooks_as_a_job_lose_a_node_and_go_on_by_themselves(nodes, profi
     record = run.record()
     assert record["training"]["status"] == "finished" and not record["training"]["earlier"]
     assert max(item.step for item in checkpoints.find(run)) == STEPS
-    steps = metrics.joined(run.log_file)["step"]
+    steps = metrics.table(run.log_file)["step"]
     assert steps.is_monotonic_increasing and steps.max() == STEPS
     places = set(re.findall(r"RayTrainWorker pid=\d+, ip=([\d.]+)", log))
     assert len(places) == 3, "two nodes at first, and the one that came for the lost one"

@@ -99,6 +99,7 @@ PUBLIC = {  # in the words of public reports: no GPU, no second node and no kern
     ],
     "no GPU can be used": [
         "RuntimeError: Unexpected error from cudaGetDeviceCount(). Did you run some cuda functions before calling NumCudaDevices()",
+        "RuntimeError: 0 active drivers ([]). There should only be one.",
         "docker: Error response from daemon: could not select device driver \"\" with capabilities: [[gpu]].",
         "RuntimeError: Found no NVIDIA driver on your system. Please check that you have an NVIDIA GPU and installed a driver",
         "RuntimeError: The NVIDIA driver on your system is too old (found version 11040).",
@@ -106,6 +107,16 @@ PUBLIC = {  # in the words of public reports: no GPU, no second node and no kern
     "the model is gated": [
         "huggingface_hub.errors.GatedRepoError: 401 Client Error. Cannot access gated repo for url",
         "OSError: You are trying to access a gated repo.",
+    ],
+    "the adapter was not found": ["ValueError: Can't find 'adapter_config.json' at '/nosuch/adapter'"],
+    "the adapter does not fit the model": [
+        "RuntimeError: Error(s) in loading state_dict for PeftModelForCausalLM: size mismatch for base_model.model.lm_head.lora_A.weight",
+    ],
+    "the weights do not fit the model's config.json": [
+        "RuntimeError: Error(s) in loading state_dict for Linear: size mismatch for weight: copying a param with shape torch.Size([259, 32])",
+    ],
+    "saves and evaluations do not fit each other": [
+        "ValueError: --load_best_model_at_end requires the save and eval strategy to match, but found",
     ],
     "the hub refuses the token": [
         "huggingface_hub.errors.HfHubHTTPError: 401 Client Error: Unauthorized for url: https://huggingface.co/api/whoami-v2",
@@ -319,6 +330,7 @@ def test_a_failure_after_the_training_is_told(tmp_path):
 def test_only_the_last_launch_of_a_log_counts(tmp_path):
     start = "2026-03-14 09:00:01,120 INFO worker.py:1927 -- Started a local Ray instance."
     first = [start, *TRACEBACK, "KeyError: 'first'", ""]
+    assert explain(log_of(tmp_path, start, WORDS, "being preempted", start, WORDS)).name == "the log ends without an error"
     assert not explain(log_of(tmp_path, *first, start, WORDS, END)).failed
     assert explain(log_of(tmp_path, *first, start, *TRACEBACK, "ValueError: second")).name == "ValueError"
 

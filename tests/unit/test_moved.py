@@ -27,7 +27,7 @@ def test_a_run_copied_from_a_cluster_is_evaluated_exported_served_and_resumed_wh
 
     run = prepared(tmp_path / "cluster")
     launch.start(run).wait()
-    table = metrics.joined(run.log_file)
+    table = metrics.table(run.log_file)
     held = table[table["split"] == "eval"]
     assert table.attrs["rows of"] == "all workers" and held["step"].tolist() == [2, 4] and held["rewards/auc"].between(0, 1).all()
     state = next(item.path for item in checkpoints.find(run) if item.step == 4) / "trainer_state.json"

@@ -156,6 +156,6 @@ def test_llamafactorys_own_example_trains_for_real_with_the_loss_without_kl_at_a
     assert resolved["per_device_train_batch_size"] == 1
     files.write(run.config_file, files.dump_yaml(resolved))
     launch.start(run).wait()
-    table = metrics.joined(run.log_file)
+    table = metrics.table(run.log_file)
     assert "[kto] trainer kto_accelerator" in run.log_file.read_text() and table.attrs["rows of"] == "all workers"
     assert table["step"].tolist() == [1, 2, 3] and (table["kl"] == 0).all() and table["loss"].between(0.3, 0.7).all()
