@@ -76,9 +76,9 @@ def main() -> None:
 
     import kto_accelerator
 
-    kto_accelerator.install()
     with open(options.config) as file:
         config = yaml.safe_load(file)
+    kto_accelerator.install(**{key: config.pop(key) for key in ("loss", "fp8") if key in config})
     callback = Profile(options.skip, options.steps)
     tuner.run_exp({**config, "max_steps": options.skip + options.steps + 1, "save_strategy": "no"}, [callback])
     text = report(callback.profiler, options.steps, callback.seconds)

@@ -126,9 +126,11 @@ def write(run: Run, config: dict) -> Path:
     refuse_if_trained(run)
     refuse(export.unservable(config), "a model that can be evaluated and exported as it was trained")
     secrets.refuse(config, "the config holds")
-    if config.get("loss", "kto") != "kto" and not accelerated(config, run.record().get("accelerated", False))[0]:
-        raise KitError(f"loss: {config['loss']} is not in LLaMA-Factory's own trainer", "kto, or the project's faster trainer",
-                       "set accelerated = \"auto\" (LoRA and QLoRA), or take `loss` away")
+    ours = [f"{key}: {config[key]}" for key, stock in (("loss", "kto"), ("fp8", False)) if config.get(key, stock) != stock]
+    taken, why = accelerated(config, run.record().get("accelerated", False))
+    if ours and not taken:
+        raise KitError(f"{', '.join(ours)} is not in LLaMA-Factory's own trainer; {why}", "the project's faster trainer",
+                       f"set accelerated = \"auto\" and what is named here, or take `{ours[0].partition(':')[0]}` away")
     check(config)
     return files.write(run.config_file, files.dump_yaml(config))
 
@@ -157,7 +159,8 @@ def findings(config: dict) -> list[str]:
     for cls in parser._TRAIN_ARGS:
         hints = typing.get_type_hints(cls)
         theirs |= {field.name: hints[field.name] for field in dataclasses.fields(cls) if field.init}
-    types = {"loss": typing.Literal[LOSSES]} | dict.fromkeys(RAY_KEYS, typing.Any) | theirs  # LLaMA-Factory 0.9.5 lacks some of these
+    ours = {"loss": typing.Literal[LOSSES], "fp8": bool}
+    types = ours | dict.fromkeys(RAY_KEYS, typing.Any) | theirs  # LLaMA-Factory 0.9.5 lacks some of Ray's
     found = [f"LLaMA-Factory knows no key {key!r}{closest(key, types)}" for key in config if key not in types]
     found += [line for key, value in config.items() if key in types and (line := ill_typed(key, value, types[key]))]
     if found := found or unknown_metric(config):

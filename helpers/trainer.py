@@ -147,18 +147,20 @@ def train_loop(config: dict) -> None:
         from kto_accelerator import everyone
 
         everyone.install()
-    loss, asked, taken = args.pop("loss", "kto"), config["accelerated"], False
+    ours = {key: args.pop(key) for key in ("loss", "fp8") if key in args}  # keys of kto_accelerator
+    asked, taken = config["accelerated"], False
     os.environ.setdefault("KTO_REFERENCE_DIR", config["reference"])  # the accelerator's; shared by every run on this storage
     if asked != "false":  # kto_accelerator's trainer; with `auto` where it is proved
         import kto_accelerator
 
-        proved, why = kto_accelerator.supports(args, kto_accelerator.shape_of(args, hub=True))
+        proved, why = kto_accelerator.supports(args | ours, kto_accelerator.shape_of(args, hub=True))
         if taken := proved or asked == "true":
-            kto_accelerator.install(loss)
+            kto_accelerator.install(**ours)
         if first:
             print(f"[kto] trainer {'kto_accelerator' if taken else 'of LLaMA-Factory, for ' + why}", flush=True)
-    if loss != "kto" and not taken:
-        raise RuntimeError(f"LLaMA-Factory's own trainer has no loss {loss!r}\n  expected: kto\n  fix:      --accelerated=true")
+    if not taken and (ours.get("loss", "kto") != "kto" or ours.get("fp8")):
+        raise RuntimeError(f"LLaMA-Factory's own trainer does not know {ours}\n  expected: loss: kto, fp8: false\n"
+                           "  fix:      --accelerated=true")
     tuner._training_function({"args": args, "callbacks": [report_callback()]})
 
 

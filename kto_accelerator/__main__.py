@@ -14,7 +14,7 @@ def training_function(config: dict) -> None:
     import kto_accelerator
 
     args = config["args"]
-    kto_accelerator.install(args.pop("loss", "kto") if isinstance(args, dict) else "kto")
+    kto_accelerator.install(**{key: args.pop(key) for key in ("loss", "fp8") if isinstance(args, dict) and key in args})
     getattr(tuner, "_stock_training_function", tuner._training_function)(config)  # the former in the process where `main` ran
 
 

@@ -43,18 +43,23 @@ class Dealt:
         return batches[start:] + batches[:start]
 
 
+def lengths_of(dataset, prefix: str = "") -> list[int]:
+    """Tokens of each row of LLaMA-Factory's KTO dataset; of its mismatched rows with `kl_`."""
+    import pyarrow.compute
+
+    column = f"{prefix}input_ids"
+    return pyarrow.compute.list_value_length(dataset.select_columns(column).with_format("arrow")[:][column]).to_pylist()
+
+
 def deal_evenly(loader, dataset, workers: int):
     """Make accelerate's `loader`, which deals batches out in turn, deal by cost. With one worker it is left as it is.
 
     A row of LLaMA-Factory's KTO dataset costs the tokens that are computed for it: forward, backward, and the mismatched row.
     """
-    import pyarrow.compute
     from accelerate.data_loader import BatchSamplerShard
 
     shard = loader.batch_sampler
     if workers > 1 and isinstance(shard, BatchSamplerShard) and not shard.split_batches:
-        table = dataset.with_format("arrow")[:]
-        rows, mismatched = (pyarrow.compute.list_value_length(table[f"{prefix}input_ids"]).to_pylist() for prefix in ("", "kl_"))
-        costs = [2 * row + other for row, other in zip(rows, mismatched, strict=True)]
+        costs = [2 * row + other for row, other in zip(lengths_of(dataset), lengths_of(dataset, "kl_"), strict=True)]
         shard.batch_sampler = Dealt(shard.batch_sampler, workers, costs)
     return loader

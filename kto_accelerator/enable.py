@@ -40,6 +40,8 @@ def supports(config: dict, shape: dict | None = None) -> tuple[bool, str]:
         (config.get("use_unsloth"), "it uses Unsloth"),
         (config.get("shift_attn"), "it uses shift_attn"),
         (config.get("flash_attn") in ("disabled", "off", False), "flash_attn is off"),
+        (config.get("fp8") and any(map(config.get, ("quantization_bit", "lora_dropout", "use_dora", "additional_target"))),
+         "fp8 is for plain LoRA: no quantization_bit, lora_dropout, use_dora, additional_target"),
         (window and window < config.get("cutoff_len", 2048), f"attention slides over {window} tokens, cutoff_len is above that"),
         (kind and kind not in MODELS, f"the model type is {kind}; known are {', '.join(MODELS)}"),
     ]
@@ -61,15 +63,17 @@ def shape_of(config: dict, hub: bool = False) -> dict:
         return {}
 
 
-def install(loss: str = "kto") -> None:
+def install(loss: str = "kto", fp8: bool = False) -> None:
     """Put the accelerated trainer in the place of LLaMA-Factory's, in this process; call it in every worker.
 
-    `loss`: one of LOSSES. RuntimeError if it is not, if LLaMA-Factory is not one that was compared, or what is replaced is gone.
+    `loss`: one of LOSSES. `fp8`: the frozen products in 8 bits (fp8.py). RuntimeError if there is no such loss, the GPU has no 8-bit
+    floats, LLaMA-Factory is not one that was compared, or what is replaced is gone.
     """
     import torch
     from llamafactory.extras.env import VERSION as found
     from llamafactory.train.kto import workflow
 
+    from .fp8 import refuse_gpu
     from .trainer import Accelerated, accelerated
 
     stock = getattr(workflow, "CustomKTOTrainer", None)
@@ -79,8 +83,10 @@ def install(loss: str = "kto") -> None:
                            f"  fix:      pip install llamafactory=={VERSIONS[-1]}, or train without the accelerator")
     if loss not in LOSSES:
         raise RuntimeError(f"there is no loss {loss!r}\n  expected: {' or '.join(LOSSES)}\n  fix:      correct `loss`")
+    if fp8:
+        refuse_gpu()
     if not issubclass(stock, Accelerated):
-        workflow.CustomKTOTrainer = accelerated(stock, loss)
+        workflow.CustomKTOTrainer = accelerated(stock, loss, fp8)
     # Packed rows vary in length, which fragments GPU memory unless its segments may grow. Your own setting wins. The same as
     # PYTORCH_CUDA_ALLOC_CONF=expandable_segments:True, but after torch was imported.
     if torch.cuda.is_available() and not os.environ.get("PYTORCH_CUDA_ALLOC_CONF"):

@@ -8,6 +8,8 @@ from functools import cache, partial
 from types import MethodType
 from typing import ClassVar
 
+from . import fp8
+
 
 class LeanLayer:
     """Takes the place of one peft layer's forward: x·Wᵀ + scale·(x·Aᵀ)·Bᵀ, with W frozen."""
@@ -20,6 +22,7 @@ class LeanLayer:
         self.base, self.scale, self.stock = layer.base_layer, layer.scaling[name], layer.forward
         self.weights = [layer.lora_A[name].weight, layer.lora_B[name].weight]
         self.cast = self.weights
+        self.frozen = None
         layer.forward = MethodType(self.forward_of(), layer)
 
     @staticmethod
@@ -43,10 +46,17 @@ class LeanLayer:
             kind = dtype_of(lean.base.weight)
             states = x.reshape(-1, x.shape[-1]).to(kind)
             weight, bias = (part if part is None else part.to(kind) for part in (lean.base.weight, lean.base.bias))
-            settings = (lean.scale, LeanLayer.first_tokens)
+            settings = (lean.scale, LeanLayer.first_tokens, lean.frozen)
             return adapted_linear()(states, weight, bias, *lean.weights, *lean.cast, *settings).view(*x.shape[:-1], -1)
 
         return forward
+
+    def quantise(self) -> None:
+        """Keep the frozen weight in 8 bits (fp8.py), where GPUs can multiply it: its sizes are multiples of 16."""
+        weight = self.base.weight
+        if not any(size % 16 for size in weight.shape):
+            self.frozen = fp8.Frozen(weight)
+            weight.data = weight.new_empty(0)
 
     @staticmethod
     def refresh(layers: list["LeanLayer"]) -> None:
@@ -116,20 +126,22 @@ def adapted_linear():
 
     class AdaptedLinear(torch.autograd.Function):
         @staticmethod
-        def forward(ctx, x, weight, bias, down, up, down_cast, up_cast, scale, first):
-            result = linear(x, weight, bias)
+        def forward(ctx, x, weight, bias, down, up, down_cast, up_cast, scale, first, frozen):
+            result = frozen.times(x, bias) if frozen else linear(x, weight, bias)
             low = linear(x[:first], down_cast)
             result[:first].addmm_(low, up_cast.t(), alpha=scale)
             ctx.save_for_backward(x, weight, down_cast, up_cast, low)
-            ctx.scale, ctx.dtype = scale, down.dtype
+            ctx.scale, ctx.dtype, ctx.frozen = scale, down.dtype, frozen
             return result
 
         @staticmethod
         def backward(ctx, grad):
             x, weight, down, up, low = ctx.saved_tensors
             grad_low = (grad @ up).mul_(ctx.scale)
-            grad_x = (grad @ weight).addmm_(grad_low, down) if ctx.needs_input_grad[0] else None
+            grad_x = None
+            if ctx.needs_input_grad[0]:
+                grad_x = (ctx.frozen.back(grad) if ctx.frozen else grad @ weight).addmm_(grad_low, down)
             grad_down, grad_up = (grad_low.t() @ x).to(ctx.dtype), (grad.t() @ low).to(ctx.dtype).mul_(ctx.scale)
-            return grad_x, None, None, grad_down, grad_up, None, None, None, None
+            return grad_x, None, None, grad_down, grad_up, None, None, None, None, None
 
     return AdaptedLinear.apply

@@ -10,8 +10,10 @@ has already: they are taken from it, and the tokens of the shared prompt are lef
 
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
+from functools import partial
 from types import MethodType
 
+from .attention import Memory, attention_beside
 from .enable import MODELS
 from .lean import LeanLayer, lean_norms
 
@@ -45,6 +47,10 @@ class Packed:
         values = [getattr(self, field.name) for field in fields(self)]
         return Packed(*(change(value) if hasattr(value, "dtype") else value for value in values))
 
+    def layout(self) -> list:
+        """The tensors that the layers look at."""
+        return [part for part in (self.input_ids, self.position_ids, self.bounds, self.keys, self.key_bounds) if part is not None]
+
 
 def rows_of(batch: dict, prefix: str = "") -> list[tuple]:
     """The rows of a padded batch as (input ids, labels), two tensors a row on the CPU, padding removed."""
@@ -63,16 +69,23 @@ def shared_tokens(rows: list[tuple], others: list[tuple]) -> list[int]:
     return shared
 
 
-def pack(rows: list[tuple], shared: list[tuple[int, int]] | None = None, before: int = 0) -> Packed:
+def pack(rows: list[tuple], shared: list[tuple[int, int]] | None = None, before: int = 0, steps: tuple[int, int] = (0, 0)) -> Packed:
     """`rows` end to end, on the CPU. A row's first token is never predicted; label -100 means: not a reply token.
 
     `shared`: of every row, where the tokens that it begins with lie already, among `before` tokens of an earlier pass and the tokens
-    of these rows, and how many those are; they are left out here.
+    of these rows, and how many those are; they are left out here. `steps`: tokens and keys are padded to multiples of these.
     """
     import torch
 
     if not any(count for _, count in shared or ()):
         shared = None
+    if steps[0]:  # a row more, of padding; keys that it lacks are any tokens of the pass before
+        keys = sum(len(ids) for ids, _ in rows)
+        tokens = keys - sum(count for _, count in shared or ())
+        size = -tokens % steps[0] or steps[0]
+        taken = -(keys + size) % steps[1] if shared else 0
+        rows = [*rows, (rows[0][0].new_zeros(size + taken), rows[0][1].new_full((size + taken,), -100))]
+        shared = shared and [*shared, (0, taken)]
     skipped = torch.tensor([count for _, count in shared or [(0, 0)] * len(rows)])
     rows = [(ids[count:], labels[count:]) for (ids, labels), count in zip(rows, skipped.tolist(), strict=True)]
     lengths = torch.tensor([len(ids) for ids, _ in rows])
@@ -87,9 +100,10 @@ def pack(rows: list[tuple], shared: list[tuple[int, int]] | None = None, before:
         parts = [torch.arange(start, start + size) for (place, count), begin, length in
                  zip(shared, (starts + before).tolist(), lengths.tolist(), strict=True)
                  for start, size in ((place, count), (begin, length))]
-        keys, key_bounds, longest_key = torch.cat(parts), _bounds(lengths + skipped), int((lengths + skipped).max())
+        keys = torch.cat(parts).clamp_(max=before + len(labels) - 1)  # the padding's may be more than there are
+        key_bounds, longest_key = _bounds(lengths + skipped), int((lengths + skipped).max())
     return Packed(torch.cat([ids for ids, _ in rows])[None], positions[None], bounds, places, labels[places], keys, key_bounds,
-                  longest, longest_key, counts)
+                  longest, longest_key, counts[:-1] if steps[0] else counts)
 
 
 def _bounds(lengths):
@@ -103,10 +117,6 @@ def to_device(tensor, device):
     if device.type == "cuda" and not tensor.is_pinned():
         tensor = tensor.pin_memory()
     return tensor.to(device, non_blocking=True)
-
-
-class Memory(dict):
-    """Keys and values of a pass, by layer: filled by a pass that is given an empty one, taken by passes that share its prompts."""
 
 
 def logps(model, rows: Packed, adapted: int | None = None, memory: Memory | None = None, again: bool = False):
@@ -125,10 +135,12 @@ def logps(model, rows: Packed, adapted: int | None = None, memory: Memory | None
     return torch.stack([part.sum() for part in per_token.split(rows.counts)])
 
 
-def prepare(model) -> bool:
+def prepare(model, fp8: bool = False, tokens: int = 0) -> bool:
     """Make a PEFT model understand `logps`. Returns whether all of its adapter can be limited to some rows (`adapted`).
 
-    ValueError where the model's attention is not known to keep packed rows apart.
+    `fp8`: keep the frozen weights under the adapter in 8 bits. `tokens`: with graphs (graphs.py) of passes over so many
+    at most. ValueError where the model's attention is not known to keep packed rows
+    apart, or its adapter is not of the kind that `fp8` needs.
     """
     from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
@@ -139,15 +151,34 @@ def prepare(model) -> bool:
                          f"known: {', '.join(MODELS)} with sdpa or flash_attention_2")
     stock = ALL_ATTENTION_FUNCTIONS["sdpa"]
     if not getattr(stock, "knows_packed", False):
-        ALL_ATTENTION_FUNCTIONS["sdpa"] = _attention_beside(stock)
+        ALL_ATTENTION_FUNCTIONS["sdpa"] = attention_beside(stock)
     layers = [module for module in model.modules() if hasattr(module, "lora_A")]
     lean = [LeanLayer(layer) for layer in layers if LeanLayer.fits(layer)]
-    base.forward = MethodType(_forward_beside(base.forward, lean), base)
+    plain = len(lean) == len(layers) and not model.modules_to_save
+    run = partial(_layers, base.model)
+    if tokens and plain:
+        from .graphs import Graphs
+
+        run = Graphs(run, [weight for weight in model.parameters() if weight.requires_grad], tokens)
+    base.forward = MethodType(_forward_beside(base.forward, lean, run), base)
     lean_norms(base)
-    return len(lean) == len(layers) and not model.modules_to_save
+    if fp8 and not plain:
+        raise ValueError("fp8: the adapter is not plain LoRA on linear layers of full precision\n"
+                         "  expected: no dropout, DoRA, quantised base or additional_target\n  fix:      fp8: false")
+    for layer in lean if fp8 else ():
+        layer.quantise()
+    return plain
 
 
-def _forward_beside(stock, lean: list[LeanLayer]):
+def _layers(model, rows: Packed, memory: Memory | None):
+    """(1, T, width): the last hidden states of packed rows."""
+    sharing = {} if memory is None else {"keys": rows.keys, "memory": memory}
+    return model(input_ids=rows.input_ids, position_ids=rows.position_ids, use_cache=False, **sharing,
+                 cu_seq_lens_q=rows.bounds, cu_seq_lens_k=rows.bounds if rows.keys is None else rows.key_bounds,
+                 max_length_q=rows.longest, max_length_k=rows.longest_key)[0]
+
+
+def _forward_beside(stock, lean: list[LeanLayer], layers):
     """The causal model's forward: per-token log-probabilities where it is given packed rows, as it was otherwise."""
 
     def forward(self, *args, packed: tuple[Packed, Memory | None, bool] | None = None, **kwargs):
@@ -156,10 +187,7 @@ def _forward_beside(stock, lean: list[LeanLayer]):
         rows, memory, again = packed
         if not again:
             LeanLayer.refresh(lean)
-        sharing = {} if memory is None else {"keys": rows.keys, "memory": memory}
-        hidden = self.model(input_ids=rows.input_ids, position_ids=rows.position_ids, use_cache=False, **sharing,
-                            cu_seq_lens_q=rows.bounds, cu_seq_lens_k=rows.bounds if rows.keys is None else rows.key_bounds,
-                            max_length_q=rows.longest, max_length_k=rows.longest_key)[0]
+        hidden = layers(rows, memory)
         return token_logps(self.get_output_embeddings(), hidden[0].index_select(0, rows.places), rows.targets)
 
     return forward
@@ -176,56 +204,6 @@ def token_logps(output_layer, hidden, targets):
     size = max(1, LOGITS_AT_ONCE // output_layer.weight.shape[0])
     chunks = zip(hidden.split(size), targets.split(size), strict=True)
     return torch.cat([checkpoint(chunk, *part, use_reentrant=False, preserve_rng_state=False) for part in chunks])
-
-
-def _attention_beside(stock):
-    """transformers' sdpa attention, which also keeps packed rows apart, and lets them share keys and values."""
-    import torch
-
-    def attention(module, query, key, value, mask, scaling=None, cu_seq_lens_q=None, cu_seq_lens_k=None, max_length_q=None,
-                  max_length_k=None, keys=None, memory=None, **rest):
-        if cu_seq_lens_q is None:
-            return stock(module, query, key, value, mask, scaling=scaling, **rest)
-        if max_length_k > (rest.get("sliding_window") or max_length_k):
-            raise ValueError(f"a row of {max_length_k} tokens, but attention slides over {rest['sliding_window']}")
-        query, key, value = (state[0].transpose(0, 1) for state in (query, key, value))
-        if keys is not None:
-            there = memory[module.layer_idx] if memory else (key[:0], value[:0])
-            key, value = (torch.cat(parts).index_select(0, keys) for parts in zip(there, (key, value), strict=True))
-        elif memory is not None:
-            memory[module.layer_idx] = key.detach(), value.detach()
-        fused = query.is_cuda and query.element_size() == 2
-        bounds, longest = (cu_seq_lens_q, cu_seq_lens_k), (max_length_q, max_length_k)
-        return (_fused if fused else _row_by_row)(query, key, value, bounds, longest, scaling)[None], None
-
-    attention.knows_packed = True
-    return attention
-
-
-def _fused(query, key, value, bounds, longest, scaling):
-    """(T, heads, width): torch's flash attention for rows of varying length, forward and backward.
-
-    Of a row with more keys than queries, the queries are its last tokens.
-    """
-    import torch
-
-    return torch.ops.aten._flash_attention_forward(query, key, value, *bounds, *longest, 0.0, True, False, scale=scaling)[0]
-
-
-def _row_by_row(query, key, value, bounds, longest, scaling):
-    """The same in torch's public operations, one row at a time: for CPUs and float32."""
-    import torch
-    from torch.nn.functional import scaled_dot_product_attention as attend
-
-    lengths, key_lengths = (part.diff().tolist() for part in bounds)
-    query, key, value = (state.transpose(0, 1) for state in (query, key, value))
-    parts = zip(query.split(lengths, 1), key.split(key_lengths, 1), value.split(key_lengths, 1), strict=True)
-    found = []
-    for q, k, v in parts:
-        own, every = q.shape[1], k.shape[1]
-        mask = None if own == every else torch.ones(own, every, dtype=torch.bool, device=q.device).tril(every - own)
-        found.append(attend(q[None], k[None], v[None], attn_mask=mask, is_causal=mask is None, scale=scaling, enable_gqa=True)[0])
-    return torch.cat(found, dim=1).transpose(0, 1)
 
 
 @contextmanager

@@ -15,7 +15,7 @@ from functools import partial
 
 import numpy as np
 
-from . import dealing, packed, reference
+from . import attention, dealing, packed, reference
 from .enable import refuse_unproved
 from .everyone import EveryWorker
 from .lean import remember
@@ -40,20 +40,20 @@ class Rows:
     mismatched: packed.Packed | None
 
     @classmethod
-    def of(cls, batch: dict, kl: bool = True, share: bool = True) -> "Rows":
+    def of(cls, batch: dict, kl: bool = True, share: bool = True, steps: tuple[int, int] = (0, 0)) -> "Rows":
         import torch
 
         rows, kl_rows = packed.rows_of(batch), packed.rows_of(batch, "kl_") if kl else []
         every = [*rows, *kl_rows]
         shared = packed.shared_tokens(rows, kl_rows) if share and kl else [0] * len(kl_rows)
         made = cls(torch.stack([torch.cat(parts) for parts in zip(*every, strict=True)]), [len(ids) for ids, _ in every],
-                   [key_of(row) for row in every], batch["kto_tags"].cpu(), shared, packed.pack(rows), None)
-        return replace(made, mismatched=packed.pack(kl_rows, made.beside_rows(), made.before)) if kl_rows else made
+                   [key_of(row) for row in every], batch["kto_tags"].cpu(), shared, packed.pack(rows, steps=steps), None)
+        return replace(made, mismatched=packed.pack(kl_rows, made.beside_rows(), made.before, steps)) if kl_rows else made
 
     @property
     def before(self) -> int:
-        """Tokens of the pass over the rows."""
-        return sum(self.lengths[:len(self.accepted)])
+        """Tokens of the pass over the rows, padding included."""
+        return self.policy.input_ids.shape[1]
 
     def rows(self) -> list[tuple]:
         """(ids, labels) of rows, then of mismatched rows."""
@@ -70,29 +70,35 @@ class Rows:
         return replace(self, policy=pinned[0], mismatched=pinned[1])
 
 
-def with_rows(collator, kl: bool, share: bool, features: list[dict]) -> dict:
+def with_rows(collator, settings: tuple, features: list[dict]) -> dict:
     """The collator's batch with its `Rows`: made on the CPU while the GPU is at work on the batch before."""
     batch = collator(features)
-    batch[ROWS] = Rows.of(batch, kl, share)
+    batch[ROWS] = Rows.of(batch, *settings)
     return batch
 
 
 class Accelerated(EveryWorker):
     """To be put before LLaMA-Factory's CustomKTOTrainer among a class's bases: see `accelerated`."""
 
-    loss = "kto"
+    loss, fp8 = "kto", False
 
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
         refuse_unproved(self)
-        self._one_pass = packed.prepare(self.model)
         self._places: dict[bytes, int] = {}  # a row's key -> the place of its reference log-probability in `_values`
         self._values = None
         self._shared_until = None  # the epoch
         self._share = self.model.get_base_model().config._attn_implementation == "sdpa"
+        self._open_store()  # looks at the weights, which may be quantised next
+        steps, tokens = (0, 0), 0
+        if self.fp8 and self.args.device.type == "cuda" and self._share and not self.model.is_gradient_checkpointing:
+            from .graphs import STEPS as steps
+
+            tokens = self.args.per_device_train_batch_size * max(dealing.lengths_of(self.train_dataset))
+        self._one_pass = packed.prepare(self.model, self.fp8, tokens)
         remember(self.model)
-        self._open_store()
-        self.data_collator = partial(with_rows, self.data_collator, self.loss == "kto", self._share)
+        self._settings = self.loss == "kto", self._share, steps
+        self.data_collator = partial(with_rows, self.data_collator, self._settings)
 
     def _open_store(self) -> None:
         """Take up the reference log-probabilities that earlier runs left in KTO_REFERENCE_DIR; save ours there too."""
@@ -103,7 +109,8 @@ class Accelerated(EveryWorker):
         if not (folder := os.environ.get("KTO_REFERENCE_DIR")):
             return
         template = str(getattr(self.data_collator, "template", ""))
-        self._store = reference.Store(folder, reference.identity_of(self.model, self.args, template))
+        identity = reference.identity_of(self.model, self.args, template) | ({"fp8": True} if self.fp8 else {})
+        self._store = reference.Store(folder, identity)
         keys, values = self._store.read()
         if keys:
             self._places = {key: place for place, key in enumerate(keys)}
@@ -137,8 +144,8 @@ class Accelerated(EveryWorker):
         """
         import torch
 
-        given = batch.get(ROWS) or Rows.of(batch, self.loss == "kto", self._share)
-        memory = packed.Memory() if self._share else None
+        given = batch.get(ROWS) or Rows.of(batch, *self._settings)
+        memory = attention.Memory() if self._share else None
         policy = packed.logps(model, given.policy, memory=memory)
         with torch.no_grad():
             bare = self.accelerator.unwrap_model(model)  # DDP's forward waits for workers that may have nothing to compute
@@ -158,7 +165,7 @@ class Accelerated(EveryWorker):
         self.keep(model, metrics)
         return loss, metrics
 
-    def _without_gradient(self, model, given: Rows, memory: packed.Memory | None):
+    def _without_gradient(self, model, given: Rows, memory: attention.Memory | None):
         """(R,) log-probabilities: the policy's of mismatched rows, the reference's of rows, and of mismatched rows.
 
         `memory`: keys and values of the policy's pass over the rows.
@@ -208,7 +215,7 @@ class Accelerated(EveryWorker):
         return epoch < self._shared_until
 
 
-def logps_with_new(model, given: Rows, new: list[int], memory: packed.Memory | None):
+def logps_with_new(model, given: Rows, new: list[int], memory: attention.Memory | None):
     """One pass: mismatched rows, then with the adapter off the rows of the places `new`, which share prompts among each other."""
     rows, sharing, count = given.rows(), given.beside_rows(), len(given.accepted)
     adapted = sum(given.lengths[count:]) - sum(given.shared)
@@ -235,6 +242,6 @@ def sums(label: str, rewards, logps) -> dict:
             f"logits/{label}_sum": 0.0, f"count/{label}": float(len(rewards))}
 
 
-def accelerated(trainer: type, loss: str = "kto") -> type:
+def accelerated(trainer: type, loss: str = "kto", fp8: bool = False) -> type:
     """The accelerated version of CustomKTOTrainer, with one of enable.LOSSES."""
-    return type("AcceleratedKTOTrainer", (Accelerated, trainer), {"loss": loss})
+    return type("AcceleratedKTOTrainer", (Accelerated, trainer), {"loss": loss, "fp8": fp8})

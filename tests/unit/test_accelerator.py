@@ -12,7 +12,7 @@ import pytest
 import tiny
 
 import kto_accelerator
-from kto_accelerator import enable, everyone, packed, reference
+from kto_accelerator import attention, enable, everyone, packed, reference
 from kto_accelerator import trainer as accelerator
 
 ROWS = [(f"Question {i}: " + "why " * (i % 7) + "?", "Because. " + "So. " * (i * 5 % 9), i % 3 > 0) for i in range(16)]
@@ -288,7 +288,7 @@ def test_a_prompt_is_computed_once_and_nothing_else_is_changed_by_it(kind):
     with torch.no_grad(), model.disable_adapter():
         reference = padded_logps(model, rows + kl_rows)
     assert packed.prepare(model)
-    given, memory = accelerator.Rows.of(batch_of(rows, kl_rows)), packed.Memory()
+    given, memory = accelerator.Rows.of(batch_of(rows, kl_rows)), attention.Memory()
     assert given.shared == [2, 19, 6, 0]  # all of a prompt but its last token, which predicts
     assert given.mismatched.input_ids.shape[1] == sum(len(ids) for ids, _ in kl_rows) - 27
     policy = packed.logps(model, given.policy, memory=memory)

@@ -66,6 +66,16 @@ def test_malformed_yaml_is_named_with_its_line(tmp_path):
         files.read_yaml(path)
 
 
+def test_fp8_is_refused_by_name_without_the_faster_trainer_and_accepted_with_it(prepared):
+    resolved = config.resolve(prepared, fp8=True)
+    with pytest.raises(KitError, match="fp8: True is not in LLaMA-Factory's own trainer"):
+        config.write(prepared, resolved)
+    prepared.note(accelerated="auto")
+    assert files.read_yaml(config.write(prepared, resolved))["fp8"] is True
+    with pytest.raises(KitError, match="fp8 is for plain LoRA"):
+        config.write(prepared, resolved | {"lora_dropout": 0.1})
+
+
 def test_the_loss_without_kl_is_refused_by_name_with_the_stock_trainer(prepared):
     resolved = config.resolve(prepared, loss="apo_zero_unpaired")
     with pytest.raises(KitError, match="loss: apo_zero_unpaired is not in LLaMA-Factory's own trainer"):
