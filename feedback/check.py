@@ -118,7 +118,7 @@ def check(source: Source, report: Path | None = None, columns: str | dict = "", 
         raise KitError(f"reading {source.origin} failed: {error}", "whole, readable files, and room for the report of problems",
                        "check the file, or free some space") from None
     finally:
-        ledger.close()
+        ledger.save()
     if len(set(checked.labels.tolist())) < 2:
         only = "accepted" if checked.labels[0] else "rejected"
         raise KitError(f"every usable row is {only}; labels were read as {checked.shape.scale.words}\n"
@@ -180,8 +180,8 @@ def _convert(table: importers.Table, shape: Shape, ledger: Ledger) -> dict:
             for values, figure in zip(kept.values(), figures, strict=True):
                 values.append(figure)
             for kind in repairs:
-                told = "its turns were told apart" if kind == "text decoded" else f"read as {str(record['label']).lower()}"
-                ledger.add(kind, where, told)
+                read = "read as true" if record["label"] else "read as false"
+                ledger.add(kind, where, "its turns were told apart" if kind == "text decoded" else read)
             for kind, reason in quality.doubtful("\n".join(turn["content"] for turn in record["messages"])):
                 ledger.add(kind, where, reason)
     ledger.rows_out = len(records)

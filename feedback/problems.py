@@ -1,12 +1,11 @@
 """Every kind of problem with its fix, and the ledger that accounts for every row."""
 
 import json
-from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO
 
+from helpers import files
 from helpers.errors import KitError
 
 SHOWN = 10
@@ -57,48 +56,37 @@ NOTED = {
 
 @dataclass
 class Ledger:
-    """Rows in, rows out, and every problem: `counts` by kind, the first ten of each in `first`, all in `file` (none where None).
-
-    `file` has one JSON line a problem: where (`file:row`), kind, reason. It exists only where there is one.
-    """
+    """Rows in, rows out, and every problem: kind -> (where, reason) of each, where being `file:row`."""
 
     file: Path | None = None
     rows_in: int = 0
     rows_out: int = 0
     unvoted: int = 0
-    counts: Counter = field(default_factory=Counter)
-    first: dict = field(default_factory=dict)
-    _open: IO | None = field(default=None, repr=False)
-
-    def __post_init__(self):
-        if self.file:
-            self.file.unlink(missing_ok=True)
+    problems: dict[str, list[tuple[str, str]]] = field(default_factory=dict)
 
     def add(self, kind: str, where: str, reason: str) -> None:
         """Enter one problem."""
-        self.counts[kind] += 1
-        shown = self.first.setdefault(kind, [])
-        if len(shown) < SHOWN:
-            shown.append((where, reason))
-        if self.file:
-            if not self._open:
-                self.file.parent.mkdir(parents=True, exist_ok=True)
-                self._open = self.file.open("a", encoding="utf-8")
-            self._open.write(json.dumps({"where": where, "kind": kind, "reason": reason}, ensure_ascii=False) + "\n")
+        self.problems.setdefault(kind, []).append((where, reason))
 
     def note(self, kind: str, problems: Iterable[tuple[str, str]]) -> None:
         """Enter many of a kind, in place of what was noted of it before: (where, reason) each."""
-        self.counts.pop(kind, None)
-        self.first.pop(kind, None)
+        self.problems.pop(kind, None)
         for where, reason in problems:
             self.add(kind, where, reason)
-        self.close()
 
-    def close(self) -> None:
-        """Finish the file for now."""
-        if self._open:
-            self._open.close()
-        self._open = None
+    def save(self) -> None:
+        """Write all problems into `file`, one JSON line each; it exists only where there is one."""
+        if self.file and self.problems:
+            files.write(self.file, "".join(
+                json.dumps({"where": where, "kind": kind, "reason": reason}, ensure_ascii=False) + "\n"
+                for kind, found in self.problems.items() for where, reason in found))
+        elif self.file:
+            self.file.unlink(missing_ok=True)
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """Problems by kind."""
+        return {kind: len(found) for kind, found in self.problems.items()}
 
     @property
     def refused(self) -> dict[str, int]:
@@ -124,7 +112,7 @@ class Ledger:
                 continue
             meaning, remedy = ("refused", REFUSED[kind]) if kind in REFUSED else NOTED[kind][:2]
             lines += ["", f"{kind}: {count:,} ({meaning})", f"  fix: {remedy}"]
-            lines += [f"  {where}  {reason}" for where, reason in self.first[kind]]
+            lines += [f"  {where}  {reason}" for where, reason in self.problems[kind][:SHOWN]]
             if count > SHOWN:
                 lines.append(f"  … and {count - SHOWN:,} more" + (f", in {self.file.name}" if self.file else ""))
         return "\n".join(lines)

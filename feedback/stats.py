@@ -103,6 +103,7 @@ def note_cutoff(checked: "Checked", lengths, cutoff_len: int) -> dict:
     checked.ledger.note("over the cutoff", (
         (checked.where[row.Index], f"{row.total:,} tokens, keeps {row.kept_reply:,} of {row.reply:,} of its reply")
         for row in over.itertuples()))
+    checked.ledger.save()
     return {"cutoff_len": cutoff_len, "share_over": round(len(over) / max(len(lengths), 1), 4),
             "mean_reply_lost": round(float(lost.mean()), 4) if len(over) else 0.0,
             "longest": int(lengths["total"].max())}

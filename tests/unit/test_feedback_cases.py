@@ -87,7 +87,7 @@ def test_json_and_json_lines_of_the_same_rows_give_the_same_records(tmp_path):
 def test_windows_1252_is_read_and_named(tmp_path):
     checked = checked_case("commas_windows_1252.csv", tmp_path)
     assert checked.rows([0])[0]["messages"][1]["content"] == "Yes – log in and press “Renew”; it’s free."
-    assert checked.ledger.first["encoding"] == [("commas_windows_1252.csv", "read as Windows-1252")]
+    assert checked.ledger.problems["encoding"] == [("commas_windows_1252.csv", "read as Windows-1252")]
 
 
 def test_results_of_parallel_calls_become_one_observation(tmp_path):

@@ -124,7 +124,7 @@ def test_rows_in_are_rows_out_and_rows_refused_by_reason(tmp_path):
     assert (ledger.rows_in, ledger.rows_out) == (9, 2)
     assert ledger.refused == {"empty reply": 1, "label": 1, "missing column": 1, "not a record": 3}
     assert ledger.unvoted == 1
-    assert ledger.first["empty reply"] == [("data.jsonl:3", "the reply is empty")]
+    assert ledger.problems["empty reply"] == [("data.jsonl:3", "the reply is empty")]
 
 
 def test_ten_of_a_kind_are_shown_and_all_of_them_written(tmp_path):
@@ -157,14 +157,14 @@ def test_strict_passes_what_only_wants_mention(tmp_path):
 
 def test_a_reply_that_is_both_accepted_and_rejected_is_noted_and_stops_strict(tmp_path):
     values = [row("a"), row("b"), row("a", label=False)]
-    assert checked_of(tmp_path, values).ledger.first["both labels"] == [("data.jsonl:1", "against data.jsonl:3")]
+    assert checked_of(tmp_path, values).ledger.problems["both labels"] == [("data.jsonl:1", "against data.jsonl:3")]
     with pytest.raises(KitError, match="both labels"):
         checked_of(tmp_path, values, strict=True)
 
 
 def test_repeats_are_noted_and_kept(tmp_path):
     ledger = checked_of(tmp_path, [row("a"), row("b", label=False), row("a")]).ledger
-    assert ledger.first["duplicate"] == [("data.jsonl:3", "repeats data.jsonl:1")]
+    assert ledger.problems["duplicate"] == [("data.jsonl:3", "repeats data.jsonl:1")]
     assert ledger.rows_out == 3
 
 

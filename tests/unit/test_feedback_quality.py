@@ -21,7 +21,7 @@ def row(i, reply=None, vote=None):
 
 def test_a_label_that_follows_from_length_is_said_with_the_area_under_the_curve(tmp_path):
     ledger = ledger_of(tmp_path, [row(i, "x" * (50 + i % 7 + 30 * (i % 2 == 0))) for i in range(40)])
-    (where, reason), = ledger.first["label follows length"]
+    (where, reason), = ledger.problems["label follows length"]
     assert "83 characters (median)" in reason and "in 100% of the pairs" in reason and "KTO would learn length" in ledger.text()
     assert "label follows length" not in ledger_of(tmp_path, [row(i, "x" * (50 + i // 2)) for i in range(40)]).counts
 
@@ -37,13 +37,13 @@ def test_the_area_is_that_of_scikit_learn(tmp_path):
 
 def test_a_canned_reply_to_many_prompts_is_noted(tmp_path):
     rows = [row(i) for i in range(20)] + [row(i, "I cannot help with that.", False) for i in range(20, 24)]
-    assert ledger_of(tmp_path, rows).first["one reply, many prompts"] == [("data.jsonl:21", "this reply stands under 4 prompts")]
+    assert ledger_of(tmp_path, rows).problems["one reply, many prompts"] == [("data.jsonl:21", "this reply stands under 4 prompts")]
 
 
 def test_a_rare_label_and_a_script_of_one_label_are_noted(tmp_path):
     assert "5.0% of the rows are rejected" in ledger_of(tmp_path, [row(i, vote=i % 20 > 0) for i in range(40)]).text()
     ledger = ledger_of(tmp_path, [row(i, f"Ответ {i}" if i % 2 else f"Reply {i}") for i in range(40)])
-    assert ledger.first["language differs by label"] == [("all rows", "Cyrillic: 0% of the accepted replies, 100% of the rejected")]
+    assert ledger.problems["language differs by label"] == [("all rows", "Cyrillic: 0% of the accepted replies, 100% of the rejected")]
 
 
 PRIVATE = {
@@ -57,7 +57,7 @@ PRIVATE = {
 def test_personal_data_are_counted_and_shown_masked_and_stop_strict(what, text, tmp_path):
     rows = [row(i) for i in range(20)] + [row(20, text)]
     ledger = ledger_of(tmp_path, rows)
-    (where, reason), = ledger.first["personal data"]
+    (where, reason), = ledger.problems["personal data"]
     assert where == "data.jsonl:21" and reason.startswith(f"{what.strip()}: ") and reason.endswith("…*****")
     assert text.split()[-1] not in ledger.text()
     with pytest.raises(KitError, match="strict[\\s\\S]*personal data"):
@@ -102,7 +102,7 @@ def test_a_language_of_one_label_alone_is_noted(tmp_path):
     path = tmp_path / "data.jsonl"
     path.write_text("\n".join(map(json.dumps, rows)))
     ledger = check.check(find.find(str(path), tmp_path)).ledger
-    assert [reason for _, reason in ledger.first["language differs by label"]] == [
+    assert [reason for _, reason in ledger.problems["language differs by label"]] == [
         "English: 100% of the accepted replies, 0% of the rejected", "German: 0% of the accepted replies, 100% of the rejected"]
 
 

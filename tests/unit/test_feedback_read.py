@@ -88,8 +88,8 @@ def test_a_broken_line_is_a_refused_row_with_line_and_column(tmp_path):
     path.write_text("\n".join([json.dumps(ROWS[0]), json.dumps(ROWS[1])[:-9], json.dumps(ROWS[2])]))
     checked = check.check(find.find(str(path), tmp_path))
     assert (checked.ledger.rows_in, checked.ledger.rows_out) == (3, 2)
-    assert checked.ledger.first["broken JSON"][0][0] == "data.jsonl:2"
-    assert "line 2 column" in checked.ledger.first["broken JSON"][0][1]
+    assert checked.ledger.problems["broken JSON"][0][0] == "data.jsonl:2"
+    assert "line 2 column" in checked.ledger.problems["broken JSON"][0][1]
 
 
 def test_a_csv_row_with_too_many_values_is_refused_not_lost(tmp_path):

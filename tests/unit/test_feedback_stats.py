@@ -66,7 +66,7 @@ def test_rows_over_the_cutoff_are_noted_with_what_their_reply_loses(shipped, let
     assert shipped.ledger.counts["over the cutoff"] == over
     assert cutting["share_over"] == pytest.approx(over / len(lengths), abs=1e-4)
     assert 0 < cutting["mean_reply_lost"] < 1
-    where, reason = shipped.ledger.first["over the cutoff"][0]
+    where, reason = shipped.ledger.problems["over the cutoff"][0]
     assert where.startswith("short_answers.json:") and "of its reply" in reason
 
 
