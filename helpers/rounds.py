@@ -64,7 +64,7 @@ def on_top_of(run: Run, start_from: str) -> dict:
 
 
 def heldout_before(earlier: Run | Path | str) -> dict[str, Path]:
-    """What an earlier run and those before it held out: a run's name -> file of rows. For an adapter: of its run."""
+    """What a run and those before it held out: a run's name -> file of rows. For an adapter: of its run."""
     if isinstance(earlier, Path):
         earlier = next((runs.of_folder(folder) for folder in earlier.parents if (folder / "run.json").is_file()), None)
     if not isinstance(earlier, Run):
@@ -92,13 +92,11 @@ def measure(run: Run, rows_at_most: int = 1000) -> list[dict]:
     Rewards are against the bare base model; `change_low` and `change_high` of the area are 95 %, bootstrap over prompts. Empty for a
     run that did not start from another that held rows out.
     """
-    own, sets, config = run.record().get("dataset", {}).get("heldout_name"), earlier_heldout(run), run.config()
-    if not sets:
+    if not earlier_heldout(run):
         return []
-    if own:
-        sets[run.name] = files.data_file(run.datasets, own)
+    config = run.config()
     scorer = Scorer(config, export.choose(run)[0])
-    rows = {name: scorer.encoder.rows(path.parent, path.stem, rows_at_most)[0] for name, path in sets.items()}
+    rows = {name: scorer.encoder.rows(path.parent, path.stem, rows_at_most)[0] for name, path in heldout_before(run).items()}
     with scorer.set_aside():
         base = scorer.load(config["model_name_or_path"])
         bare = {name: scorer.logps(some, model=base) for name, some in rows.items()}
