@@ -160,7 +160,6 @@ def combine(parts: list[Path], target: Path) -> dict:
     made = {f"{prefix}.lora_A.weight": torch.cat([a for a, _ in pairs]) for prefix, pairs in modules.items()}
     made |= {f"{prefix}.lora_B.weight": torch.cat([b for _, b in pairs], 1) for prefix, pairs in modules.items()}
     save_file(made, target, metadata={"format": "pt"})
-    target.chmod(0o644)
     ranks = {prefix.removeprefix("base_model.model."): sum(len(a) for a, _ in pairs) for prefix, pairs in modules.items()}
     rank = max(ranks.values())
     smaller = {name: value for name, value in ranks.items() if value != rank}

@@ -87,6 +87,9 @@ def new_folder(target: Path):
         shutil.rmtree(beside, ignore_errors=True)  # of a process that was killed
         beside.mkdir(parents=True)
         yield beside
+        for file in beside.rglob("*"):
+            if file.is_file():
+                file.chmod(0o644)  # safetensors writes 0600, which no server under another account can read
         shutil.rmtree(target, ignore_errors=True)
         os.replace(beside, target)
     except OSError as error:

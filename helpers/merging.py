@@ -63,8 +63,6 @@ def merge(run: Run, checkpoint: Path) -> Path:
         names = {name for file in folder.glob("*.safetensors") for name in safe_open(file, "pt").keys()}
         if settings.get("tie_word_embeddings") and "lm_head.weight" in names:
             files.write(folder / "config.json", json.dumps(settings | {"tie_word_embeddings": False}, indent=2) + "\n")
-        for file in folder.iterdir():
-            file.chmod(0o644)  # safetensors writes 0600, which no server under another account can read
     return target
 
 

@@ -50,8 +50,6 @@ def quantise(run: Run, scheme: str, rows: list[Row]) -> Path:
             to_gguf(merged, folder)
         else:
             to_compressed_tensors(scheme, merged, rows, folder)
-        for file in folder.iterdir():
-            file.chmod(0o644)
     return run.export / scheme
 
 

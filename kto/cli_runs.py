@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from helpers.errors import KitError
 from helpers.runs import Run, of_folder
 
 from .terminal import (
@@ -80,7 +81,16 @@ def plot(
 
     if output.suffix not in (".png", ".svg", ".pdf"):
         raise Usage(f"a figure cannot be written as {str(output)!r}", "a name ending in .png, .svg or .pdf", "correct -o")
-    tables = {name: metrics_of(log) for name, log in zip(labels(logs), logs, strict=True)}
+    tables = {}
+    for name, log in zip(labels(logs), logs, strict=True):
+        try:
+            tables[name] = metrics_of(log)
+        except KitError as error:
+            if len(logs) == 1 or not (log / "run.json").is_file():
+                raise
+            say(f"left out: {error.found}")  # of a sweep's runs one may have failed before its first window
+    if not tables:
+        raise Usage("none of the runs has a logged window", "a run with one", "name another")
     if len(tables) > 1:
         figure = plots.compare(tables)
     else:

@@ -36,11 +36,11 @@ def status(record: dict) -> str:
 
 def differences(opened: dict[str, Run]) -> list[dict]:
     """One row a key whose value is not the same in all runs: {"key", a run's name: its value (None: not set), …}."""
-    parameters = {name: tracking.parameters(run) for name, run in opened.items()}
+    parameters = {name: tracking.parameters(run) for name, run in opened.items() if run.config_file.exists()}
     keys = dict.fromkeys(key for values in parameters.values() for key in values if key not in OWN)
-    rows = [{"key": key, **{name: values.get(key) for name, values in parameters.items()}} for key in keys]
-    first = next(iter(opened))
-    return [row for row in rows if any(row[name] != row[first] for name in opened)]
+    rows = [{"key": key, **{name: parameters.get(name, {}).get(key) for name in opened}} for key in keys]
+    first = next(iter(parameters), None)  # a run without a config ended before it was to differ
+    return [row for row in rows if any(row[name] != row[first] for name in parameters)]
 
 
 def names(paths: list[Path]) -> list[str]:
@@ -63,8 +63,8 @@ def labels(logs: list[Path]) -> list[str]:
 def outcome(run: Run) -> dict:
     """Where a run ended: status, last step, means of the last fifth of its windows, what notebook 6 found."""
     record, figures = run.record(), {}
-    if run.trained:
-        train = metrics_of(run.folder).query("split == 'train'")
+    if run.trained and len(windows := metrics.table(run.log_file)):  # one that failed before its first window has its status only
+        train = windows.query("split == 'train'")
         last = train.tail(max(len(train) // 5, 1))
         named = {"loss": "loss_mean", "margin": "rewards/margins", "KL": "kl_mean"}
         means = {name: last[key].mean() for name, key in named.items()}

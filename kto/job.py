@@ -63,7 +63,7 @@ def submit(
                     "--profile ray, anyscale, or one of your own; on this machine `kto run` does without a job")
     if not Path(storage).is_absolute():
         raise Usage(f"the storage {storage!r} is not an absolute path", "a folder that every node sees", "set --storage")
-    with as_usage("correct --run-name"):
+    with as_usage():
         runs.locate(profile, storage, name)
     if missing := [variable for variable in secret if not os.environ.get(variable)]:
         raise Usage(f"not set in this environment: {', '.join(missing)}{closest(missing[0], os.environ)}",

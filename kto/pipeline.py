@@ -51,11 +51,9 @@ def model_of(storage: Path, start_from: str) -> dict:
     """Base model and template of the run that `start_from` names. Usage, before anything is touched, if there is none."""
     from helpers import rounds
 
-    try:
+    with as_usage():
         earlier = rounds.find(storage, start_from)
         rounds.adapters(earlier)
-    except KitError as error:
-        raise Usage(error.found, error.expected, error.remedy.replace("`start_from`", "--start-from")) from None
     model = earlier.record().get("model", {}) if isinstance(earlier, Run) else {}
     return {"model_name_or_path": model["name"], "template": model["template"]} if model else {}
 

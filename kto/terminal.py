@@ -1,9 +1,10 @@
 """Conventions of the commands: results on stdout, progress and errors on stderr, exit status 0, 1 or 2."""
 
 import json
+import re
 import shutil
 import textwrap
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Annotated
 
@@ -13,6 +14,9 @@ from helpers import profiles
 from helpers.errors import KitError
 from helpers.runs import Run, of_folder
 
+OPTIONS = r"`(profile|storage|run_name|start_from|checkpoint)`"
+"""The notebooks' parameters that are options of the commands, as errors name them."""
+
 
 class Usage(KitError):
     """The command was called wrongly: exit status 2."""
@@ -20,11 +24,12 @@ class Usage(KitError):
 
 @contextmanager
 def as_usage(remedy: str = ""):
-    """A KitError in here becomes Usage: what was given is what is wrong."""
+    """A KitError in here becomes Usage: what was given is what is wrong. A parameter that the remedy names is an option here."""
     try:
         yield
     except KitError as error:
-        raise Usage(error.found, error.expected, remedy or error.remedy) from None
+        fix = re.sub(OPTIONS, lambda name: f"--{name[1].replace('_', '-')}", error.remedy)
+        raise Usage(error.found, error.expected, remedy or fix) from None
 
 
 def a_profile(name: str) -> str:
@@ -42,7 +47,7 @@ def a_run(folder: str) -> Run:
 
 def a_storage(profile: str, storage: str) -> Path:
     """The folder where runs are kept; Usage where it is not there, or a profile has none of its own and none is given."""
-    with as_usage("correct --storage, or set KTO_STORAGE"):
+    with as_usage():
         folder = profiles.storage_for(profiles.load(profile), storage)
     if storage and not folder.is_dir():
         raise Usage(f"there is no folder {storage}", "a storage with runs", "correct --storage")
@@ -68,7 +73,7 @@ def a_checkpoint(run: Run, checkpoint: str) -> tuple[Path, int | None]:
     """(folder, step) of the run's checkpoint that `checkpoint` names, after a line that says why; Usage where it names none."""
     from helpers import export
 
-    with as_usage():
+    with nullcontext() if checkpoint in ("best", "latest") else as_usage():
         folder, step, why = export.choose(run, checkpoint)
     say(f"checkpoint of step {step}: {why}" if step is not None else f"checkpoint {folder}")
     return folder, step

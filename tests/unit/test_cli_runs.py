@@ -89,7 +89,7 @@ def test_a_run_that_was_never_launched_is_compared_too(two):
 
 def test_one_run_alone_or_no_run_at_all_is_an_error(two, tmp_path):
     assert "nothing to compare" in call("compare", two[0].folder, code=2)
-    assert "no run's folder" in call("compare", two[0].folder, tmp_path, code=1)
+    assert "no run's folder" in call("compare", two[0].folder, tmp_path, code=2)
 
 
 @pytest.mark.slow
@@ -141,3 +141,17 @@ def test_a_hub_id_without_a_network_is_one_message(tmp_path):
 def test_a_wrong_profile_is_wrong_usage_whatever_the_command(command):
     done = subprocess.run([sys.executable, "-m", "kto", *command, "--profile", "locl"], capture_output=True, text=True, cwd=ROOT)
     assert done.returncode == 2 and "did you mean 'local'" in done.stderr and done.stdout == ""
+
+
+def test_a_run_that_failed_before_its_first_window_hinders_no_comparison_of_the_others(two, tmp_path):
+    early, none = (runs.start("local", str(two[0].storage), name) for name in ("early", "none"))
+    early.log_file.write_text("a line\n")
+    shutil.copy(two[0].config_file, early.config_file)
+    early.note(training={"status": "failed"})
+    folders = [run.folder for run in (*two, early, none)]
+    found = json.loads(call("compare", *folders, "--json"))
+    assert {row["key"] for row in found["differences"]} == {"learning_rate", "data.sha256"}  # the latter is not known of `early`
+    assert [(row["run"], row["status"]) for row in found["outcomes"][2:]] == [("early", "failed"), ("none", "not launched")]
+    drawn = CliRunner().invoke(app, ["plot", *map(str, folders), "-o", str(tmp_path / "some.png")])
+    assert drawn.exit_code == 0 and drawn.stderr.count("left out") == 2 and (tmp_path / "some.png").is_file()
+    assert "none of the runs" in call("plot", *folders[2:], "-o", tmp_path / "none.png", code=2)

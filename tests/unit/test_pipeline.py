@@ -195,7 +195,7 @@ def test_a_slip_in_run_is_wrong_usage_and_starts_nothing(run, words, says):
 
 def test_an_empty_run_name_is_no_name():
     done = CliRunner().invoke(app, ["run", "--run-name", ""])
-    assert done.exit_code == 2 and "'' is no name for a run" in done.stderr
+    assert done.exit_code == 2 and "'' is no name for a run" in done.stderr and "correct --run-name" in done.stderr
 
 
 def test_of_two_commands_on_one_run_the_second_is_refused_and_nothing_of_the_first_is_overwritten_or_to_be_deleted(run):
