@@ -14,6 +14,9 @@ from .evaluate import earlier_adapters
 from .runs import Run
 
 
+USUAL = "rewards/margins"
+
+
 class Verdict(NamedTuple):
     """What is to become of one checkpoint, and why."""
 
@@ -22,14 +25,18 @@ class Verdict(NamedTuple):
     why: str
 
 
-def plan(run: Run, last: int = 2, metric: str = "rewards/margins", higher_is_better: bool = True) -> list[Verdict]:
-    """A Verdict for every checkpoint of a Run: the `last` complete steps and the best by `metric` are kept, one copy each."""
+def plan(run: Run, last: int = 2, metric: str = USUAL, higher_is_better: bool = True) -> list[Verdict]:
+    """A Verdict for every checkpoint of a Run: the `last` complete steps and the best by `metric` are kept, one copy each.
+
+    KitError for a metric that no checkpoint has.
+    """
     if last < 1:
         raise KitError(f"keep_last is {last}", "1 or more", "correct it; to remove a whole run, delete its folder")
     found, holders = checkpoints.find(run), holders_of(run)
     complete = sorted({item.step for item in found if item.complete})
     reasons = {step: "among the last complete ones" for step in complete[-last:]}
-    with contextlib.suppress(KitError):  # none has the metric: the last ones stay
+    # Where no checkpoint has the usual metric the last ones stay; one that was asked for must be there.
+    with contextlib.suppress(*[KitError] if metric == USUAL or not complete else []):
         reasons[choose.best(found, metric, higher_is_better)[0].step] = f"the best by {metric}"
     copies = {step: choose.by_step(found, step)[0].path for step in reasons}
     running = run.record().get("training", {}).get("status") == "running"

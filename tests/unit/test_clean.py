@@ -111,6 +111,14 @@ def test_a_running_trainings_newest_saves_stay(trained):
     assert kept(trained, last=1) == ["checkpoint_000002"]
 
 
+def test_a_metric_that_no_checkpoint_has_is_refused_by_name_and_the_usual_one_may_be_missing(trained):
+    with pytest.raises(KitError, match="no checkpoint has the metric 'rewards/margin'"):
+        keep.plan(trained, metric="rewards/margin")
+    for state in trained.folder.rglob("trainer_state.json"):
+        state.write_text(state.read_text().replace("rewards/margins", "rewards/other"))
+    assert len(kept(trained, last=1)) == 1
+
+
 def test_keeping_none_is_refused(trained):
     with pytest.raises(KitError, match="1 or more"):
         keep.plan(trained, last=0)
