@@ -48,13 +48,13 @@ def describe(model_dir: str) -> dict:
 
 
 def generate(model_name_or_path: str, prompts: list[str], max_new_tokens: int = 24) -> list[str]:
-    """Greedy replies of a local model to single prompts, by transformers."""
+    """Greedy replies of a local model to single prompts, by transformers; a base model without a chat template continues them."""
     with quietly():
         from transformers import pipeline
 
         talk = pipeline("text-generation", model_name_or_path, torch_dtype="auto")
-        chats = [[{"role": "user", "content": prompt}] for prompt in prompts]
-        answers = talk(chats, max_new_tokens=max_new_tokens, do_sample=False, return_full_text=False)
+        asked = [[{"role": "user", "content": prompt}] for prompt in prompts] if talk.tokenizer.chat_template else prompts
+        answers = talk(asked, max_new_tokens=max_new_tokens, do_sample=False, return_full_text=False)
     return [answer[0]["generated_text"].strip() for answer in answers]
 
 
