@@ -112,6 +112,12 @@ def chat_ids(tokenizer, row: Row) -> list[int]:
 
 
 def served_as_trained(scorer: Scorer, rows: list[Row]) -> tuple[int, int]:
-    """(equal, all): for how many rows the chat template gives exactly the token ids that training had as the prompt."""
-    plain = chats(rows)
-    return sum(chat_ids(scorer.tokenizer, row) == row.prompt_ids for row in plain), len(plain)
+    """(equal, all): for how many rows the chat template gives exactly the token ids that training had as the prompt.
+
+    Of a prompt that training cut to cutoff_len, as many as it kept.
+    """
+    plain, cutoff, equal = chats(rows), scorer.encoder.arguments.cutoff_len, 0
+    for row in plain:
+        cut = len(row.prompt_ids) + len(row.reply_ids) >= cutoff
+        equal += chat_ids(scorer.tokenizer, row)[: len(row.prompt_ids) if cut else None] == row.prompt_ids
+    return equal, len(plain)

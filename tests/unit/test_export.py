@@ -247,6 +247,16 @@ def test_the_chat_template_that_is_served_writes_what_training_read(made):
     assert proof.served_as_trained(scorer, rows) == (5, 5)
 
 
+def test_a_prompt_that_training_cut_is_compared_as_far_as_it_goes(made):
+    run, _, checkpoint = made
+    scorer = evaluate.Scorer(run.config() | {"cutoff_len": 16}, checkpoint)
+    rows = scorer.rows(evaluate.heldout(run))
+    assert any(proof.chat_ids(scorer.tokenizer, row) != row.prompt_ids for row in rows)
+    assert proof.served_as_trained(scorer, rows) == (5, 5)
+    scorer.tokenizer.chat_template = "Q: " + scorer.tokenizer.chat_template
+    assert proof.served_as_trained(scorer, rows) == (0, 5)
+
+
 # before and after
 
 def test_prompts_are_chosen_once_each_and_always_the_same(made):
