@@ -13,7 +13,6 @@ from .errors import KitError
 from .evaluate import earlier_adapters
 from .runs import Run
 
-
 USUAL = "rewards/margins"
 
 
