@@ -198,13 +198,12 @@ def test_a_node_says_what_it_has_and_what_it_cannot_read(tmp_path):
 
 
 @pytest.mark.slow
-def test_a_node_that_fails_at_the_question_is_told_from_one_that_is_slow(tmp_path, monkeypatch):
+def test_a_node_that_fails_at_the_question_is_told_from_one_that_is_slow(tmp_path):
     with cluster.ray_cluster(profiles.load("local"), num_cpus=1) as ray:
-        _, (failed,) = nodes.ask(ray, None, [], {}, "")  # no folder to write in
-        assert failed.status == "FAIL" and "127.0.0.1 could not answer: TypeError" in failed.found
-        monkeypatch.setattr(nodes, "PATIENCE", 0.0)
-        _, (late,) = nodes.ask(ray, str(tmp_path), [], {}, "")
-        assert "did not answer within 0 s" in late.found
+        ((address, told, why),) = cluster.on_each_node(ray, nodes.look, str(tmp_path), [], None, "", patience=60)  # data is None
+        assert address == "127.0.0.1" and told is None and why.startswith("could not answer: TypeError")
+        ((_, told, why),) = cluster.on_each_node(ray, nodes.look, str(tmp_path), [], {}, "", patience=0)
+        assert told is None and why == "did not answer within 0 s"
 
 
 def test_a_home_that_cannot_be_written_sends_caches_to_the_storage_and_a_long_temp_folder_rays_files_to_tmp(tmp_path, monkeypatch):
