@@ -462,7 +462,7 @@ def test_the_shape_is_read_from_a_folder_and_from_the_hub_only_when_asked(tmp_pa
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("settings", "says"), [({}, "trainer kto_accelerator"),
+@pytest.mark.parametrize(("settings", "says"), [({}, "trainer kto_accelerator"), ({"fp8": True}, "trainer kto_accelerator"),
                                                 ({"flash_attn": "disabled"}, "trainer of LLaMA-Factory, for flash_attn is off")])
 def test_a_launched_training_takes_it_where_it_is_proved_and_says_which_trainer_trains(tmp_path, settings, says):
     import os
