@@ -90,10 +90,11 @@ class Accelerated(EveryWorker):
         self._shared_until = None  # the epoch
         self._share = self.model.get_base_model().config._attn_implementation == "sdpa"
         self._open_store()  # looks at the weights, which may be quantised next
-        steps, tokens = (0, 0), 0
+        steps, tokens = (0, 0), 0  # no graphs
         if self.fp8 and self.args.device.type == "cuda" and self._share and not self.model.is_gradient_checkpointing:
-            from .graphs import STEPS as steps
+            from .graphs import STEPS
 
+            steps = STEPS
             tokens = self.args.per_device_train_batch_size * max(dealing.lengths_of(self.train_dataset))
         self._one_pass = packed.prepare(self.model, self.fp8, tokens)
         remember(self.model)
