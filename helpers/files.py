@@ -203,5 +203,5 @@ def data_file(folder: Path, name: str) -> Path:
     known = registry(folder)
     if name not in known:
         raise KitError(f"there is no dataset {name!r} in {folder / 'dataset_info.json'}", f"one of {', '.join(known) or 'none yet'}",
-                       "run 02_data, or correct the name")
+                       f"run 02_data, or correct the name; of a run that was copied here, copy its storage's {folder.name}/ too")
     return folder / known[name]["file_name"]
