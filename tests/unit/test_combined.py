@@ -1,7 +1,6 @@
 """What intervals, sampling, checkpoint scoring and combined adapters promise, on the tiny model with adapters made by peft."""
 
 import json
-import time
 from dataclasses import dataclass
 
 import numpy
@@ -73,14 +72,11 @@ def test_the_area_is_scikit_learns_with_ties_too():
     assert scores.accuracy(table)["auc"] == pytest.approx(roc_auc_score(table["label"], table["reward"]))
 
 
-def test_two_hundred_thousand_rows_take_seconds():
+def test_the_interval_of_two_hundred_thousand_rows_is_narrow():  # test_scores has what it may cost
     draw = numpy.random.default_rng(0)
     label = draw.random(200_000) < 0.5
     table = pandas.DataFrame({"reward": draw.normal(size=200_000) + label, "label": label, "prompt": range(200_000)})
-    started = time.process_time()
     figures = scores.accuracy(table)
-    print(f"{time.process_time() - started:.1f} s")
-    assert time.process_time() - started < 10
     assert 0.755 < figures["auc_interval"][0] < figures["auc_interval"][1] < 0.765
 
 
