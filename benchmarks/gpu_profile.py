@@ -75,10 +75,11 @@ def main() -> None:
     from llamafactory.train import tuner
 
     import kto_accelerator
+    from kto_accelerator.enable import OURS
 
     with open(options.config) as file:
         config = yaml.safe_load(file)
-    kto_accelerator.install(**{key: config.pop(key) for key in ("loss", "fp8") if key in config})
+    kto_accelerator.install(**{key: config.pop(key) for key in OURS if key in config})
     callback = Profile(options.skip, options.steps)
     tuner.run_exp({**config, "max_steps": options.skip + options.steps + 1, "save_strategy": "no"}, [callback])
     text = report(callback.profiler, options.steps, callback.seconds)

@@ -12,7 +12,7 @@ import sys
 import typing
 from pathlib import Path
 
-from kto_accelerator.enable import LOSSES, supports
+from kto_accelerator.enable import LOSSES, OURS, supports
 
 from . import export, files, own_yaml, secrets
 from .errors import KitError, closest, refuse
@@ -126,8 +126,8 @@ def write(run: Run, config: dict) -> Path:
     refuse_if_trained(run)
     refuse(export.unservable(config), "a model that can be evaluated and exported as it was trained")
     secrets.refuse(config, "the config holds")
-    ours = [f"{key}: {config[key]}" for key, stock in (("loss", "kto"), ("fp8", False)) if config.get(key, stock) != stock]
-    taken, why = accelerated(config, run.record().get("accelerated", False))
+    ours = [f"{key}: {config[key]}" for key, stock in OURS.items() if config.get(key, stock) != stock]
+    taken, why = accelerated(config, run.record().get("accelerated", False)) if ours else (False, "")
     if ours and not taken:
         raise KitError(f"{', '.join(ours)} is not in LLaMA-Factory's own trainer; {why}", "the project's faster trainer",
                        f"set accelerated = \"auto\" and what is named here, or take `{ours[0].partition(':')[0]}` away")

@@ -18,6 +18,8 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
+from kto_accelerator.enable import OURS
+
 from . import checkpoints, choose, cluster, files, secrets
 from .errors import KitError
 from .resume_exactly import install as install_exact_resume
@@ -147,7 +149,7 @@ def train_loop(config: dict) -> None:
         from kto_accelerator import everyone
 
         everyone.install()
-    ours = {key: args.pop(key) for key in ("loss", "fp8") if key in args}  # keys of kto_accelerator
+    ours = {key: args.pop(key) for key in OURS if key in args}
     asked, taken = config["accelerated"], False
     os.environ.setdefault("KTO_REFERENCE_DIR", config["reference"])  # the accelerator's; shared by every run on this storage
     if asked != "false":  # kto_accelerator's trainer; with `auto` where it is proved
@@ -158,7 +160,7 @@ def train_loop(config: dict) -> None:
             kto_accelerator.install(**ours)
         if first:
             print(f"[kto] trainer {'kto_accelerator' if taken else 'of LLaMA-Factory, for ' + why}", flush=True)
-    if not taken and (ours.get("loss", "kto") != "kto" or ours.get("fp8")):
+    if not taken and OURS | ours != OURS:
         raise RuntimeError(f"LLaMA-Factory's own trainer does not know {ours}\n  expected: loss: kto, fp8: false\n"
                            "  fix:      --accelerated=true")
     tuner._training_function({"args": args, "callbacks": [report_callback()]})

@@ -12,9 +12,10 @@ def training_function(config: dict) -> None:
     from llamafactory.train import tuner
 
     import kto_accelerator
+    from kto_accelerator.enable import OURS
 
     args = config["args"]
-    kto_accelerator.install(**{key: args.pop(key) for key in ("loss", "fp8") if isinstance(args, dict) and key in args})
+    kto_accelerator.install(**{key: args.pop(key) for key in OURS if isinstance(args, dict) and key in args})
     getattr(tuner, "_stock_training_function", tuner._training_function)(config)  # the former in the process where `main` ran
 
 

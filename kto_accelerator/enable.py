@@ -7,6 +7,8 @@ from pathlib import Path
 
 LOSSES = ("kto", "apo_zero_unpaired")
 """The key `loss` of a config, which LLaMA-Factory does not know: KTO's, or the one of the same form around 0 instead of KL."""
+OURS = {"loss": "kto", "fp8": False}
+"""Keys of a config that are this package's own (arguments of `install`) -> what LLaMA-Factory's trainer does."""
 VERSIONS = ("0.9.3", "0.9.4")
 """LLaMA-Factory versions whose KTO trainer was compared with this one."""
 MODELS = ("llama", "mistral", "qwen2", "qwen3", "phi", "phi3", "olmo", "olmo2", "starcoder2", "glm", "glm4")
