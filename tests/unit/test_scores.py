@@ -56,26 +56,23 @@ def test_a_copy_of_the_model_elsewhere_is_the_same_and_a_damaged_file_is_made_ag
 
 
 @pytest.mark.slow
-def test_figures_of_200000_held_out_rows_take_less_than_a_gigabyte_and_no_longer_than_2000_sorts_of_them():
-    # Ten seconds on a quiet machine, where a sort takes 7 ms; in seconds alone it failed on one that was slow for a while.
+def test_figures_of_200000_held_out_rows_take_less_than_a_gigabyte_and_ten_times_the_rows_less_than_40_times_the_time():
+    # A matrix of accepted x rejected would take 80 GB and 100 times the time; 13 to 17 is what caches make of ten. A ratio, as machines differ in speed.
     code = """import time
 from pathlib import Path
 import numpy, pandas
 from helpers import scores
-draw = numpy.random.default_rng(0)
-label = draw.random(200_000) < 0.5
-table = pandas.DataFrame({"reward": draw.normal(size=200_000) + label, "label": label, "prompt": numpy.arange(200_000) // 2})
-def sorts():
+def took(rows):
+    draw = numpy.random.default_rng(0)
+    label = draw.random(rows) < 0.5
+    table = pandas.DataFrame({"reward": draw.normal(size=rows) + label, "label": label, "prompt": numpy.arange(rows) // 2})
     began = time.process_time()
-    for _ in range(100):
-        numpy.sort(table["reward"].to_numpy())
+    figures = scores.accuracy(table)
+    assert abs(figures["auc"] - 0.76) < 0.01 and figures["auc_interval"][0] < figures["auc"] < figures["auc_interval"][1]
     return time.process_time() - began
-before, began = sorts(), time.process_time()
-figures = scores.accuracy(table)
-assert abs(figures["auc"] - 0.76) < 0.01 and figures["auc_interval"][0] < figures["auc"] < figures["auc_interval"][1]
+before, all_rows, after = took(20_000), took(200_000), took(20_000)
 # VmHWM, not ru_maxrss: that one is inherited, so it would be the memory of the tests themselves
-took = time.process_time() - began
-print(took / max(before, sorts()), int(Path("/proc/self/status").read_text().split("VmHWM:")[1].split()[0]) / 1e6)"""
+print(all_rows / max(before, after), int(Path("/proc/self/status").read_text().split("VmHWM:")[1].split()[0]) / 1e6)"""
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
-    sorts, gigabytes = map(float, done.stdout.split())
-    assert sorts < 20 and gigabytes < 1
+    growth, gigabytes = map(float, done.stdout.split())
+    assert growth < 40 and gigabytes < 1
