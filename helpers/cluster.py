@@ -26,13 +26,13 @@ SUPPORTED = {"llamafactory": ("0.9.3", "0.9.5"), "transformers": ("4.52", "4.57"
 
 
 def packages() -> list[dict]:
-    """Each direct dependency: what is required, what is installed, whether that is well. Rows of plain data.
+    """Each direct dependency, but for those of tests: what is required, what is installed, whether that is well. Rows of plain data.
 
     Well is a version of requirements.txt or of one of locks/, or a supported one. A local part (2.13.0+cpu) does not matter.
     """
     line = re.compile(r"^([\w.-]+)(?:\[[\w,]+\])?==([^\s#;]+)", re.M)  # name==version
     locks = [ROOT / "requirements.txt", *sorted((ROOT / "locks").glob("*.lock"))]
-    pins, rows = [dict(line.findall(path.read_text())) for path in locks], []
+    pins, rows = [dict(line.findall(path.read_text().partition("# tests and development")[0])) for path in locks], []
     for name, version in installed(pins[0]).items():
         required, well = pins[0][name], version.split("+")[0] in {pinned.get(name) for pinned in pins}
         if name in SUPPORTED:

@@ -7,6 +7,7 @@ the newest complete checkpoint, and tokens reach the workers in memory instead o
 
 import argparse
 import hashlib
+import logging
 import os
 import signal
 import sys
@@ -108,6 +109,8 @@ def worker_setup(tokens: dict[str, str], on_cluster: bool):
 
     def prepare_worker():
         os.environ.update(tokens)
+        # From Ray 2.60 on Train asks the dashboard whether its controller is alive; without one it would log a warning a second.
+        logging.getLogger("ray.train.v2._internal.execution.controller.placement_group_cleaner").setLevel(logging.ERROR)
         # On a cluster gloo is told by which interface Ray reaches the node: it would take the one that the machine's own name
         # leads to, which on many (Debian's /etc/hosts) is the loopback, where no other node answers.
         if on_cluster and "GLOO_SOCKET_IFNAME" not in os.environ:

@@ -14,6 +14,7 @@ from helpers.profiles import ROOT
 def test_every_required_package_is_installed_as_required():
     rows = cluster.packages()
     assert len(rows) >= 25 and [row for row in rows if not row["ok"]] == []
+    assert {"torch", "ray", "papermill"} <= (names := {row["package"] for row in rows}) and not {"pytest", "playwright", "ruff"} & names
 
 
 def test_a_package_of_another_version_is_named_with_the_required_one():
