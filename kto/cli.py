@@ -15,7 +15,7 @@ app = typer.Typer(
     cls=Commands, no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None,
     help="KTO at scale: align a model to thumbs-up/thumbs-down feedback, on a laptop or a Ray cluster.",
 )
-config_app = typer.Typer(no_args_is_help=True, help="Configurations.")
+config_app = typer.Typer(no_args_is_help=True, help="Show the config that a run would be launched with.")
 app.add_typer(config_app, name="config")
 app.add_typer(cli_data.app, name="data")
 app.add_typer(cli_runs.app)
@@ -29,13 +29,13 @@ def run(
     parameter: Values = [],  # noqa: B006
     run_name: Annotated[str, typer.Option(help="The run's folder. Default: the profile and the time.")] = None,
     resume: Annotated[Literal["auto", "if-any"],
-                      typer.Option(help="auto: resume --run-name where it stopped; if-any: or begin it.")] = None,
-    start_from: Annotated[str, typer.Option(help="On top of this run's best, an adapter's folder or a hub id: -p start_from.")] = "",
-    retries: Annotated[int, typer.Option(min=0, help="How often lost workers are replaced: -p retries.")] = None,
-    log: Annotated[bool, typer.Option("--log", help="The training's own log to stdout too, for a job's log.")] = False,
+                      typer.Option(help="auto: resume --run-name where it stopped; if-any: start it if there is no such run.")] = None,
+    start_from: Annotated[str, typer.Option(help="Train on top of this run's best, an adapter's folder or a hub id.")] = "",
+    retries: Annotated[int, typer.Option(min=0, help="How often lost workers are replaced. Same as -p retries.")] = None,
+    log: Annotated[bool, typer.Option("--log", help="Print the training log to stdout as well (for jobs).")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """The six notebooks in order, executed into <run>/notebooks/.
+    """Run the six notebooks in order. The executed copies are saved in <run>/notebooks/.
 
     Example: kto run --profile local -p max_steps=12 -p learning_rate=5e-4
     """
@@ -54,11 +54,11 @@ def sweep(
     profile: Profile = "local",
     storage: Storage = "",
     parameter: Values = [],  # noqa: B006
-    name: Annotated[str, typer.Option(help="The sweep's: its runs' names begin with it.")] = "sweep",
-    at_most: Annotated[int, typer.Option(min=1, help="Runs at a time.")] = 1,
+    name: Annotated[str, typer.Option(help="The sweep's name; its runs are named NAME-…")] = "sweep",
+    at_most: Annotated[int, typer.Option(min=1, help="How many runs at the same time.")] = 1,
     as_json: AsJson = False,
 ) -> None:
-    """The six notebooks for every combination of the values given with commas; what is done is skipped.
+    """Run the notebooks for every combination of values. Separate values with commas; finished runs are skipped.
 
     Example: kto sweep -p learning_rate=1e-4,1e-3 -p pref_beta=0.1,0.3
     """
@@ -74,7 +74,7 @@ def sweep(
 
 @app.command()
 def parameters(as_json: AsJson = False) -> None:
-    """Every parameter that `run -p` takes, with its default and the notebooks that read it."""
+    """List what `kto run -p` accepts. Shows each parameter's default and the notebooks that read it."""
     if as_json:
         show(known(), as_json)
         return
@@ -84,7 +84,7 @@ def parameters(as_json: AsJson = False) -> None:
 
 @app.command()
 def runs(profile: Profile = "local", storage: Storage = "", as_json: AsJson = False) -> None:
-    """The runs in a storage: when, how far they came, held-out figures."""
+    """List the runs in a storage. Shows when each began, its status, dataset, held-out area and margin."""
     from .compare import listing
 
     show(listing(a_storage(profile, storage)), as_json)
@@ -92,7 +92,7 @@ def runs(profile: Profile = "local", storage: Storage = "", as_json: AsJson = Fa
 
 @app.command()
 def track(run: RunFolder) -> None:
-    """Send to MLflow what it does not have of a run yet ($MLFLOW_TRACKING_URI, else the storage's own store).
+    """Send to MLflow what it lacks of a run. The server is $MLFLOW_TRACKING_URI, or else the storage's own store.
 
     Example: kto track storage/first-run
     """
@@ -109,7 +109,7 @@ def doctor(
     parameter: Values = [],  # noqa: B006
     as_json: AsJson = False,
 ) -> None:
-    """Whether a training can go well, asked of this machine, every node, the hub and MLflow in under 20 s.
+    """Run preflight checks before a launch. Checks this machine, every node, the hub and MLflow, in under 20 s.
 
     Example: kto doctor --profile anyscale -p train_config=kto_lora_48gb.yaml -p ray_num_workers=8
     """
@@ -128,10 +128,10 @@ Keys = Annotated[list[str], typer.Option("-p", metavar="KEY=VALUE", help="A LLaM
 def show_config(
     profile: Profile = "local",
     storage: Storage = "",
-    run_name: Annotated[str, typer.Option(help="A run that 01 and 02 have prepared.")] = "first-run",
+    run_name: Annotated[str, typer.Option(help="A run for which notebooks 1 and 2 were run.")] = "first-run",
     parameter: Keys = [],  # noqa: B006
 ) -> None:
-    """The resolved YAML of a run with these overrides; nothing is written.
+    """Print a run's resolved YAML. With -p, as these overrides would change it; nothing is written.
 
     Example: kto config show --run-name first-run -p learning_rate=5e-4
     """

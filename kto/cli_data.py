@@ -8,22 +8,22 @@ import typer
 
 from .terminal import AsJson, Profile, RunFolder, Storage, a_checkpoint, as_usage, show, two_columns
 
-app = typer.Typer(no_args_is_help=True, help="Feedback: what is wrong with it, and a registered dataset made of it.")
+app = typer.Typer(no_args_is_help=True, help="Check and prepare feedback, sample replies.")
 
 Feedback = Annotated[str, typer.Argument(help="A file, a folder, a glob, an address, or a hub id.")]
-Columns = Annotated[str, typer.Option(help="Which column is which, as prompt=…,reply=…,label=… (history, messages, chosen, "
-                                           "rejected, system, tools too); dots lead into nested data.")]
-Scale = Annotated[str, typer.Option(help="How votes are read: binary, sign, stars, their ends as 1-10, or the votes themselves as "
-                                         "accepted,…/rejected,…/no vote,…")]
-AcceptFrom = Annotated[float, typer.Option(help="From which rating on a reply is accepted, on any scale.")]
-Stars = Annotated[int, typer.Option(help="Where ratings are 1 to 5: from how many on a row is accepted.")]
-Strict = Annotated[bool, typer.Option(help="Stop at refused rows, contradictions and personal data, instead of counting them.")]
+Columns = Annotated[str, typer.Option(help="Which column is which: prompt=…,reply=…,label=… (also history, messages, chosen, "
+                                           "rejected, system, tools); data.rating names a nested field.")]
+Scale = Annotated[str, typer.Option(help="How votes are read: binary, sign, stars, a range such as 1-10, or the values themselves: "
+                                         "ACCEPTED,…/REJECTED,…/NO VOTE,… Default: recognised.")]
+AcceptFrom = Annotated[float, typer.Option(help="The lowest rating that counts as accepted, on any scale.")]
+Stars = Annotated[int, typer.Option(help="For ratings from 1 to 5: the lowest that counts as accepted.")]
+Strict = Annotated[bool, typer.Option(help="Fail on refused rows, contradictions and personal data instead of counting them.")]
 
 
 @app.command()
 def check(
     feedback: Feedback,
-    report: Annotated[Path, typer.Option(help="The file that gets every problem, one JSON line each.")] = None,
+    report: Annotated[Path, typer.Option(help="Write every problem to this file, one JSON line each.")] = None,
     columns: Columns = "",
     scale: Scale = "",
     accept_from: AcceptFrom = None,
@@ -31,9 +31,9 @@ def check(
     strict: Strict = False,
     as_json: AsJson = False,
 ) -> None:
-    """Every row accounted for: what would be trained on, what is refused and why. Nothing else is written.
+    """Show which rows can be used, and which not and why. Writes nothing but --report.
 
-    Exit status 0: all rows can be used; 1: some are refused; 2: it cannot be read.
+    Exit status 0: no row is refused; 1: some are; 2: the feedback cannot be read.
 
     Example: kto data check thumbs.csv --report problems.jsonl
     """
@@ -55,19 +55,19 @@ def check(
 @app.command()
 def prepare(
     feedback: Feedback,
-    name: Annotated[str, typer.Option(help="The dataset's name in the registry; a part of its hash is added.")] = "",
+    name: Annotated[str, typer.Option(help="The dataset's name in the registry; part of its hash is appended.")] = "",
     profile: Profile = "local",
     storage: Storage = "",
-    heldout: Annotated[float, typer.Option(help="Share of the prompts that is kept apart.")] = 0.2,
-    seed: Annotated[int, typer.Option(help="Of the split and of the rows' order.")] = 42,
+    heldout: Annotated[float, typer.Option(help="Share of the prompts that is held out.")] = 0.2,
+    seed: Annotated[int, typer.Option(help="Seed of the split and of the order of rows.")] = 42,
     columns: Columns = "",
     scale: Scale = "",
     accept_from: AcceptFrom = None,
     stars: Stars = 4,
     strict: Strict = False,
-    refuse_share: Annotated[float, typer.Option(help="An error where more of the rows than this share are refused.")] = 0.05,
+    refuse_share: Annotated[float, typer.Option(help="Fail if a larger share of the rows than this is refused.")] = 0.05,
 ) -> None:
-    """Feedback checked, split, written and registered in <storage>/datasets/; prints what was made of it.
+    """Validate, split and register feedback. The dataset is written to <storage>/datasets/; its facts are printed.
 
     Example: kto data prepare thumbs.csv --name thumbs
     """
@@ -84,14 +84,14 @@ def prepare(
 @app.command()
 def sample(
     run: RunFolder,
-    output: Annotated[Path, typer.Option(help="What to write: .json for Label Studio, .jsonl for Argilla, .csv for a spreadsheet.")],
+    output: Annotated[Path, typer.Option(help="The file to write: .json (Label Studio), .jsonl (Argilla) or .csv.")],
     checkpoint: Annotated[str, typer.Option(help="best, latest, a step's number, or a checkpoint's folder.")] = "best",
     count: Annotated[int, typer.Option(help="How many prompts.")] = 50,
-    max_new_tokens: Annotated[int, typer.Option(help="Tokens a reply.")] = 256,
+    max_new_tokens: Annotated[int, typer.Option(help="Most tokens in a reply.")] = 256,
 ) -> None:
-    """Replies of the trained model, for people to rate; `kto data prepare` reads the ratings.
+    """Sample replies of the trained model to rate. `kto data prepare` reads the ratings.
 
-    To prompts that were trained on: what was held out stays held out in a second round, to be measured again.
+    The prompts are those of the training rows; held-out prompts stay held out for the second round.
 
     Example: kto data sample storage/first-run --output to_rate.csv
     """

@@ -28,17 +28,17 @@ from .terminal import (
 app = typer.Typer(rich_markup_mode=None)
 
 Log = Annotated[Path, typer.Argument(help="A LLaMA-Factory log, or a run's folder.")]
-Forms = Annotated[str, typer.Option("--as", help="What to make: adapter, merged, fp8, w8a8, w4a16, gguf.")]
+Forms = Annotated[str, typer.Option("--as", help="What to export, separated by commas: adapter, merged, fp8, w8a8, w4a16, gguf.")]
 Chosen = Annotated[str, typer.Option(help="best, latest, a step's number, or a checkpoint's folder.")]
 
 
 @app.command()
 def metrics(
     log: Log,
-    logging_steps: Annotated[int, typer.Option(min=1, help="Steps between two of its lines, where the log does not say.")] = None,
+    logging_steps: Annotated[int, typer.Option(min=1, help="Steps between two log lines, if the log doesn't say.")] = None,
     as_json: AsJson = False,
 ) -> None:
-    """The table of a training log in KTO's units; also of a log that this project did not make.
+    """Print a training log as a table in KTO's units. Any LLaMA-Factory log will do.
 
     Example: kto metrics storage/first-run
     """
@@ -53,7 +53,7 @@ def metrics(
 
 @app.command()
 def explain(log: Log) -> None:
-    """Why a training failed, or how it ended, from its log; of any LLaMA-Factory or Ray log.
+    """Explain why a training run failed. Any LLaMA-Factory or Ray log will do; for a run that did not fail it says how it ended.
 
     Example: kto explain storage/first-run
     """
@@ -67,9 +67,9 @@ def explain(log: Log) -> None:
 @app.command()
 def plot(
     logs: Annotated[list[Path], typer.Argument(help="LLaMA-Factory logs, or runs' folders.")],
-    output: Annotated[Path, typer.Option("-o", "--output", help="Where to: a .png, .svg or .pdf.")],
+    output: Annotated[Path, typer.Option("-o", "--output", help="The file to write: .png, .svg or .pdf.")],
 ) -> None:
-    """The curves of one training, or of several in one figure; what it shows is said in words.
+    """Plot the curves of one or several training runs. Draws them in one figure and prints a summary in words.
 
     Example: kto plot storage/first-run -o curves.png
     """
@@ -105,9 +105,9 @@ def plot(
 def compare(
     runs: Annotated[list[Run], typer.Argument(metavar="RUN...", help="Runs' folders.", parser=a_run)], as_json: AsJson = False
 ) -> None:
-    """What differs in the runs' configs and data, and where each of them ended.
+    """Show how runs differ and where each ended. Compares configs, data and results.
 
-    The figures are means over the last fifth of a training's windows; auc and margin held out are notebook 6's.
+    Loss, rewards, margin and KL are means over the last fifth of the log lines; held-out figures come from notebook 6.
 
     Example: kto compare storage/first-run storage/second-run
     """
@@ -126,10 +126,10 @@ def compare(
 
 @app.command()
 def checkpoints(
-    where: Annotated[str, typer.Argument(help="A run's folder, any folder with checkpoints, or s3://, gs://.")],
+    where: Annotated[str, typer.Argument(help="A run's folder, any folder with checkpoints, or an s3:// or gs:// address.")],
     as_json: AsJson = False,
 ) -> None:
-    """The checkpoints there: step, size, figures, complete or why not.
+    """List checkpoints and whether each is complete. Shows step, size, loss, margin and KL.
 
     Example: kto checkpoints storage/first-run
     """
@@ -151,7 +151,7 @@ def checkpoints(
 
 @app.command()
 def evaluate(run: RunFolder, checkpoint: Chosen = "best", as_json: AsJson = False) -> None:
-    """Implied rewards on the held-out rows, before and after training: area under ROC and margin, with 95 % intervals.
+    """Measure held-out rewards before and after training. Shows area under ROC and margin, with 95 % intervals.
 
     Example: kto evaluate storage/first-run --checkpoint latest
     """
@@ -175,10 +175,10 @@ def evaluate(run: RunFolder, checkpoint: Chosen = "best", as_json: AsJson = Fals
 def clean(
     run: RunFolder,
     keep_last: Annotated[int, typer.Option(min=1, help="Complete checkpoints to keep, besides the best.")] = 2,
-    metric: Annotated[str, typer.Option(help="What the best one is best at.")] = "rewards/margins",
-    lower_is_better: Annotated[bool, typer.Option("--lower-is-better", help="As for a loss.")] = False,
+    metric: Annotated[str, typer.Option(help="The logged value that decides which checkpoint is best.")] = "rewards/margins",
+    lower_is_better: Annotated[bool, typer.Option("--lower-is-better", help="The lowest --metric is best.")] = False,
 ) -> None:
-    """Remove checkpoints that are neither the last nor the best, nor in use: shown first, then asked.
+    """Remove checkpoints that are no longer needed. Keeps the last, the best and those in use. Shows the plan and asks first.
 
     Example: kto clean storage/first-run --keep-last 1
     """
@@ -200,7 +200,7 @@ def export(
     checkpoint: Chosen = "best",
     as_json: AsJson = False,
 ) -> None:
-    """Adapter, merged model with its proof, quantised models with what they cost in quality: into <run>/export/.
+    """Export the adapter and the merged model. And quantised models, with their loss of quality: see --as. Written to <run>/export/.
 
     Example: kto export storage/first-run --as adapter,merged,fp8
     """
@@ -211,12 +211,12 @@ def export(
 
 @app.command()
 def serve(
-    run: Annotated[Run, typer.Argument(metavar="RUN", help="Default: the newest run with an export.", parser=a_run)] = None,
+    run: Annotated[Run, typer.Argument(metavar="RUN", help="A run's folder. Default: the newest export.", parser=a_run)] = None,
     storage: Storage = "",
-    host: Annotated[str, typer.Option(help="Where to listen; 0.0.0.0: on every interface.")] = "127.0.0.1",
-    port: Annotated[int, typer.Option(min=1, max=65535, help="The port.")] = 8000,
+    host: Annotated[str, typer.Option(help="The address to listen on; 0.0.0.0 is every interface.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=1, max=65535, help="The port to listen on.")] = 8000,
 ) -> None:
-    """An OpenAI-compatible server on this machine: the run's base model and every adapter of its storage that fits it.
+    """Serve a run behind an OpenAI-compatible API. Serves the base model, and every adapter in the storage that fits it.
 
     Example: kto serve storage/first-run
     """

@@ -26,11 +26,11 @@ from helpers.quiet import silence
 from . import parameters
 from .terminal import AsJson, Profile, Usage, Values, as_usage, say, show
 
-app = typer.Typer(no_args_is_help=True, help="The pipeline as a job on a Ray cluster, through its dashboard.")
+app = typer.Typer(no_args_is_help=True, help="Run the pipeline as a job on a Ray cluster.")
 Address = Annotated[str, typer.Option(help="The dashboard. Default: $RAY_ADDRESS if http, else http://127.0.0.1:8265.")]
 Name = Annotated[str, typer.Argument(metavar="JOB", help="A job's id, or its run's name.")]
-Storage = Annotated[str, typer.Option(help="Where runs are kept, as every node of the cluster sees it.")]
-Secrets = Annotated[list[str], typer.Option(metavar="NAME", help="A variable of this environment to send along.")]
+Storage = Annotated[str, typer.Option(help="Where runs are kept: an absolute path that is the same on every node.")]
+Secrets = Annotated[list[str], typer.Option(metavar="NAME", help="An environment variable to send along; may be repeated.")]
 
 LEFT_HERE = [".git", ".venv", "storage", "mlruns", "tests", "benchmarks", "**/__pycache__"]
 """What of the project's folder does not travel to the cluster; what .gitignore names does not either."""
@@ -45,13 +45,13 @@ def submit(
     profile: Profile = "ray",
     storage: Storage = "",
     parameter: Values = [],  # noqa: B006
-    run_name: Annotated[str, typer.Option(help="The run's folder. The same name again resumes it.")] = "",
+    run_name: Annotated[str, typer.Option(help="The run's folder. Submit the same name again to resume it.")] = "",
     secret: Secrets = [],  # noqa: B006
-    retries: Annotated[int, typer.Option(min=0, help="How often lost workers are replaced: -p retries.")] = 2,
-    follow: Annotated[bool, typer.Option(help="Stay and watch.")] = True,
+    retries: Annotated[int, typer.Option(min=0, help="How often lost workers are replaced. Same as -p retries.")] = 2,
+    follow: Annotated[bool, typer.Option(help="Watch the job until it ends.")] = True,
     address: Address = "",
 ) -> None:
-    """Submit the six notebooks as a job and watch it; Ctrl-C leaves it running.
+    """Submit the six notebooks as a job and watch it. Ctrl-C leaves it running.
 
     Example: kto job submit --profile ray --storage /mnt/shared/kto --secret HF_TOKEN -p max_steps=100
     """
@@ -94,9 +94,9 @@ def submit(
 
 @app.command()
 def logs(
-    name: Name, raw: Annotated[bool, typer.Option(help="The log so far, on stdout.")] = False, address: Address = ""
+    name: Name, raw: Annotated[bool, typer.Option(help="Print the log so far to stdout, and stop.")] = False, address: Address = ""
 ) -> None:
-    """Watch a job to its end, wherever it was submitted; Ctrl-C leaves it running."""
+    """Watch a job to its end. Works from any terminal; Ctrl-C leaves it running."""
     client = connect(address)
     job = find(client, name)["job"]
     if raw:
@@ -122,11 +122,11 @@ def stop(name: Name, address: Address = "") -> None:
 @app.command()
 def fetch(
     name: Name,
-    to: Annotated[Path, typer.Option(help="A folder; the run's own is made in it.")] = Path("."),
-    everything: Annotated[bool, typer.Option("--all", help="Checkpoints and the merged model too.")] = False,
+    to: Annotated[Path, typer.Option(help="A folder; the run's folder is created in it.")] = Path("."),
+    everything: Annotated[bool, typer.Option("--all", help="Copy checkpoints and the merged model as well.")] = False,
     address: Address = "",
 ) -> None:
-    """Copy a job's results here from its storage: figures, metrics, notebooks, adapter."""
+    """Copy a job's results here from its storage. Copies figures, metrics, notebooks and the adapter; the rest with --all."""
     row = find(connect(address), name)
     source, target = Path(row["storage"]) / row["run"], to / row["run"]
     if not source.is_dir():
@@ -142,7 +142,7 @@ def fetch(
 
 @app.command("list")
 def list_command(as_json: AsJson = False, address: Address = "") -> None:
-    """The jobs on the cluster, newest first."""
+    """List the jobs on the cluster, newest first."""
     show(listing(connect(address)), as_json)
 
 

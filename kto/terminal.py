@@ -63,9 +63,9 @@ Storage = Annotated[
                  callback=lambda folder: str(Path(folder).expanduser().resolve()) if folder else ""),
 ]
 Values = Annotated[
-    list[str], typer.Option("-p", "--parameter", metavar="NAME=VALUE", help="A notebook's parameter; may be repeated.")
+    list[str], typer.Option("-p", "--parameter", metavar="NAME=VALUE", help="Set a notebook parameter; may be repeated.")
 ]
-AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, with everything, instead of a table.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print complete JSON instead of a table.")]
 RunFolder = Annotated[Run, typer.Argument(metavar="RUN", help="A run's folder.", parser=a_run)]
 
 
