@@ -57,7 +57,7 @@ def lab(tmp_path_factory):
         yield address_in(log, server)
     finally:
         server.terminate()
-        server.wait(30)
+        server.wait(60)
 
 
 def empty(notebook) -> None:
@@ -84,7 +84,7 @@ def shorten(notebook, *lines) -> None:
 
 def address_in(log, server) -> str:
     """`http://127.0.0.1:PORT/lab?token=…` as JupyterLab prints it when it is ready."""
-    deadline = time.monotonic() + 90
+    deadline = time.monotonic() + 360
     while time.monotonic() < deadline and server.poll() is None:
         if found := re.search(r"http://127\.0\.0\.1:\d+/lab\?token=\w+", log.read_text()):
             return found[0]
@@ -108,8 +108,8 @@ def opened(browser, lab, notebook):
     """The notebook's page, all cells run to the end of what it says before; the kernel is shut down afterwards."""
     page = browser.new_page(viewport={"width": 1280, "height": 900})
     page.goto(lab.replace("/lab?", f"/lab/tree/{notebook}?reset&"))  # no tabs of before
-    page.wait_for_selector(".jp-Notebook .jp-CodeCell", timeout=60_000)
-    page.get_by_text("Python 3 (ipykernel) | Idle").wait_for(timeout=90_000)
+    page.wait_for_selector(".jp-Notebook .jp-CodeCell", timeout=240_000)
+    page.get_by_text("Python 3 (ipykernel) | Idle").wait_for(timeout=240_000)
     if page.locator(".jp-mod-left.jp-SidePanel:visible, #jp-left-stack:visible").count():
         page.evaluate("window.jupyterapp.commands.execute('application:toggle-left-area')")
     try:
@@ -172,7 +172,7 @@ def test_every_cell_runs_without_error_and_every_picture_is_seen_whole(browser, 
         run_all(page)
         if notebook.startswith("04"):
             watch(page)
-        wait_for_the_end(page, minutes=15)
+        wait_for_the_end(page, minutes=30)
         assert outputs(page, "error") == [] and outputs(page, "stderr") == []
         assert pictures_without_words(page) == 0
         look(page, notebook)
@@ -186,12 +186,12 @@ BAR = """() => { const bars = document.querySelectorAll('.jp-OutputArea-output [
 
 def watch(page) -> None:
     """The live view moves while the training runs: the bar grows, and two screenshots of it differ."""
-    page.wait_for_selector(".jp-OutputArea-output [role=progressbar]", timeout=180_000)
+    page.wait_for_selector(".jp-OutputArea-output [role=progressbar]", timeout=600_000)
     view = page.locator(".jp-OutputArea-output:has([role=progressbar])").first
-    page.wait_for_function(f"() => ({BAR})() >= 25", timeout=300_000, polling=500)
+    page.wait_for_function(f"() => ({BAR})() >= 25", timeout=900_000, polling=500)
     view.scroll_into_view_if_needed()
     first, full = view.screenshot(path=SHOTS / "live-1.png"), page.evaluate(BAR)
-    page.wait_for_function(f"() => ({BAR})() >= 60", timeout=300_000, polling=500)
+    page.wait_for_function(f"() => ({BAR})() >= 60", timeout=900_000, polling=500)
     second = view.screenshot(path=SHOTS / "live-2.png")
     page.screenshot(path=SHOTS / "live-page.png")
     assert first != second and page.evaluate(BAR) > full

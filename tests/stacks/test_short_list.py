@@ -60,14 +60,14 @@ def train(folder: Path, material: dict, meanwhile=lambda process, folder: None, 
             env=os.environ | quiet | {"PYTHONPATH": str(ROOT)}, stdin=subprocess.DEVNULL, stdout=log, stderr=log, cwd=folder,
         )  # fmt: skip
         try:
-            end = time.monotonic() + 300
+            end = time.monotonic() + 900
             while process.poll() is None and time.monotonic() < end:
                 meanwhile(process, folder)
                 time.sleep(0.2)
         finally:
             if (code := process.poll()) is None:
                 process.terminate()
-                process.wait(30)
+                process.wait(60)
     assert code == 0, (folder / "train.log").read_text()[-3000:]
     return folder
 

@@ -29,13 +29,13 @@ class Server:
         self.process = subprocess.Popen(
             [sys.executable, "-m", "mlflow", "server", *where, *stores],
             stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
-        for _ in range(240):
+        for _ in range(1200):
             try:
-                urllib.request.urlopen(f"{self.url}/health", timeout=1)
+                urllib.request.urlopen(f"{self.url}/health", timeout=5)
                 return self
             except OSError:
                 time.sleep(0.5)
-        raise AssertionError("the MLflow server did not come up in two minutes")
+        raise AssertionError("the MLflow server did not come up in ten minutes")
 
     def stop(self):
         if self.process:

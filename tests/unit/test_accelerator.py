@@ -477,7 +477,7 @@ def test_a_launched_training_takes_it_where_it_is_proved_and_says_which_trainer_
         "dataset": tiny.dataset(tmp_path / "data", ROWS), "output_dir": str(tmp_path / "output"), "ray_run_name": "run",
         "ray_storage_path": str(tmp_path / "ray"), "ray_num_workers": 1, "max_steps": 2, **settings}
     (tmp_path / "config.yaml").write_text(yaml.safe_dump(config))
-    done = subprocess.run([sys.executable, "-m", "helpers.trainer", str(tmp_path / "config.yaml"), "--accelerated=auto"], timeout=300,
+    done = subprocess.run([sys.executable, "-m", "helpers.trainer", str(tmp_path / "config.yaml"), "--accelerated=auto"], timeout=900,
                           text=True, capture_output=True, env={**os.environ, "PYTHONPATH": str(ROOT), "RAY_USAGE_STATS_ENABLED": "0"})
     assert done.returncode == 0 and f"[kto] {says}" in done.stdout, done.stdout[-3000:] + done.stderr[-3000:]
 

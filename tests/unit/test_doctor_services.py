@@ -4,6 +4,7 @@ import contextlib
 import json
 import os
 import socket
+import sys
 import threading
 import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -81,7 +82,7 @@ def test_a_cluster_that_takes_connections_and_never_answers_is_a_finding_in_time
         monkeypatch.setenv("RAY_ADDRESS", f"127.0.0.1:{silent.getsockname()[1]}")
         began = time.monotonic()
         found = doctor.examine("ray", str(tmp_path))
-        assert time.monotonic() - began < 15
+        assert time.monotonic() - began < 30  # 5 and what comes before; Ray itself would try for 35 and more
     assert [f.status for f in found if "did not answer, within 5 s" in f.found] == ["FAIL"]
 
 
@@ -154,12 +155,11 @@ def test_packages_that_ray_brings_are_not_looked_for_on_the_nodes(tmp_path, monk
     assert f"every node has {asked} and the Python that are here" in [finding.found for finding in nodes.everywhere(question)]
 
 
-def test_a_cluster_that_does_not_answer_is_said_within_seconds(monkeypatch):
+def test_a_cluster_that_does_not_answer_is_said_before_ray_is_asked(monkeypatch):
+    monkeypatch.setitem(sys.modules, "ray", None)  # Ray would try for 35 seconds and more
     monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:9")
-    began = time.monotonic()
     with pytest.raises(KitError, match="no Ray cluster answers at 127.0.0.1:9"):
         cluster.resources(profiles.load("ray"))
-    assert time.monotonic() - began < 5
 
 
 def test_a_profile_of_ones_own_is_a_few_lines(tmp_path):

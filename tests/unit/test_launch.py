@@ -44,7 +44,7 @@ def stand_in(monkeypatch, code: str) -> None:
     monkeypatch.setattr(launch, "command", lambda run, *_: [sys.executable, "-c", code])
 
 
-def wait_for(condition, seconds: float = 10) -> bool:
+def wait_for(condition, seconds: float = 60) -> bool:
     until = time.monotonic() + seconds
     while not condition() and time.monotonic() < until:
         time.sleep(0.1)
@@ -68,13 +68,13 @@ def test_a_failing_command_is_an_error_with_its_last_line_and_the_logs_path(read
 
 def test_stopping_ends_every_process_of_the_training_and_no_other(ready, monkeypatch, mark):
     stand_in(monkeypatch, TREE)
-    other = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"], env={})
+    other = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"], env={})
     training = launch.start(ready)
     assert wait_for(lambda: len(marked(mark)) == 2 and b"started" in ready.log_file.read_bytes())
     began = time.monotonic()
     training.stop()
-    assert time.monotonic() - began < 15
-    assert wait_for(lambda: marked(mark) == [], seconds=2) and other.poll() is None
+    assert time.monotonic() - began < 60  # of 600: 10 s are for an orderly end
+    assert wait_for(lambda: marked(mark) == []) and other.poll() is None
     assert ready.record()["training"]["status"] == "stopped"
     other.kill()
 
@@ -93,7 +93,7 @@ time.sleep(600)
     assert wait_for(lambda: len(marked(mark)) == 3 and b"started" in ready.log_file.read_bytes())
     os.kill(kernel.pid, signal.SIGKILL)
     kernel.wait()
-    assert wait_for(lambda: marked(mark) == [], seconds=15)
+    assert wait_for(lambda: marked(mark) == [])
 
 
 def test_an_interrupted_cell_stops_the_training(ready, monkeypatch, mark):
@@ -104,7 +104,7 @@ def test_an_interrupted_cell_stops_the_training(ready, monkeypatch, mark):
             if b"started" in ready.log_file.read_bytes():
                 raise KeyboardInterrupt
     training.stop()
-    assert wait_for(lambda: marked(mark) == [], seconds=2)
+    assert wait_for(lambda: marked(mark) == [])
 
 
 def test_of_two_launches_with_one_name_the_second_refuses(ready, monkeypatch):
@@ -167,7 +167,8 @@ def test_the_launched_process_is_told_which_trainer_the_run_asked_for(ready, not
     assert launch.command(ready)[4:] == ["--retries=2", f"--accelerated={launched}"]
 
 
-def test_a_launch_that_could_never_start_is_refused_in_seconds_and_leaves_no_log(ready):
+def test_a_launch_that_could_never_start_is_refused_before_any_process_starts_and_leaves_no_log(ready, monkeypatch):
+    monkeypatch.setattr(subprocess, "Popen", lambda *_, **__: pytest.fail("a process was started"))
     ready.config_file.write_text(
         yaml.safe_dump(
             {
@@ -178,7 +179,6 @@ def test_a_launch_that_could_never_start_is_refused_in_seconds_and_leaves_no_log
             }
         )
     )
-    began = time.monotonic()
     with pytest.raises(KitError, match="4 workers of 1 GPU are asked for, 2 fit"):
         launch.start(ready)
-    assert time.monotonic() - began < 5 and not ready.log_file.exists()
+    assert not ready.log_file.exists()

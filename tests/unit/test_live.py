@@ -150,7 +150,7 @@ def test_a_notebook_keeps_one_card_with_bar_figure_and_words_and_nothing_else(tm
     table = live.follow(Replayed(run, DEMO))""".replace("\n    ", "\n")
     cells = [nbformat.v4.new_code_cell(cell.replace("MODE", mode)) for mode in ("", "off")]
     notebook = nbformat.v4.new_notebook(cells=cells)
-    NotebookClient(notebook, timeout=120).execute()
+    NotebookClient(notebook, timeout=480).execute()
     for ran in notebook.cells:
         card, said = ran.outputs
         assert card.output_type == "display_data" and 'value="30" max="30"' in card.data["text/html"]

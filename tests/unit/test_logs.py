@@ -208,7 +208,7 @@ def test_a_days_log_is_read_in_seconds():
     text, parser, start = (FIXTURES / "demo-two-workers.log").read_bytes(), logs.Parser(), time.process_time()
     for _ in range(50):
         parser.feed(text)
-    assert 50 * len(text) / (time.process_time() - start) > 2e6  # 7 to 10 MB/s on an idle core: benchmarks/log_parser.py
+    assert 50 * len(text) / (time.process_time() - start) > 5e5  # 7 to 14 MB/s on an idle core (benchmarks/log_parser.py); 20 MB: a day's
 
 
 @pytest.mark.parametrize("path", RECORDED, ids=lambda path: path.stem)

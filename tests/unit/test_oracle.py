@@ -98,7 +98,7 @@ def trained(tmp_path_factory) -> Path:
     env = {key: value for key, value in os.environ.items() if key not in ("USE_RAY", "FORCE_TORCHRUN")}
     with open(folder / "train.log", "wb") as log:
         subprocess.run([sys.executable, __file__, "train", folder / "config.yaml", folder / "batches"], stdout=log,
-                       stderr=subprocess.STDOUT, cwd=folder, check=True, timeout=300,
+                       stderr=subprocess.STDOUT, cwd=folder, check=True, timeout=900,
                        env={**env, "HF_HUB_OFFLINE": "1", "CUDA_VISIBLE_DEVICES": "", "HF_DATASETS_CACHE": str(folder)})
     return folder
 

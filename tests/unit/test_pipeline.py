@@ -131,11 +131,13 @@ def command(*arguments, **settings) -> subprocess.CompletedProcess:
         (["config", "show", "--run-name", "never"], "01_setup", 2),
     ],
 )
-def test_wrong_usage_ends_in_seconds_with_one_message_and_its_exit_status(tmp_path, arguments, says, status):
-    storage = [] if arguments[0] == "metrics" else ["--storage", str(tmp_path)]
-    began = time.monotonic()
-    done = command(*arguments, *storage)
-    assert time.monotonic() - began < 15 and done.returncode == status
+def test_wrong_usage_ends_before_anything_heavy_is_imported_with_one_message_and_its_exit_status(tmp_path, arguments, says, status):
+    storage = [] if arguments[0] == "metrics" else ["--storage", str(tmp_path / "storage")]
+    (broken := tmp_path / "broken").mkdir()
+    for name in ("torch", "ray", "transformers", "mlflow"):
+        (broken / f"{name}.py").write_text("raise SystemError('imported')")
+    done = command(*arguments, *storage, env=os.environ | {"PYTHONPATH": str(broken)})
+    assert done.returncode == status and not (tmp_path / "storage").exists()
     assert says in done.stderr and "Traceback" not in done.stderr and done.stdout == ""
 
 
@@ -267,19 +269,19 @@ def test_a_run_without_checkpoints_and_a_folder_that_is_not_there_are_said_in_a_
 def test_ctrl_c_in_a_notebook_is_one_sentence_with_the_way_on_and_leaves_no_kernel(run, two_notebooks, tmp_path):
     import psutil
 
-    two_notebooks("import time\nprint('here')\ntime.sleep(60)")
+    two_notebooks("import time\nprint('here')\ntime.sleep(600)")
     code = "import sys; from pathlib import Path; from kto import cli, parameters; parameters.NOTEBOOKS = Path(sys.argv.pop(1)); cli.main()"
     words = [sys.executable, "-c", code, str(tmp_path / "nbs"), "run", "--storage", str(run.storage), "--run-name", run.name]
     process = subprocess.Popen(words, stderr=subprocess.PIPE, text=True, cwd=ROOT, start_new_session=True)
-    made, until = run.notebooks / "02_second.ipynb", time.monotonic() + 40
+    made, until = run.notebooks / "02_second.ipynb", time.monotonic() + 240
     while not (made.exists() and "here" in made.read_text()) and time.monotonic() < until:
         time.sleep(0.2)
     family = psutil.Process(process.pid).children(recursive=True)
     os.killpg(process.pid, signal.SIGINT)
-    said = process.communicate(timeout=30)[1]
+    said = process.communicate(timeout=120)[1]
     assert process.returncode == 130 and "Traceback" not in said, said
     assert "interrupted" in said and f"--run-name {run.name} --resume auto" in said
-    assert not psutil.wait_procs(family, timeout=10)[1] and run.record()["failed"] == "02_second"
+    assert not psutil.wait_procs(family, timeout=60)[1] and run.record()["failed"] == "02_second"
 
 
 @pytest.mark.slow

@@ -6,7 +6,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 
 import pytest
 import tiny
@@ -54,11 +53,12 @@ def test_a_second_round_starts_on_the_first_ones_best_above_the_adapters_that_it
 
 @pytest.mark.parametrize(("start_from", "says"), [
     ("frist-run", "did you mean 'first-run'"), ("/nowhere/at-all", "an adapter's folder"), ("second", "never trained")])
-def test_what_is_nothing_to_start_from_is_wrong_usage_within_seconds_and_starts_nothing(first, second, start_from, says):
-    began, words = time.monotonic(), ["run", "--storage", str(first.storage), "--run-name", "third", "--start-from", start_from]
+def test_what_is_nothing_to_start_from_is_wrong_usage_and_starts_nothing(first, second, monkeypatch, start_from, says):
+    monkeypatch.setattr(subprocess, "Popen", lambda *_, **__: pytest.fail("a process was started"))
+    words = ["run", "--storage", str(first.storage), "--run-name", "third", "--start-from", start_from]
     done = CliRunner().invoke(cli.app, words)
     assert done.exit_code == 2 and says in done.stderr and "--start-from" in done.stderr, done.stderr
-    assert time.monotonic() - began < 10 and not (first.storage / "third").exists()
+    assert not (first.storage / "third").exists()
 
 
 def test_a_run_does_not_start_from_another_base_or_a_full_tuning_or_untested_on_what_was_held_out(first, second):
@@ -210,7 +210,7 @@ def test_merged_model_and_combined_adapter_are_proved_and_the_adapter_is_served_
         assert said("tiny:second") != said("tiny:first-run") != said("tiny")
     finally:
         server.send_signal(signal.SIGTERM)
-        assert server.wait(60) == 0
+        assert server.wait(240) == 0
 
 
 @pytest.mark.slow

@@ -109,7 +109,7 @@ worker = Worker.remote()
 assert ray.get(worker.sees.remote()) == os.environ["HF_TOKEN"]
 answers = {}
 for path in ["/api/jobs/", "/api/v0/actors?detail=1", "/api/v0/tasks?detail=1", "/api/v0/runtime_envs?detail=1", "/api/v0/workers?detail=1"]:
-    answers[path] = urllib.request.urlopen(f"http://127.0.0.1:{sys.argv[1]}{path}", timeout=20).read().decode()
+    answers[path] = urllib.request.urlopen(f"http://127.0.0.1:{sys.argv[1]}{path}", timeout=60).read().decode()
 print(json.dumps(answers))
 """
 
@@ -121,7 +121,7 @@ def test_a_worker_has_the_token_and_neither_rays_logs_nor_its_dashboard_show_it(
     with socket.create_server(("127.0.0.1", 0)) as probe:
         port = probe.getsockname()[1]
     env = {**os.environ, **CANARY, "RAY_TMPDIR": str(short), "RAY_USAGE_STATS_ENABLED": "0"}
-    done = subprocess.run([sys.executable, "-c", LOOK, str(port)], capture_output=True, text=True, env=env, cwd=ROOT, timeout=120)
+    done = subprocess.run([sys.executable, "-c", LOOK, str(port)], capture_output=True, text=True, env=env, cwd=ROOT, timeout=480)
     assert done.returncode == 0, done.stderr[-3000:]
     answers = json.loads(done.stdout.splitlines()[-1])
     assert len(answers) == 5 and "prepare_worker" in answers["/api/v0/runtime_envs?detail=1"]  # the hook's name is what is shown
@@ -146,7 +146,7 @@ def test_of_planted_canaries_nothing_is_left_by_the_whole_pipeline(tmp_path, sho
            "OMP_WAIT_POLICY": "PASSIVE", "KTO_STORAGE": str(storage)}  # fmt: skip
     words = ["run", "--run-name", "canary", "-p", "max_steps=2", "-p", "save_steps=2", "-p", f"model_name_or_path={model}", "-p", "template=smollm2"]
     started = time.monotonic()
-    done = subprocess.run([sys.executable, "-m", "kto", *words], capture_output=True, text=True, env=env, cwd=ROOT, timeout=400)
+    done = subprocess.run([sys.executable, "-m", "kto", *words], capture_output=True, text=True, env=env, cwd=ROOT, timeout=1500)
     assert done.returncode == 0, done.stderr[-3000:]
     log = (storage / "canary" / "train.log").read_text()
     assert "a library that tells: ***HF_TOKEN***" in log

@@ -55,8 +55,8 @@ def server(storage):
     yield process, url
     family = psutil.Process(process.pid).children(recursive=True)
     process.send_signal(signal.SIGTERM)
-    assert process.wait(timeout=60) == 0
-    assert not psutil.wait_procs(family, timeout=10)[1]
+    assert process.wait(timeout=240) == 0
+    assert not psutil.wait_procs(family, timeout=60)[1]
 
 
 @pytest.fixture(scope="module")

@@ -24,7 +24,7 @@ def train(config, folder):
     file.write_text(yaml.safe_dump({**common, **config}))
     environment = {**os.environ, "USE_RAY": "0", "DISABLE_VERSION_CHECK": "1", "CUDA_VISIBLE_DEVICES": ""}
     done = subprocess.run([sys.executable, "-m", "llamafactory.cli", "train", str(file)], env=environment,
-                          capture_output=True, text=True, timeout=200)
+                          capture_output=True, text=True, timeout=900)
     assert done.returncode == 0, done.stderr[-2000:]
     return folder / "checkpoint-3"
 

@@ -1,7 +1,9 @@
-"""Sweeps, with a stand-in for the pipeline that takes half a second and fails at one point of the grid."""
+"""Sweeps, with a stand-in for the pipeline that fails at one point of the grid."""
 
 import json
 import time
+from functools import partial
+from threading import Barrier
 
 import pytest
 
@@ -10,11 +12,15 @@ from helpers.errors import KitError
 from kto import sweep
 
 
-def stand_in(profile: str, run, point: dict) -> str:
-    """Instead of sweep.start: notes when it ran, and in the run's record what a pipeline leaves; fails for pref_beta 0.3."""
+def stand_in(profile: str, run, point: dict, together: Barrier | None = None) -> str:
+    """Instead of sweep.start: notes when it ran, and in the run's record what a pipeline leaves; fails for pref_beta 0.3.
+
+    `together`: it waits there until so many run at once.
+    """
     run = runs.start(profile, str(run.storage), run.name)
     began = time.time()
-    time.sleep(0.5)
+    if together:
+        together.wait(60)
     with open(run.storage / "ran", "a") as file:
         file.write(f"{began} {time.time()}\n")
     if point["pref_beta"] == "0.3":
@@ -41,7 +47,7 @@ def test_a_runs_name_says_its_values_and_no_two_points_share_one():
 
 
 def test_so_many_at_a_time_a_failing_run_ends_no_other_and_a_second_call_skips_what_is_done(tmp_path, monkeypatch):
-    monkeypatch.setattr(sweep, "start", stand_in)
+    monkeypatch.setattr(sweep, "start", partial(stand_in, together=Barrier(2)))
     points, said = sweep.grid(["learning_rate=1e-4,1e-3", "pref_beta=0.1,0.3"]), []
     rows = sweep.sweep("local", str(tmp_path), "try", points, 2, said.append)
     assert [(row["pref_beta"], row["status"], row["auc"]) for row in rows] == [
@@ -52,6 +58,7 @@ def test_so_many_at_a_time_a_failing_run_ends_no_other_and_a_second_call_skips_w
     at_once = [sum(began <= start < ended for began, ended in times) for start, _ in times]
     assert len(times) == 4 and max(at_once) == 2
 
+    monkeypatch.setattr(sweep, "start", stand_in)
     again = sweep.sweep("local", str(tmp_path), "try", points[:3], 2, said.append)
     assert len((tmp_path / "ran").read_text().splitlines()) == 5 and [row["status"] for row in again] == ["done", "failed", "done"]
     assert "3 runs, 2 done before; 2 at a time" in said

@@ -113,7 +113,7 @@ def test_a_server_that_goes_away_loses_nothing(trained, server, monkeypatch):
     began = time.monotonic()
     with pytest.raises(KitError, match="nothing is lost"):
         tracking.sync(trained, TABLE)
-    assert time.monotonic() - began < 30
+    assert time.monotonic() - began < 90  # with MLflow's own retries at least 126
     server.start()
     later = tracking.sync(trained, TABLE)
     assert later["run_id"] == first["run_id"] and what_mlflow_has(trained, later["run_id"]) == EXPECTED
