@@ -51,6 +51,8 @@ def on_top_of(run: Run, start_from: str) -> dict:
         return {}
     earlier = find(run.storage, start_from)
     start = {"adapter_name_or_path": ",".join(adapters(earlier)), "create_new_adapter": True}
+    if isinstance(earlier, Path):
+        refuse_misfit(earlier, run.record().get("model", {}).get("path"))
     if missing := heldout_before(earlier).keys() - run.record().get("earlier_heldout", {}).keys():
         raise KitError(f"what {', '.join(sorted(missing))} held out was not held out again", "rows that no round trains on",
                        f"run 02_data with start_from={start_from!r} as well")
@@ -61,6 +63,34 @@ def on_top_of(run: Run, start_from: str) -> dict:
             raise KitError(f"{earlier.name!r} was trained on {theirs}, this run's model is {ours}", "one base model for both",
                            f"run 01_setup with model_name_or_path={theirs!r}")
     return start
+
+
+def refuse_misfit(adapter: Path, base: str | None) -> None:
+    """KitError if the adapter in that folder is no LoRA of the base model (folder or hub id; not checked where it is out of reach)."""
+    import torch
+    from safetensors import safe_open
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    expected, remedy = f"a LoRA adapter trained on {base}", "correct `start_from`, or run 01_setup with the adapter's own base model"
+    kind, weights = files.read_json(adapter / export.ADAPTER_FILES[0]).get("peft_type"), adapter / export.ADAPTER_FILES[1]
+    if kind != "LORA" or not weights.is_file():
+        what = f"no {weights.name}" if kind == "LORA" else f"an adapter of the kind {kind}"
+        raise KitError(f"{adapter} holds {what}", expected, remedy)
+    try:
+        with files.hub_or_cache(str(base)):
+            shape = AutoConfig.from_pretrained(base)
+    except (OSError, ValueError):
+        return
+    with torch.device("meta"):  # no weights are made
+        layers = dict(AutoModelForCausalLM.from_config(shape).named_modules())
+    with safe_open(weights, "pt") as held:
+        for name in held.keys():
+            layer, _, end = name.removeprefix("base_model.model.").partition(".lora_A.")
+            theirs = held.get_slice(name).get_shape()[-1]
+            ours = getattr(layers[layer], "in_features", theirs) if layer in layers else "no such layer"
+            if end and ours != theirs:
+                raise KitError(f"the adapter {adapter.name} does not fit {base}: {layer} has {theirs} inputs in the adapter, "
+                               f"{ours} in the model", expected, remedy)
 
 
 def heldout_before(earlier: Run | Path | str) -> dict[str, Path]:

@@ -1,5 +1,6 @@
 """A second round on new thumbs, on top of a first one: through the command line, to the replies that are served."""
 
+import contextlib
 import csv
 import json
 import shutil
@@ -73,6 +74,20 @@ def test_a_run_does_not_start_from_another_base_or_a_full_tuning_or_untested_on_
     tiny.model(first.output_dir / "checkpoint-4")
     with pytest.raises(KitError, match="has no adapter"):
         rounds.adapters(first)
+
+
+@pytest.mark.parametrize(("change", "says"), [
+    ({"hidden_size": 64}, "proj has 64 inputs in the adapter, 32 in the model"), ({"num_hidden_layers": 3}, "layers.2.*no such layer"),
+    ({"peft_type": "IA3"}, "of the kind IA3"), ({"weights": "adapter_model.bin"}, "no adapter_model.safetensors"), ({}, "")])
+def test_an_adapter_that_does_not_fit_the_base_is_refused_before_the_training(first, second, tmp_path, change, says):
+    shape = {key: value for key, value in change.items() if key in ("hidden_size", "num_hidden_layers")}
+    other = tiny.adapter(tiny.model(tmp_path / "base", **shape), tmp_path / "adapter")
+    if kind := change.get("peft_type"):
+        (other / "adapter_config.json").write_text(json.dumps({"peft_type": kind}))
+    if name := change.get("weights"):
+        (other / "adapter_model.safetensors").rename(other / name)
+    with pytest.raises(KitError, match=says) if says else contextlib.nullcontext():
+        assert rounds.on_top_of(second, str(other)) == {"adapter_name_or_path": str(other), "create_new_adapter": True}
 
 
 def test_what_all_earlier_rounds_held_out_is_held_out_again_wherever_the_storage_lies(first, second, tmp_path):

@@ -31,9 +31,9 @@ def model(folder: Path, seed: int = 0, **shape_too) -> Path:
                                    pad_token="<|im_end|>", unk_token="<|endoftext|>", model_max_length=512)
     fast.chat_template = models.CHATML
     torch.manual_seed(seed)
-    shape = LlamaConfig(vocab_size=len(fast), hidden_size=32, intermediate_size=64, num_hidden_layers=2,
-                        num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=512, eos_token_id=2,
-                        pad_token_id=2, bos_token_id=1, initializer_range=0.3, torch_dtype="float32", **shape_too)
+    usual = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2}
+    shape = LlamaConfig(vocab_size=len(fast), max_position_embeddings=512, eos_token_id=2, pad_token_id=2, bos_token_id=1,
+                        initializer_range=0.3, torch_dtype="float32", **usual | shape_too)
     LlamaForCausalLM(shape).save_pretrained(folder)
     fast.save_pretrained(folder)
     return folder
