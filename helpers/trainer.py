@@ -95,6 +95,7 @@ def connect(kwargs: dict) -> None:
     if address == "local":
         os.environ.setdefault(*cluster.LOOPBACK)
     os.environ.setdefault("RAY_DEDUP_LOGS", "0")  # Ray would merge the workers' lines, and with them steps
+    os.environ.setdefault("RAY_TRAIN_ENABLE_PRINT_PATCH", "0")  # Train V2 would print some lines twice
     import ray
     from ray.tune.execution import class_cache
 
