@@ -90,6 +90,13 @@ def test_kubernetes_own_schema_takes_the_pods_and_refuses_wrong_ones(number):
             judge(old, new)
 
 
+def test_kto_job_finds_the_rayjob_by_the_name_of_its_run():
+    """It lists jobs with these metadata only (kto.job.listing); the storage is where `kto job fetch` looks."""
+    words, metadata = given(RAYJOB["spec"]["entrypoint"]), RAYJOB["spec"]["metadata"]
+    assert metadata == {"run": words["run_name"], "storage": words["storage"], "profile": words["profile"]}
+    assert f"kto job logs {metadata['run']}\n" in (FOLDER / "rayjob.yaml").read_text()
+
+
 @pytest.mark.parametrize("entrypoint", [JOB["entrypoint"], RAYJOB["spec"]["entrypoint"]], ids=["anyscale", "kuberay"])
 def test_a_retry_means_the_same_run_and_goes_on_where_it_stopped(entrypoint):
     words = given(entrypoint)
