@@ -14,7 +14,7 @@ sys.path.insert(0, str(ROOT / "tools"))
 import hygiene  # noqa: E402
 
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("0*.ipynb"))
-PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "kto_accelerator/README.md", *sorted((ROOT / "docs").glob("*.md"))]
 
 
 def cells(path, kind):
@@ -80,15 +80,22 @@ def test_a_notebook_has_the_skeleton(path):
     assert all(len("".join(cell["source"]).splitlines()) <= 25 for cell in cells(path, "code"))
 
 
-def test_every_relative_link_leads_somewhere():
+def prose(path) -> str:
+    return path.read_text() if path.suffix == ".md" else "\n".join("".join(cell["source"]) for cell in cells(path, "markdown"))
+
+
+def anchors(text: str) -> set[str]:
+    """What GitHub makes of the headings."""
+    headings = re.findall(r"^#+ (.+)$", re.sub(r"```.*?```", "", text, flags=re.S), flags=re.M)
+    return {re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+def test_every_relative_link_leads_somewhere_and_to_a_heading_that_is_there():
     for path in [*PAGES, *NOTEBOOKS]:
-        text = (
-            path.read_text()
-            if path.suffix == ".md"
-            else "\n".join("".join(c["source"]) for c in cells(path, "markdown"))
-        )
-        for link in re.findall(r"\]\(([^)#:]+)\)", text):
-            assert (path.parent / link).exists(), f"{path.name}: {link}"
+        for file, _, anchor in (link.partition("#") for link in re.findall(r"\]\(([^):]+)\)", prose(path))):
+            target = path.parent / file if file else path
+            assert target.exists(), f"{path.name}: {file}"
+            assert not anchor or anchor in anchors(prose(target)), f"{path.name}: {file}#{anchor}"
 
 
 def test_the_sanitize_rules_are_each_used():
@@ -101,9 +108,20 @@ def test_the_readme_has_no_figure_left_open():
     assert not [page.name for page in PAGES if "FIGURE_" in page.read_text() or "@@" in page.read_text()]
 
 
-TEXTS = {path.name: path.read_text() for path in PAGES} | {
-    path.name: "\n".join("".join(cell["source"]) for cell in cells(path, "markdown")) for path in NOTEBOOKS
-}
+TEXTS = {str(path.relative_to(ROOT)): prose(path) for path in [*PAGES, *NOTEBOOKS]}
+
+
+def test_the_rates_and_memory_of_each_gpu_config_are_those_of_its_record():
+    def measured(file, *names):
+        return [json.loads((ROOT / "benchmarks/results" / file).read_text())[name] for name in names]
+
+    rows = {row["case"]: row for file in ("gpu_kto.json", "gpu_kto_h200.json") for row in measured(file, "table")[0]}
+    now = [run for run in measured("gpu_sharing.json", "runs")[0] if run["trainer"] == "now"]
+    lowest = {name: min(run[name] for run in now) for name in ("first epoch", "later epochs", "peak GiB")}
+    table = (ROOT / "docs/gpu.md").read_text().split("\n## ")[1]
+    for config, row in (("kto_qlora_24gb", rows["24 GB, accelerated"]), ("kto_lora_48gb", rows["48 GB, accelerated"]), ("kto_lora_80gb", lowest)):
+        later = f"{row['later epochs']:.1f}" if row["later epochs"] else "–"
+        assert f"| {row['first epoch']:.1f} / {later}, {row['peak GiB']:.1f} GiB" in re.search(rf"^.*`{config}.yaml`.*$", table, flags=re.M)[0]
 
 
 def spans(text: str) -> list[str]:
