@@ -52,14 +52,14 @@ def follow(training, tracker=None, stop_on_problem: bool = False, patience: floa
 
 
 class View:
-    """One display, updated in place: progress, newest numbers and the four curves in a notebook; a printed line now and then elsewhere.
+    """In a notebook two displays, updated in place: progress with the newest numbers, and the curves; elsewhere printed lines.
 
     A notebook that nobody watches (papermill and nbval set KTO_LIVE=off) gets printed lines, and the figure at the end.
     """
 
     def __init__(self, total_steps: int | None = None):
         self.done, self.total, self.left, self.phase = 0, total_steps, None, "starting"
-        self.windows, self.checkpoints, self.page, self.handle = 0, set(), "", None
+        self.windows, self.checkpoints, self.shown, self.id = 0, set(), set(), os.urandom(8).hex()
         self.said, self.said_at, self.place = set(), -SAY, None
         ipython = sys.modules.get("IPython")  # a kernel is what a notebook's front end, papermill and nbval all have
         self.kernel = bool(ipython) and getattr(ipython.get_ipython(), "kernel", None) is not None
@@ -77,23 +77,22 @@ class View:
             self.windows += event.kind in ("metrics", "eval")
 
     def show(self, table, findings=(), grown: bool = True, last: bool = False) -> None:
-        """The display brought up to date; the figure is drawn again where the table has `grown`."""
+        """The displays brought up to date; the figure is drawn again where the table has `grown`."""
         words = self.line(table)
-        if self.kernel and len(table) and (last or self.watched and grown):
-            self.page = plots.image(plots.training(table, self.checkpoints), f"Training curves. {words}", dpi=100)[1]
         if self.watched or last and self.kernel:
-            from IPython.display import HTML, clear_output, display
+            from IPython.display import display
 
             percent = round(100 * self.done / (self.total or 1))
             bar = (f'<progress role="progressbar" aria-valuenow="{percent}" aria-label="steps done" value="{self.done}" '
                    f'max="{self.total or 1}" style="width:100%"></progress>')
             trouble = "".join(f'<p style="color:#D55E00">{html.escape(str(finding))}</p>' for finding in findings)
-            card = HTML(f"{bar}<p>{html.escape(words)}</p>{self.page}{trouble}")
-            if self.handle:
-                self.handle.update(card)
-            else:
-                clear_output(wait=True)  # the printed lines of a notebook that nobody watched
-                self.handle = display(card, display_id=True)
+            card = {"text/html": f"{bar}<p>{html.escape(words)}</p>{trouble}", "text/plain": "\n".join([words, *map(str, findings)])}
+            displays = {"progress": (card, {})}
+            if len(table) and (last or grown):
+                displays["curves"] = plots.image(plots.training(table, self.checkpoints), f"Training curves. {words}", dpi=100)
+            for name, (data, metadata) in displays.items():  # the first clears the printed lines of a notebook that nobody watched
+                display(data, metadata=metadata, raw=True, clear=not self.shown, display_id=self.id + name, update=name in self.shown)
+                self.shown.add(name)
             return
         new = [finding for finding in findings if finding.kind not in self.said]
         self.said.update(finding.kind for finding in new)

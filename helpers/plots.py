@@ -183,30 +183,30 @@ def picture(size: tuple[float, float]):
 
 
 def show(figure, words: str) -> None:
-    """Display a figure in a notebook, with `words` as its alt text; elsewhere nothing.
+    """Display a figure in a notebook, and print `words` below it; elsewhere nothing.
 
-    As HTML too, because JupyterLab 4 gives a bare image no alt text; where HTML is not trusted the bare one is shown.
+    Not as HTML, which VS Code hides in a folder that is not trusted. Printed, because JupyterLab 4 gives an image no alt text.
     """
+    from textwrap import fill
+
     from IPython import get_ipython
     from IPython.display import display
 
     if get_ipython():
-        png, page = image(figure, words)
-        width = {"alt": words, "width": int(figure.get_figwidth() * 100)}
-        display({"image/png": png, "text/html": page, "text/plain": words}, metadata={"image/png": width}, raw=True)
+        data, metadata = image(figure, words)
+        display(data, metadata=metadata, raw=True)
+        print(fill(words, 100))  # VS Code does not wrap it
 
 
-def image(figure, words: str, dpi: int = 144) -> tuple[str, str]:
-    """(PNG in base64, `<img>` with alt text) of a figure, which is shown with 100 px an inch, sharp on fine displays."""
+def image(figure, words: str, dpi: int = 144) -> tuple[dict, dict]:
+    """A figure as (data, metadata) for IPython's display: a PNG, shown with 100 px an inch, with `words` as its alt text."""
     from base64 import b64encode
-    from html import escape
     from io import BytesIO
 
     buffer = BytesIO()
     figure.savefig(buffer, format="png", dpi=dpi)
-    png = b64encode(buffer.getvalue()).decode()
-    return png, (f'<img alt="{escape(words)}" width="{int(figure.get_figwidth() * 100)}" '
-                 f'style="max-width:100%;height:auto" src="data:image/png;base64,{png}">')
+    data = {"image/png": b64encode(buffer.getvalue()).decode(), "text/plain": "[figure]"}
+    return data, {"image/png": {"alt": words, "width": int(figure.get_figwidth() * 100)}}
 
 
 def save(figure, path: Path | str) -> Path:

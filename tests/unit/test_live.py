@@ -126,13 +126,13 @@ def test_what_a_finding_says_cannot_break_out_of_the_card(monkeypatch):
     shown = []
     view = live.View(10)
     view.kernel = view.watched = True
-    monkeypatch.setattr(IPython.display, "display", lambda card, display_id: shown.append(card.data))
+    monkeypatch.setattr(IPython.display, "display", lambda data, **how: shown.append(data["text/html"]))
     view.show(metrics.table([], logging_steps=1), [Finding("WARN", "<script>alert(1)</script>")])
     assert "<script>" not in shown[0] and "alert(1)" in shown[0]
 
 
 @pytest.mark.slow
-def test_a_notebook_keeps_one_card_with_bar_figure_and_words_and_nothing_else(tmp_path):
+def test_a_notebook_keeps_the_bar_with_words_one_figure_and_the_summary_and_nothing_else(tmp_path):
     """In a real kernel, both ways: watched, and with KTO_LIVE=off."""
     import nbformat
     from nbclient import NotebookClient
@@ -152,7 +152,10 @@ def test_a_notebook_keeps_one_card_with_bar_figure_and_words_and_nothing_else(tm
     notebook = nbformat.v4.new_notebook(cells=cells)
     NotebookClient(notebook, timeout=480).execute()
     for ran in notebook.cells:
-        card, said = ran.outputs
-        assert card.output_type == "display_data" and 'value="30" max="30"' in card.data["text/html"]
-        assert card.data["text/html"].count("<img alt=") == 1 and "finished, step 30 of 30" in card.data["text/html"]
+        card, figure, said = ran.outputs
+        assert card.output_type == figure.output_type == "display_data" and 'value="30" max="30"' in card.data["text/html"]
+        assert "finished, step 30 of 30" in card.data["text/html"] and "<img" not in card.data["text/html"]
+        assert card.data["text/plain"].startswith("finished, step 30 of 30")
+        assert "image/png" in figure.data and "text/html" not in figure.data
+        assert "finished, step 30 of 30" in figure.metadata["image/png"]["alt"]
         assert said.name == "stdout" and said.text == metrics.summary(metrics.table(DEMO, 2)) + "\n"
