@@ -4,7 +4,6 @@ The first failure in time decides: of a worker's exceptions the root of the chai
 """
 
 import re
-import shutil
 from collections import deque
 from pathlib import Path
 from typing import NamedTuple
@@ -15,14 +14,14 @@ EXCEPTION = re.compile(r"((?:[A-Za-z_]\w*\.)*[A-Za-z_]\w*)(\(\w+\))?(?:: .*|:?\s
 FRAME = re.compile(  # Python's, IPython's and rich's
     r"(?P<margin>\s*(?:\| *)?)File \"(?P<a>[^\"]+)\", line (?P<b>\d+)(?:, in (?P<c>.+))?"
     r"|(?:File )?(?P<d>(?<=File )\S+?|Cell In\[\d+\])(?::|, line )(?P<e>\d+)(?:,? in (?P<f>[\w.]+))?"
-    r"|[│|] (?P<g>/\S+\.py):(?P<h>\d+) in (?P<i>\w+)")
+    r"|[│|] (?P<g>\S+\.py):(?P<h>\d+) in (?P<i>\w+)")
 OF_A_GROUP = re.compile(r" {4,}\| |\s+\+-")  # one of the exceptions in an ExceptionGroup
 TOLD_OF = re.compile(r"\[Rank (\d+)[\d, ]*(?: Error Snippet)?\]:?$|\s+rank +: (\d+) \(local_rank|-- Process (\d+) terminated with")
 CHAINED = ("The above exception was the direct cause", "During handling of the above exception")
 WRAPPERS = re.compile(
     r"RayTaskError|TrainingFailedError|ChildFailedError|WorkerGroupError|ControllerError|RayTrainError|UserException"
-    r"|TuneError|Process(?:Raised|Exited)Exception|DatasetGenerationError|CalledProcessError|SystemExit|RuntimeEnvSetupError"
-    r"|OSError: Failed to load (?:tokenizer|processor)"  # LLaMA-Factory's, over whatever failed there
+    r"|TuneError|Process(?:Raised|Exited)Exception|DatasetGenerationError|CalledProcessError|RuntimeEnvSetupError"
+    r"|OSError: Failed to load (?:tokenizer|processor)|RuntimeError: Failed to import"  # over whatever failed there
     r"|exception causes must derive from BaseException"  # Ray's own slip over an error that is no exception of a worker
     r"|Caught \w+ in (?:DataLoader worker|replica)")
 
@@ -59,20 +58,21 @@ class Trouble:
         return [error for error in self.errors if not WRAPPERS.search(error[0][:90])] or self.errors
 
     def rank(self) -> int:
-        """0 an exception or a death, 1 a peer that is gone, or a mere word, 2 a wrapper, 3 a warning's."""
+        """0 an exception or a death, 1 a peer that is gone, a mere word, or a warning's, 2 a wrapper."""
         chain = self.chain()
         first = chain[0][0]
         lost_peer = causes.LOST_PEER.search(first) and len(chain) < 3  # a server that refuses makes a longer chain
         word = not chain[0][1] and causes.SPOKEN.search(first) and not causes.DEATH.search(first)
-        return 3 if self.doubtful else 2 if WRAPPERS.search(first[:90]) else 1 if lost_peer or word else 0
+        return 2 if WRAPPERS.search(first[:90]) else 1 if self.doubtful or lost_peer or word else 0
 
     def add(self, text: str) -> bool:
         """Take a line that belongs to the traceback; False where it does not."""
+        wrapped = "Error: " in text and self.errors and WRAPPERS.search(self.errors[-1][0][:90])  # its message names the error
         if (frame := FRAME.match(text)) and not (self.errors and OF_A_GROUP.match(text)):
             file, line, function = (frame[a] or frame[b] or frame[c] for a, b, c in ("adg", "beh", "cfi"))
             self.frame, self.inside = f"{file}:{line}" + (f", in {function}" if function else ""), True
             self.margin = max(0, len(frame["margin"] or "") - 2)
-        elif self.inside and (found := exception(text, self.margin)):
+        elif (self.inside or wrapped) and (found := exception(text, self.margin)):
             self.errors.append((text.strip(" |"), self.frame))
             # Ray puts the worker's own traceback inside the message of its wrapper: there frames go on.
             self.frame, self.inside, self.chained, self.over, self.more = "", bool(found[2]), False, False, []
@@ -110,9 +110,8 @@ class Reader:
         self.at, self.count, self.waiting, self.stopped, self.last, self.bare = 0, 0, "", "", "", (-99, "")
         self.told = None  # of which worker the next traceback is, where a report says so
 
-    def take(self, line: str, teller: str | None = None) -> None:
-        worker, text = logs.split(line.rstrip("\r").rpartition("\r")[2])
-        worker = worker or teller
+    def take(self, worker: str | None, text: str) -> None:
+        text = re.sub(r"^(?:  \| )+(?= +[|+])", "", text[:4000])  # Ray puts a group of exceptions into a group of its own
         self.at += 1
         trouble = self.open.get(worker)
         if not text.strip() and trouble:
@@ -142,14 +141,14 @@ class Reader:
         self.last = text if "%|" not in text and re.search(r"\w{3}", text) else self.last
 
     def is_sample(self, worker: str | None, text: str) -> bool:
-        """Whether this is text of the data: LLaMA-Factory prints a row as `inputs:`, `label_ids:`, and again as `labels:`."""
-        state = self.samples.setdefault(worker, [False, set()])
-        if re.fullmatch(r"(?:chosen_|rejected_)?(?:inputs|label_ids):", text):
-            state[0] = text.endswith("inputs:")
-        elif state[0]:
+        """Whether this is text of the data: LLaMA-Factory prints a row as `inputs:`, `label_ids:`, and the reply again as `labels:`."""
+        state = self.samples.setdefault(worker, [0, set()])  # how many lines more are the row's; its lines
+        if begins := re.fullmatch(r"(?:chosen_|rejected_)?(inputs|label_ids|labels):", text):
+            state[0] = {"inputs": 2000, "labels": 1}.get(begins[1], 0)  # a reply may begin within a line of the row
+        elif state[0] and not re.match(r"\[INFO\||\{'loss'", text):
+            state[0] -= 1
             state[1].add(text)
-            state[0] = len(state[1]) < 2000 and not re.match(r"\[INFO\||\{'loss'", text)
-        return state[0] or text in state[1] or text.endswith("label_ids:")
+        return bool(begins) or text in state[1]
 
     def mark(self, worker: str | None, text: str) -> None:
         """What a line outside tracebacks says: a start, progress, the end, waiting, a death, an error."""
@@ -185,8 +184,8 @@ class Reader:
 def explain(log: Path | str) -> Explanation:
     """What ended the training of this log, within seconds also for 100 MB."""
     log, reader = Path(log), Reader()
-    for teller, line in logs.that_matter(log):
-        reader.take(line[:4000], teller)
+    for worker, text in logs.that_matter(log):
+        reader.take(worker, text)
     troubles = reader.lasting()
     if not troubles and reader.finished > 0:
         return Explanation("nothing failed", "the training came to its end", failed=False)
@@ -195,14 +194,14 @@ def explain(log: Path | str) -> Explanation:
         if not troubles and reader.at - reader.bare[0] < 30:
             troubles = [Trouble(reader.bare[0], None, reader.bare[1])]
     if not troubles:
-        return _without_error(reader, log)
+        return _without_error(reader)
     decisive = min(troubles, key=lambda trouble: (trouble.rank(), trouble.at))
 
     # The cause is looked for in this failure's own words; the reason of a death is told by others, later.
     chain = decisive.chain()
     texts = [f"{error} at {place}" for error, place in chain] + decisive.before
     cause = causes.cause_of(texts)
-    unsaid = causes.DEATH.search(chain[0][0]) and (not cause or cause.name.startswith("a worker"))
+    unsaid = causes.DEATH.search(chain[0][0]) and (not cause or cause.name.startswith(("a worker", "a process")))
     if unsaid or causes.LOST_PEER.search(chain[0][0]):  # workers print on for a while when their node's raylet is gone
         words = [(other.at, error) for other in reader.troubles for error, _ in other.errors]
         decisive.more = [error for at, error in words if causes.RAYLET_GONE.search(error)
@@ -219,11 +218,8 @@ def explain(log: Path | str) -> Explanation:
     return Explanation(name, chain[at][0][:300], where, tuple(line[:220] for line in around), *(cause[2:] if cause else ()))
 
 
-def _without_error(reader: Reader, log: Path) -> Explanation:
+def _without_error(reader: Reader) -> Explanation:
     last, reached = reader.last.strip()[:300], f"{'after the last' if reader.windows > 0 else 'before the first'} logged window"
-    if shutil.disk_usage(log.parent).free < 1 << 20:
-        return Explanation("the disk is full", f"{log.parent} has no space left: the log may lack its last words",
-                           fix="free space, or another `storage`")
     if reader.waiting:
         return Explanation("the training waits for resources", reader.waiting[:300], "", (),
                            "the cluster has not, or not yet, the CPUs, GPUs or nodes that the workers ask for",
@@ -239,5 +235,5 @@ def _without_error(reader: Reader, log: Path) -> Explanation:
     if reader.stopped:
         return Explanation("stopped from outside", reader.stopped[:300], reached, (), "a time limit or `kill`", causes.GO_ON)
     return Explanation("the log ends without an error", last, reached, (),
-                       "it still runs, or was killed from outside: for memory, with its node, with its terminal",
+                       "it still runs, or was killed from outside: for memory, with its node or terminal; or the log's disk is full",
                        "if no process of it lives: the exit status (137: killed), `dmesg | grep oom`, its node's log")

@@ -9,12 +9,13 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-COLOUR = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
-STAMP = r"\d{4}-\d\d-\d\d[T ][\d:.,]+(?:Z|[+-]\d\d:?\d\d)? "  # a container's log begins with it
-PREFIX = re.compile(rf"(?:{STAMP} *)?(?:\(\w+ pid=(\d{{1,18}})(?:, ip=([\w.:-]+))?[^)]*\)|\[((?:rank|default)\d+)\]:) ?"
-                    rf"|(?={STAMP})\S+T\S+ ")
-BEFORE_ALL = [re.compile(begin) for begin in (  # what schedulers put before every line: kubelet, docker compose, mpirun, srun, pdsh
-    rf"\[?{STAMP[:-1]}\]? (?:std(?:out|err) [FP] )?", r"([\w.-]+) +\| ", r"\[\d+,(\d+)\]<std\w+>: ?", r"([\w.-]+): ")]
+COLOUR = re.compile(r"\x1b(?:\[[0-9;?]*[A-Za-z]|\][^\x07]*\x07)")  # and a terminal's title
+STAMP = r"(?:\d{4}-\d\d-\d\d[T ]|[A-Z][a-z]{2} [ \d]\d )?\d\d:\d\d:[\d.,]+(?:Z|[+-]\d\d:?\d\d)? "  # a container's log begins with it
+PREFIX = re.compile(rf"(?:{STAMP} *)?(?:\(\w+ pid=(\d{{1,18}})(?:, ip=([\w.:-]+))?[^)]*\)"
+                    rf"|(?:\[default\d+\]:)?\[((?:rank|default)\d+)\]:) ?|(?={STAMP})\S+T\S+ ")
+BEFORE_ALL = [re.compile(begin) for begin in (  # before every line: kubelet, journald, loguru, kubectl, docker compose, mpirun, srun
+    rf"\[?{STAMP[:-1]}\]? (?:std(?:out|err) [FP] |[\w.-]+ [\w./-]+\[\d+\]: |\| \w+ +\| \S+ - )?",
+    r"\[pod/([\w./-]+)\] ", r"([\w.-]+) +\| ", r"\[\d+,(\d+)\]<std\w+>: ?", r"([\w.-]+): ")]
 CHUNK, MOST, TAIL = 1 << 20, 4 << 20, 2 << 20
 """Bytes: of a log larger than MOST, only the last TAIL is explained, and the chunks that contain a sign of trouble or of a start."""
 SIGNS = (b"Traceback (most|Fatal Python| died|SIG|illed|oom|what():|Watchdog caught|exitcode|rror: |marked dead|No space left|Started "
@@ -78,7 +79,7 @@ class Parser:
     """Pieces of a log in, events out; a piece may end anywhere."""
 
     def __init__(self):
-        self.rest = b""
+        self.rest, self.before = b"", None
         self.run, self.mark, self.trainer, self.worker, self.config = -1, 0, None, None, {}
         self.begin()
 
@@ -92,7 +93,7 @@ class Parser:
         *lines, self.rest = LINE.split(self.rest[-LONGEST:] + data)
         events = []
         for line in lines:
-            worker, text = split(line[:40_000].decode("utf-8", "replace"))
+            worker, text = split(line[:40_000].decode("utf-8", "replace"), self.before)
             worker = worker or self.worker  # what follows a carriage return is the same worker's
             self.worker = worker if line.endswith(b"\r") else None
             if CLUES.search(text):
@@ -173,14 +174,22 @@ def number(text: str):
     return {"True": True, "False": False}.get(text, text)
 
 
-def split(line: str) -> tuple[str | None, str]:
-    """A line's worker (None: not said) and its text, without colours, a container's time, Ray's or torchrun's prefix."""
-    text = COLOUR.sub("", line) if "\x1b" in line else line
-    prefix = PREFIX.match(text)
-    if not prefix:
-        return None, text
-    pid, ip, rank = prefix.groups()
-    return rank or (f"{ip}:{pid}" if ip else pid), text[prefix.end() :]
+def split(line: str, before: re.Pattern | None = None) -> tuple[str | None, str]:
+    """A line's worker (None: not said) and its text as a screen shows it, without `before`, colours, Ray's or torchrun's prefix."""
+    begin = before.match(line) if before else None
+    text = line[begin.end() if begin else 0 :].rstrip("\r").rpartition("\r")[2]
+    text = COLOUR.sub("", text) if "\x1b" in text else text
+    teller = begin[1] if begin and before.groups else None
+    if prefix := PREFIX.match(text):
+        pid, ip, rank = prefix.groups()
+        teller, text = rank or (f"{ip}:{pid}" if ip else pid) or teller, text[prefix.end() :]
+    return teller, text
+
+
+def before_all(lines: list[str]) -> re.Pattern | None:
+    """What a scheduler, a container or a logger puts before every line, if the log's first lines have it."""
+    some = [line for line in lines[:500] if line.strip()]
+    return next((begin for begin in BEFORE_ALL if all(map(begin.match, some))), None) if len(some) > 3 else None
 
 
 def parse_file(path: Path | str) -> Iterator[Event]:
@@ -191,6 +200,7 @@ def parse_file(path: Path | str) -> Iterator[Event]:
             text = data.decode("utf-8", "replace").replace("\r\n", "\n")
             if file.tell() == len(data):  # the first piece: records that all end at the longest line's width were wrapped there
                 lines = text.split("\n")
+                parser.before = before_all(lines)
                 longest, torn = max(map(len, lines)), {len(line) for line in lines if CUT.search(line)}
                 width = longest if torn and longest - 3 < min(torn) and max(torn) == longest < 1000 else 0
             if width:
@@ -202,18 +212,16 @@ def parse_file(path: Path | str) -> Iterator[Event]:
 
 
 def that_matter(log: Path) -> Iterator[tuple[str | None, str]]:
-    """The log's lines, each with its teller where all lines begin with one; of a large log those of the chunks that matter."""
-    size, kept, begin = log.stat().st_size, 0, None
+    """The log's lines as `split` gives them; of a large log those of the chunks that matter."""
+    size, kept, before = log.stat().st_size, 0, None
     with open(log, "rb") as file:
         while chunk := file.read(CHUNK) + file.readline():
             lines = chunk.decode("utf-8", "replace").split("\n")
-            if file.tell() == len(chunk) and len(some := [line for line in lines[:500] if line.strip()]) > 3:
-                begin = next((begin for begin in BEFORE_ALL if all(map(begin.match, some))), None)
+            before = before_all(lines) if file.tell() == len(chunk) else before
             if size > MOST and file.tell() < size - TAIL:
                 if kept > MOST or not any(sign in chunk for sign in SIGNS):
                     continue
                 kept += len(chunk)
             for line in lines:
-                found = begin and begin.match(line)
                 if "(PlacementGroupCleaner pid=" not in line:  # of Ray 2.60: prints a traceback after every training
-                    yield (found[1] if begin.groups else None, line[found.end():]) if found else (None, line)
+                    yield split(line, before)

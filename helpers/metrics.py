@@ -22,13 +22,12 @@ def table(source, logging_steps: float | None = None):
 
     `source`: a log's path, or events of `logs.Parser`. `logging_steps`: for logs that do not say. Launches that resumed the run are one
     table: where two logged the same step, the later one counts. A launch from the start counts alone, if it is the last.
-    Columns: step; epoch (as logged); split (train, eval, or eval_NAME of several held-out sets); loss;
-    grad_norm; learning_rate; rewards/auc (of an evaluation: the area under the ROC curve); rewards/… (β·log-ratio) and logps/…
-    (nats a reply), means over the rows; kl (as logged); kl_mean (nats, of a micro-batch); loss_mean (of a micro-batch);
-    micro_batches of worker 0 and rows behind the point; num_input_tokens_seen (all workers, since the start). `attrs`: logging_steps,
-    logging_steps_from (argument, config, log), runs, resumed_from, "rows of" (worker 0, all workers), written_by (llamafactory, trl,
-    ""), digits (4 where transformers 5 printed), notes (what is assumed or does not fit). KitError where nothing says which steps
-    the lines are of.
+    Columns: step; epoch (as logged); split (train, eval, or eval_NAME of several held-out sets); loss; grad_norm; learning_rate;
+    rewards/auc (of an evaluation: the area under the ROC curve); rewards/… (β·log-ratio) and logps/… (nats a reply), means over the
+    rows; kl (as logged); kl_mean (nats, of a micro-batch); loss_mean (of a micro-batch); micro_batches of worker 0 and rows behind the
+    point; num_input_tokens_seen (all workers, since the start). `attrs`: logging_steps, logging_steps_from (argument, config, log),
+    runs, resumed_from, "rows of" (worker 0, all workers), written_by (llamafactory, trl, ""), digits (4 where transformers 5 printed),
+    notes (what is assumed or does not fit). KitError where nothing says which steps the lines are of.
     """
     import pandas as pd
 

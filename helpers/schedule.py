@@ -152,7 +152,7 @@ def spacing(facts: dict, schedule: Schedule, given: float | None, epochs: list, 
         if all(schedule.at(step, epoch) and (schedule.examples or not bar or step - steps < bar <= step)
                for step, epoch, bar in zip(places, epochs, bars, strict=True)):
             fits.append((sum(abs(step - bar) for step, bar in zip(places, bars, strict=True) if bar), steps))
-    return (min(fits)[1], "log") if fits and (schedule.examples or any(bars)) else (1, "")
+    return (min(fits)[1], "log") if fits and (any(bars) or (schedule.examples and len(fits) == 1)) else (1, "")
 
 
 def steps_of(epochs: list[float], bars: list[int], schedule: Schedule, logging_steps: int, facts: dict) -> list[int]:

@@ -50,9 +50,11 @@ FAILURES = {  # log -> (the explanation's name, words of its decisive line, word
     "port_in_use": ("a port is in use", "EADDRINUSE", ""),
     "pool_killed": ("a worker was lost", "A process in the process pool was terminated abruptly", "_base.py:401"),
     "ray_v1_chain": ("KeyError", "KeyError: 'reward'", "worker 192.0.2.2:22209"),
+    "ray_v1_group": ("ExceptionGroup", "ExceptionGroup: unhandled errors in a TaskGroup (2 sub-exceptions)", "taskgroups.py:145, in __aexit__"),
     "ray_v1_killed": ("a worker was lost", "A worker died or was killed", ""),
     "ray_v2_chain_retried": ("KeyError", "KeyError: 'reward'", "hurt.py:14, in on_step_begin"),
     "ray_v2_exception": ("IndexError", "list index out of range in the reader's own callback", "hurt.py:8"),
+    "ray_v2_exit": ("SystemExit", "SystemExit: 3", "fail.py:15, in loop3, worker rank0"),
     "ray_v2_killed": ("a worker was lost", "A worker died or was killed", ""),
     "ray_v1_waits": ("the training waits for resources", "No available node types can fulfill", ""),
     "ray_v2_waits": ("the training waits for resources", "", ""),
@@ -84,6 +86,8 @@ PUBLIC = {  # in the words of public reports: no GPU, no second node and no kern
         "RuntimeError: CUDA error: out of memory",
         "torch.AcceleratorError: CUDA error: out of memory",
         "RuntimeError: CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`",
+        "RuntimeError: MPS backend out of memory (MPS allocated: 17.87 GB, max allowed: 18.13 GB). Tried to allocate 256.00 MB",
+        "RuntimeError: NPU out of memory. Tried to allocate 1.91 GiB (NPU 0; 60.96 GiB total capacity)",
     ],
     "a node ran out of memory": [
         "ray.exceptions.OutOfMemoryError: Task was killed due to the node running low on memory.",
@@ -91,11 +95,18 @@ PUBLIC = {  # in the words of public reports: no GPU, no second node and no kern
         "[12345.678] Out of memory: Killed process 4711 (python) total-vm:98765432kB, anon-rss:65432100kB",
         "The node was low on resource: memory. Threshold quantity: 100Mi, available: 50Mi. Container train was using 30Gi",
         "slurmstepd: error: Detected 1 oom_kill event in StepId=123.0. Some of the step tasks have been OOM Killed.",
+        "[ 8123.456] Memory cgroup out of memory: Killed process 4711 (pt_main_thread) total-vm:94811312kB, anon-rss:33313220kB",
+        "earlyoom[612]: sending SIGTERM to process 4711 uid 1000 \"python\": badness 1205, VmRSS 61234 MiB",
+        "train.service: A process of this unit has been killed by the OOM killer.",
+        "srun: error: gpu-07: task 3: Out Of Memory",
+        "TERM_MEMLIMIT: job killed after reaching LSF memory usage limit.",
     ],
     "a CUDA kernel failed": [
         "RuntimeError: CUDA error: device-side assert triggered",
         "RuntimeError: CUDA error: an illegal memory access was encountered",
         "RuntimeError: CUDA error: no kernel image is available for execution on the device",
+        "RuntimeError: cuDNN Frontend error: [cudnn_frontend] Error: No valid execution plans built. CUDNN_STATUS_EXECUTION_FAILED",
+        "Error an illegal memory access was encountered at line 90 in file /src/csrc/ops.cu",
     ],
     "no GPU can be used": [
         "RuntimeError: Unexpected error from cudaGetDeviceCount(). Did you run some cuda functions before calling NumCudaDevices()",
@@ -103,6 +114,10 @@ PUBLIC = {  # in the words of public reports: no GPU, no second node and no kern
         "docker: Error response from daemon: could not select device driver \"\" with capabilities: [[gpu]].",
         "RuntimeError: Found no NVIDIA driver on your system. Please check that you have an NVIDIA GPU and installed a driver",
         "RuntimeError: The NVIDIA driver on your system is too old (found version 11040).",
+        "RuntimeError: CUDA error: invalid device ordinal",
+        "RuntimeError: CUDA error: all CUDA-capable devices are busy or unavailable",
+        "RuntimeError: CUDA error: system not yet initialized",
+        "ValueError: ProcessGroupNCCL is only supported with GPUs, no GPUs found!",
     ],
     "the model is gated": [
         "huggingface_hub.errors.GatedRepoError: 401 Client Error. Cannot access gated repo for url",
@@ -125,10 +140,12 @@ PUBLIC = {  # in the words of public reports: no GPU, no second node and no kern
         "ImportError: tokenizers>=0.21,<0.22 is required for a normal functioning of this module, but found tokenizers==0.20.3.",
         "RuntimeError: Version mismatch: The cluster was started with:",
         "Exception: data did not match any variant of untagged enum ModelWrapper at line 1251003 column 3",
+        "ImportError: cannot import name 'top_k_top_p_filtering' from 'transformers' (/venv/lib/transformers/__init__.py)",
     ],
     "two workers share a GPU": ["torch.distributed.DistBackendError: NCCL error in: x.cpp:1275, Duplicate GPU detected : rank 1 and rank 0 both on 18000"],
     "the hub was asked too often": [
         "huggingface_hub.errors.HfHubHTTPError: 429 Client Error: Too Many Requests for url: https://huggingface.co/org/model/resolve/main/config.json",
+        "httpx.HTTPStatusError: Client error '429 Too Many Requests' for url 'https://huggingface.co/api/models/org/model/tree/main'",
     ],
     "the hub cannot be reached": [
         "urllib3.exceptions.ReadTimeoutError: HTTPSConnectionPool(host='huggingface.co', port=443): Read timed out. (read timeout=10)",
@@ -136,15 +153,20 @@ PUBLIC = {  # in the words of public reports: no GPU, no second node and no kern
         "requests.exceptions.ProxyError: (MaxRetryError(\"HTTPSConnectionPool(host='huggingface.co', port=443): Max retries exceeded with url\"))",
     ],
     "wandb is not ready": ["wandb.errors.errors.UsageError: api_key not configured (no-tty). call wandb.login(key=[your_api_key])"],
-    "the model brings code of its own": [
+    "the repository brings code of its own": [
         "ValueError: Loading org/model requires you to execute the configuration file in that repo; set the option `trust_remote_code=True`",
     ],
     "a package was built for another machine": [
         "ImportError: libcudart.so.12: cannot open shared object file: No such file or directory",
         "ImportError: /venv/flash_attn_2_cuda.cpython-311-x86_64-linux-gnu.so: undefined symbol: _ZN3c105ErrorC2E",
         "ImportError: /lib/x86_64-linux-gnu/libc.so.6: version `GLIBC_2.32' not found (required by /venv/x.so)",
+        "/venv/bin/python: symbol lookup error: /venv/libcudnn_cnn.so.9: undefined symbol: _ZN5cudnn3ops26JIT",
     ],
-    "a process crashed": ["zsh: segmentation fault  python train.py"],
+    "a process crashed": [
+        "zsh: segmentation fault  python train.py",
+        "/work/train.sh: line 4: 4711 Illegal instruction     (core dumped) llamafactory-cli train kto.yaml",
+        "command terminated with exit code 139",
+    ],
     "no Ray cluster was found": ["[2026-11-26 17:35:11,076 E 6259 6696] gcs_rpc_client.h:179: Failed to connect to GCS at address 10.0.0.1:6379"],
     "the model is of an unknown kind": ["ValueError: Tokenizer class Qwen9Tokenizer does not exist or is not currently imported."],
     "the model was not found": [
@@ -173,15 +195,19 @@ PUBLIC = {  # in the words of public reports: no GPU, no second node and no kern
         "ray.exceptions.ActorUnavailableError: The actor bd4f8357 is unavailable: The actor is temporarily unavailable: RpcError",
         "ray.exceptions.ActorDiedError: The actor died unexpectedly before finishing this task.",
         "RuntimeError: DataLoader worker (pid 123) is killed by signal: Killed.",
+        "train.service: Main process exited, code=killed, status=9/KILL",
     ],
     "shared memory is full": [
         "RuntimeError: unable to write to file </torch_1234_567_0>: No space left on device (28)",
         "RuntimeError: DataLoader worker (pid(s) 123) exited unexpectedly with: Bus error. It is possible that out of shared memory",
+        "Bus error (core dumped)",
+        "*** SIGBUS received at time=1764159601 on cpu 12 ***",
     ],
     "the disk is full": [
         "RuntimeError: [enforce fail at inline_container.cc:659] . unexpected pos 64 vs 0: No space left on device",
         "OSError: [Errno 122] Disk quota exceeded",
         "safetensors_rust.SafetensorError: Error while serializing: IoError(Os { code: 28, kind: StorageFull, message: \"No space left",
+        "Warning  Evicted  3m  kubelet  Pod ephemeral local storage usage exceeds the total limit of containers 50Gi.",
     ],
     "the storage became read-only": ["OSError: [Errno 30] Read-only file system: '/mnt/run/store/out/checkpoint-10'"],
     "the workers' packages were not installed": ["ray.exceptions.RuntimeEnvSetupError: Failed to set up runtime environment."],
@@ -195,7 +221,10 @@ PUBLIC = {  # in the words of public reports: no GPU, no second node and no kern
         "slurmstepd: error: *** STEP 4711.0 ON node1 CANCELLED AT 2026-01-01T00:00:00 DUE TO PREEMPTION ***",
         "torch.distributed.elastic.multiprocessing.api.SignalException: Process 4711 got signal: 15",
     ],
-    "a time limit ended it": ["slurmstepd: error: *** JOB 123 ON node1 CANCELLED AT 2026-11-22T12:00:00 DUE TO TIME LIMIT ***"],
+    "a time limit ended it": [
+        "slurmstepd: error: *** JOB 123 ON node1 CANCELLED AT 2026-11-22T12:00:00 DUE TO TIME LIMIT ***",
+        "=>> PBS: job killed: walltime 3622 exceeded limit 3600",
+    ],
 }
 TRACEBACK = ["Traceback (most recent call last):", '  File "/venv/x.py", line 3, in f', "    g()"]
 WORDS = "{'loss': 0.5, 'learning_rate': 1e-05, 'epoch': 0.5}"
@@ -214,7 +243,7 @@ def test_a_provoked_failure_is_told_by_its_own_decisive_line(name):
     cause, line, where = FAILURES[name]
     said = explain(FIXTURES / "failures" / f"{name}.log")
     assert said.failed and said.name == cause and line in said.line and where in said.where
-    assert said.fix or said.name.endswith(("Error", "Group"))
+    assert said.fix or said.name.endswith(("Error", "Group", "Exit"))
     assert 1 <= len(str(said).splitlines()) <= 8 and str(said).splitlines()[0].endswith(said.line)
 
 
@@ -256,6 +285,19 @@ def test_the_root_of_a_chain_is_told_with_what_it_led_to(tmp_path):
     assert said.where == "/venv/x.py:3, in f, worker 10.0.0.1:7" and "then: mykit.errors.RowError: row 7 has no length" in said.around
 
 
+@pytest.mark.parametrize("line", [
+    "requests.exceptions.ConnectionError: HTTPSConnectionPool(host='api.wandb.ai', port=443): Max retries exceeded (Caused by NameResolutionError())",
+    "requests.exceptions.ConnectionError: ('Connection aborted.', ConnectionResetError(104, 'Connection reset by peer'))",
+    "requests.exceptions.HTTPError: 429 Client Error: Too Many Requests for url: https://api.wandb.ai/files/org/kto/abc/file_stream",
+    "requests.exceptions.HTTPError: 404 Client Error: Not Found for url: https://tracking.example.org/api/2.0/runs",
+    "botocore.exceptions.SSLError: SSL validation failed for https://minio:9000/runs [SSL: CERTIFICATE_VERIFY_FAILED] certificate verify failed",
+    "OSError: [Errno 28] inotify watch limit reached", "KeyError: 'skilled_reply'", "TypeError: mine() got an unexpected keyword argument 'b'",
+    "pyarrow.lib.ArrowInvalid: offset overflow while concatenating arrays"])
+def test_an_error_that_only_resembles_a_known_one_is_shown_without_a_cause(tmp_path, line):
+    said = explain(log_of(tmp_path, *TRACEBACK, line))
+    assert (said.name, said.line, said.why) == (line.split(":")[0], line, "")
+
+
 def test_lines_before_a_traceback_that_belong_to_it_are_shown_and_count(tmp_path):
     kernel = "/pytorch/aten/src/ATen/native/cuda/Indexing.cu:1422: block: [0,0,0] Assertion `srcIndex < srcSelectDimSize` failed."
     said = explain(log_of(tmp_path, kernel, *TRACEBACK, "RuntimeError: CUDA error: device-side assert triggered"))
@@ -268,6 +310,8 @@ def test_warnings_and_samples_of_the_data_are_no_causes(tmp_path):
     warned = ["/venv/peft/other.py:1110: UserWarning: Unable to fetch: 401 Client Error. Cannot access gated repo for url", "  warnings.warn("]
     said = explain(log_of(tmp_path, *data, *warned, WORDS, *TRACEBACK, "KeyError: 'the real one'"))
     assert said.line == "KeyError: 'the real one'"
+    within = ["inputs:", "[INST] Why? [/INST]RuntimeError: CUDA out of memory", "label_ids:", "[2]", "labels:", "RuntimeError: CUDA out of memory"]
+    assert explain(log_of(tmp_path, *within, "loading model")).name == "the log ends without an error"
     assert not explain(log_of(tmp_path, *data, *warned, WORDS, END)).failed
 
 
@@ -275,6 +319,8 @@ def test_an_error_that_the_worker_survived_is_no_cause(tmp_path):
     survived = [*TRACEBACK, "ConnectionError: a metric was not sent", ""]
     assert not explain(log_of(tmp_path, *survived, WORDS, END)).failed
     assert explain(log_of(tmp_path, *survived, WORDS, *TRACEBACK, "KeyError: 'x'")).name == "KeyError"
+    lost = [f"[rank0]: {line}" for line in (*TRACEBACK, PUBLIC["the workers lost each other"][0])]
+    assert explain(log_of(tmp_path, "[W1126 reducer.cpp:1400] Warning: unused", *TRACEBACK, "KeyError: 'x'", *lost)).name == "KeyError"
     ignored = ["Exception ignored in: <function Pool.__del__ at 0x7f>", *TRACEBACK, "ValueError: at exit"]
     assert explain(log_of(tmp_path, *TRACEBACK, "KeyError: 'x'", "", *ignored)).name == "KeyError"
 
@@ -312,10 +358,16 @@ def test_words_of_a_wrapper_are_not_shown_as_the_causes_own(tmp_path):
     assert explain(log_of(tmp_path, *TRACEBACK, "KeyError: 'x'", *wrapper)).around == ()
 
 
-def test_llamafactorys_wrapper_over_any_tokenizers_error_is_no_cause(tmp_path):
-    wrapper = ["", "The above exception was the direct cause of the following exception:", "", *TRACEBACK, "OSError: Failed to load tokenizer."]
-    said = explain(log_of(tmp_path, *TRACEBACK, PUBLIC["a package has another version than is asked for"][2], *wrapper))
+def test_the_wrapper_of_a_library_over_any_error_is_no_cause(tmp_path):
+    wrapper = ["", "The above exception was the direct cause of the following exception:", "", *TRACEBACK]
+    said = explain(log_of(tmp_path, *TRACEBACK, PUBLIC["a package has another version than is asked for"][2], *wrapper, "OSError: Failed to load tokenizer."))
     assert said.name == "a package has another version than is asked for" and "untagged enum" in said.line
+    symbol = PUBLIC["a package was built for another machine"][1]
+    again = ["RuntimeError: Failed to import transformers.models.llama because of the following error:", symbol.partition(": ")[2]]
+    assert explain(log_of(tmp_path, *TRACEBACK, symbol, *wrapper, *again)).line == symbol
+    hung = "ray.train.v2._internal.exceptions.WorkerHealthCheckTimeoutError: A worker health check has been hanging for 600.00 seconds."
+    report = ["ray.train.v2.api.exceptions.WorkerGroupError: Training failed due to worker errors:", "[Rank 3 Error Snippet]:", hung]
+    assert explain(log_of(tmp_path, *TRACEBACK, *report)).line == hung
 
 
 def test_weights_that_torch_refuses_to_unpickle_are_not_called_damaged(tmp_path):
@@ -349,6 +401,8 @@ def test_of_a_progress_bar_only_what_is_left_on_the_screen_counts(tmp_path):
     path = tmp_path / "train.log"
     path.write_bytes(b" 10%|#  | 1/10\r 20%|## | 2/10\rTraceback (most recent call last):\n  File \"x.py\", line 1\nValueError: no\n")
     assert explain(path).line == "ValueError: no"
+    path.write_text("\r 10%|#  | 1/10" * 400 + f"\r{END}\n")
+    assert not explain(path).failed
 
 
 def test_a_log_without_an_error_is_said_to_be_that(tmp_path):
@@ -359,6 +413,10 @@ def test_a_log_without_an_error_is_said_to_be_that(tmp_path):
     for last in ("Received SIGTERM, this instance is being preempted", "srun: error: node1: task 0: Terminated", "command terminated with exit code 143",
                  "/var/spool/slurmd/job123/slurm_script: line 12:  4711 Terminated              llamafactory-cli train kto.yaml"):
         assert explain(log_of(tmp_path, WORDS, last)).name == "stopped from outside"
+    for last in ("(autoscaler +1m12s) Failed to launch 2 node(s) of type g5-48xl. (InsufficientInstanceCapacity): We currently do not have",
+                 "Warning  FailedScheduling  default-scheduler  0/12 nodes are available: 12 Insufficient nvidia.com/gpu.",
+                 "srun: job 4711 queued and waiting for resources"):
+        assert explain(log_of(tmp_path, "Connected to Ray cluster", last)).name == "the training waits for resources"
     assert explain(log_of(tmp_path, "wandb: (3) Don't visualize my results", "wandb: Enter your choice: ")).name == "the training waits for an answer"
     (tmp_path / "train.log").write_text("")
     assert explain(tmp_path / "train.log").name == "nothing was printed"
@@ -457,7 +515,9 @@ def test_a_log_of_a_container_has_times_before_every_line(tmp_path):
     assert explain(path).line == "ValueError: no" and explain(path).where == "/venv/x.py:3, in f"
 
 
-@pytest.mark.parametrize("begin", ["2026-11-26T17:00:00.1Z stderr F ", "trainer-1  | ", "[1,0]<stderr>:", "1: ", "node-1: ", "[2026-11-26 17:00:00] "])
+@pytest.mark.parametrize("begin", ["2026-11-26T17:00:00.1Z stderr F ", "trainer-1  | ", "[1,0]<stderr>:", "1: ", "node-1: ", "[2026-11-26 17:00:00] ",
+                                   "Nov 26 17:00:00 gpu-1 python[4711]: ", "2026-11-26T17:00:00+0100 gpu-1 python[4711]: ", "[pod/ray-worker-ab12/ray-worker] ",
+                                   "2026-11-26 17:00:00.928 | INFO     | __main__:run:30 - ", "[default1]:"])
 @pytest.mark.parametrize("name", ["torchrun_assertion", "tokenizer_missing", "raylet_killed"])
 def test_what_a_scheduler_puts_before_every_line_is_passed_over(tmp_path, name, begin):
     cause, line, where = FAILURES[name]

@@ -126,6 +126,22 @@ def test_a_log_that_does_not_say_its_steps_is_refused_by_name():
         metrics.table(events(window() + window(0.4)))
 
 
+def test_epochs_that_fit_several_spacings_are_refused_where_no_bar_tells_them():
+    early = started(examples=1_234_567, steps=77_160) + "".join(window(loss=0.5 + place, epoch=0.0) for place in range(6))
+    with pytest.raises(KitError, match="nothing in this log says which steps"):
+        metrics.table(events(early))
+    assert metrics.table(events(early), 10)["step"].tolist() == [10, 20, 30, 40, 50, 60]
+
+
+@pytest.mark.parametrize("begin", ["2026-11-26T17:00:00.1Z stderr F ", "Nov 26 17:00:00 gpu-1 python[4711]: ", "trainer-1  | ", "17:00:00 ",
+                                   "2026-11-26 17:00:00.928 | INFO     | __main__:run:30 - ", "\x1b]0;training\x07"])
+@pytest.mark.parametrize("name", ["trl-kto", "reference"])
+def test_what_stands_before_every_line_changes_nothing(tmp_path, name, begin):
+    log = FIXTURES / f"{name}.log"
+    (tmp_path / "train.log").write_text("".join(begin + line for line in log.read_text().splitlines(keepends=True)))
+    pd.testing.assert_frame_equal(metrics.table(tmp_path / "train.log"), metrics.table(log))
+
+
 def test_what_the_log_does_not_say_is_not_claimed():
     table = metrics.table(events(window() + window(0.4)), logging_steps=1)
     assert table["step"].tolist() == [1, 2] and table.attrs["logging_steps_from"] == "argument"
