@@ -96,7 +96,8 @@ def cut(prompt: int, reply: int, cutoff_len: int) -> tuple[int, int]:
 def note_cutoff(checked: "Checked", lengths, cutoff_len: int) -> dict:
     """Enter the measured rows over the cutoff into the ledger.
 
-    Returns `cutoff_len`, `share_over` (of the rows), `mean_reply_lost` (share of their reply that those lose) and `longest` (tokens).
+    Returns `cutoff_len`, `share_over` (of the rows), `mean_reply_lost` (share of their reply that those lose), `longest` and, once
+    cut, `mean_tokens` (tokens a row).
     """
     over = lengths[lengths["total"] > cutoff_len]
     lost = 1 - over["kept_reply"] / over["reply"].clip(lower=1)
@@ -106,7 +107,8 @@ def note_cutoff(checked: "Checked", lengths, cutoff_len: int) -> dict:
     checked.ledger.save()
     return {"cutoff_len": cutoff_len, "share_over": round(len(over) / max(len(lengths), 1), 4),
             "mean_reply_lost": round(float(lost.mean()), 4) if len(over) else 0.0,
-            "longest": int(lengths["total"].max())}
+            "longest": int(lengths["total"].max()),
+            "mean_tokens": round(float(lengths["total"].clip(upper=cutoff_len).mean()), 1)}
 
 
 def _tokenizer(model_name_or_path: str):

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from packaging.version import Version
 
-from . import files
+from . import files, gpus
 from .errors import Finding, KitError
 from .profiles import ROOT, Profile
 from .quiet import silence
@@ -129,12 +129,16 @@ def environment(address: str, own: dict | None = None) -> dict:
 
 
 def resources(profile: Profile) -> dict:
-    """Nodes, CPUs, GPUs, their kind and the memory in GiB of the cluster that the profile names."""
+    """Nodes, CPUs, GPUs, their kind and the memory in GiB of the cluster that the profile names; `answers`: what each of its nodes
+    with a GPU says (gpus.look)."""
     with ray_cluster(profile) as ray:
         total, alive = ray.cluster_resources(), [node for node in ray.nodes() if node["Alive"]]
+        theirs = {node["NodeManagerAddress"] for node in alive if node["Resources"].get("GPU")}
+        told = on_each_node(ray, gpus.look, patience=30.0) if profile.gpu and theirs else []
     kinds = sorted(name.removeprefix("accelerator_type:") for name in total if name.startswith("accelerator_type:"))
     return {"nodes": len(alive), "CPU": total.get("CPU", 0), "GPU": total.get("GPU", 0),
-            "kinds of GPU": ", ".join(kinds) or "none", "memory GiB": round(total.get("memory", 0) / GIB, 1)}
+            "kinds of GPU": ", ".join(kinds) or "none", "memory GiB": round(total.get("memory", 0) / GIB, 1),
+            "answers": [answer for node, answer, why in told if node in theirs and not why]}
 
 
 def read_everywhere(profile: Profile, datasets: Path, names: list[str]):

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from kto_accelerator.enable import LOSSES, OURS, supports
 
-from . import export, files, own_yaml, secrets
+from . import export, files, gpus, own_yaml, secrets
 from .errors import KitError, closest, refuse
 from .own_yaml import TEMPLATES, available  # noqa: F401, the latter is asked for here by notebook 3
 from .profiles import ROOT
@@ -30,6 +30,17 @@ def template(name: str) -> dict:
     return files.read_yaml(own_yaml.path_of(name))
 
 
+def used(run: Run, train_config: str = "", overrides: dict | None = None) -> tuple[str, str]:
+    """(the template that `run` takes, why): the one given, else the profile's for the smallest GPU that 01_setup noted.
+
+    `overrides`: LLaMA-Factory's keys; a kind of GPU that their resources_per_worker pins counts alone.
+    """
+    if train_config:
+        return train_config, "as you say"
+    resources = (run.profile.overrides | (overrides or {})).get("resources_per_worker")
+    return run.profile.config_for(gpus.smallest(run.record().get("gpus") or [], resources))
+
+
 def resolve(run: Run, train_config: str = "", **overrides) -> dict:
     """The configuration of `run`: the run's facts, then the template, then the profile's overrides, then `overrides`.
 
@@ -37,6 +48,7 @@ def resolve(run: Run, train_config: str = "", **overrides) -> dict:
     win (own_yaml.taken). Nothing is written: see `write`.
     """
     profile, address = run.profile, run.profile.ray_address
+    train_config, _ = used(run, train_config, overrides)
     config, _ = template_in_run(run, train_config)
     ray = config.get("ray_init_kwargs") or {}
     if address != "local" and ray.get("address", "local") == "local":  # the profile says which cluster, not the template
@@ -44,7 +56,7 @@ def resolve(run: Run, train_config: str = "", **overrides) -> dict:
     config |= profile.overrides | {key: value for key, value in overrides.items() if value is not None}
     own_yaml.refuse_unfinished(config)
     if isinstance(config.get("deepspeed"), str):  # the file's content goes along: every node has it
-        config["deepspeed"] = own_yaml.deepspeed(config["deepspeed"], own_yaml.path_of(train_config or profile.train_config))
+        config["deepspeed"] = own_yaml.deepspeed(config["deepspeed"], own_yaml.path_of(train_config))
     ray = config.get("ray_init_kwargs") or {}
     environment = ray.get("runtime_env") or {}
     if address != "local" and profile.worker_packages and not BRING_PACKAGES & environment.keys():
@@ -58,7 +70,7 @@ def resolve(run: Run, train_config: str = "", **overrides) -> dict:
             "set create_new_adapter: true (`start_from` does), or give the merged model as model_name_or_path",
         )
     if config.get("eval_steps"):  # what LLaMA-Factory wants besides: the rows that 02 held out, in batches as in training
-        usual = {"eval_strategy": "steps", "per_device_eval_batch_size": config.get("per_device_train_batch_size", 1)}
+        usual = {"eval_strategy": "steps", "per_device_eval_batch_size": config.get("per_device_train_batch_size", 8)}
         if not config.get("eval_dataset") and not config.get("val_size"):
             usual["eval_dataset"] = run.record()["dataset"].get("heldout_name")
             if not usual["eval_dataset"]:
@@ -85,9 +97,10 @@ def template_in_run(run: Run, train_config: str = "") -> tuple[dict, list[str]]:
         "ray_run_name": run.name,
         "ray_storage_path": str(run.storage),
     }
-    path = own_yaml.path_of(train_config or run.profile.train_config)
+    path = own_yaml.path_of(used(run, train_config)[0])
     if path.parent != TEMPLATES:
-        return own_yaml.taken(files.read_yaml(path), facts, record["dataset"].get("heldout_name"), run.profile)
+        usual = template(used(run)[0])
+        return own_yaml.taken(files.read_yaml(path), facts, record["dataset"].get("heldout_name"), usual, run.profile.gpu)
     return facts | files.read_yaml(path), []
 
 
@@ -112,7 +125,7 @@ def accelerated(config: dict, asked, shape: dict | None = None) -> tuple[bool, s
 def traps(config: dict, record: dict) -> list[str]:
     """What LLaMA-Factory accepts and KTO suffers from, a sentence each with its remedy."""
     found = []
-    if config.get("per_device_train_batch_size", 1) == 1 and config.get("loss", "kto") == "kto":
+    if config.get("per_device_train_batch_size", 8) == 1 and config.get("loss", "kto") == "kto":
         found.append("per_device_train_batch_size is 1: the reference point is estimated from a single mismatched pair a "
                      "step, very noisily; 4 or more where memory allows")
     rows, cut = record.get("dataset", {}).get("rows", 0), config.get("max_samples")
@@ -131,6 +144,7 @@ def write(run: Run, config: dict) -> Path:
     if ours and not taken:
         raise KitError(f"{', '.join(ours)} is not in LLaMA-Factory's own trainer; {why}", "the project's faster trainer",
                        f"set accelerated = \"auto\" and what is named here, or take `{ours[0].partition(':')[0]}` away")
+    refuse(gpus.without_bitsandbytes(config, run.record().get("bitsandbytes")), "bitsandbytes on every node with a GPU")
     check(config)
     return files.write(run.config_file, files.dump_yaml(config))
 

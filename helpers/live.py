@@ -4,15 +4,18 @@ import html
 import os
 import sys
 import time
+from contextlib import suppress
 from datetime import timedelta
 
-from . import metrics, plots, watchdog
+from . import metrics, plots, rates, watchdog
 from .errors import KitError
 
 LOOK, SAY, SHARE = 5.0, 30.0, 0.005
 """Seconds between looks at new windows, and between printed lines; the share of a core that looking at a long run may take."""
 NUMBERS = {"loss": "loss", "rewards/chosen": "chosen", "rewards/rejected": "rejected", "rewards/margins": "margin",
            "kl_mean": "KL"}
+STEPS, SECONDS = 10, 3.0
+"""Of steps that are measured at least: how many, and for how long."""
 
 
 def follow(training, tracker=None, stop_on_problem: bool = False, patience: float = 600.0):
@@ -23,14 +26,18 @@ def follow(training, tracker=None, stop_on_problem: bool = False, patience: floa
     """
     config = training.run.config() if training.run.config_file.exists() else {}
     beta, every = config.get("pref_beta", 0.1), config.get("logging_steps")
-    view, table, kept = View(config.get("max_steps")), metrics.table([], logging_steps=1), []
+    view, table, kept = View(config.get("max_steps"), training.run.record().get("estimate")), metrics.table([], logging_steps=1), []
     changed = time.monotonic()
     look = changed + LOOK
     for events in training.events():
         now = time.monotonic()
         changed = now if events else changed
         kept += [event for event in events if event.kind in ("metrics", "eval", "config")]
+        known = view.pace.measured
         view.take(events)
+        if view.pace.measured and not known:
+            with suppress(KitError):  # a full disk is not the display's to tell
+                training.run.note(measured=view.pace.measured)
         if now < look:
             continue
         grown = view.windows > len(table)
@@ -57,7 +64,8 @@ class View:
     A notebook that nobody watches (papermill and nbval set KTO_LIVE=off) gets printed lines, and the figure at the end.
     """
 
-    def __init__(self, total_steps: int | None = None):
+    def __init__(self, total_steps: int | None = None, estimate: dict | None = None):
+        self.pace = Pace(estimate)
         self.done, self.total, self.left, self.phase = 0, total_steps, None, "starting"
         self.windows, self.checkpoints, self.shown, self.id = 0, set(), set(), os.urandom(8).hex()
         self.said, self.said_at, self.place = set(), -SAY, None
@@ -68,6 +76,7 @@ class View:
     def take(self, events) -> None:
         """What the events say of progress."""
         for event in events:
+            self.pace.take(event)
             if event.kind == "progress":
                 self.done, self.total, self.left = event.data["done"], event.data["total"], event.data.get("remaining")
             elif event.kind == "phase":
@@ -106,4 +115,29 @@ class View:
         last = table.iloc[-1] if len(table) else {}
         numbers = [f"{name} {last[key]:.3g}" for key, name in NUMBERS.items() if key in last and last[key] == last[key]]
         left = f", {timedelta(seconds=round(self.left))} left" if self.left else ""
-        return f"{self.phase}, step {self.done} of {self.total or '?'}{left}" + (f": {', '.join(numbers)}" if numbers else "")
+        pace = rates.corrected(self.pace.measured, self.pace.estimate)
+        return (f"{self.phase}, step {self.done} of {self.total or '?'}{left}" + (f": {', '.join(numbers)}" if numbers else "")
+                + (f"; {pace}" if pace else ""))
+
+
+class Pace:
+    """Measure seconds a step over the launch's first ten steps after its first one, without evaluations, saves and restarts."""
+
+    def __init__(self, estimate: dict | None = None):
+        self.estimate, self.measured = estimate, None  # as in run.json: rates.estimate; {"seconds" a step, "minutes" in all}
+        self.last, self.steps, self.seconds = None, 0, 0.0
+
+    def take(self, event) -> None:
+        if event.kind == "phase" and event.data["phase"] != "training":
+            self.last = None  # the time from here to the next step is not a step's
+        if event.kind != "progress" or self.measured:
+            return
+        done, now = event.data["done"], time.monotonic()
+        if self.last and done > self.last[0]:
+            self.steps, self.seconds = self.steps + done - self.last[0], self.seconds + now - self.last[1]
+        self.last = (done, now) if done else None  # before the first step the model is loaded, or earlier steps are skipped
+        if self.steps >= STEPS and self.seconds >= SECONDS:
+            each = self.seconds / self.steps
+            # The estimate knows that later epochs are faster; these ten steps are of the first one, also after a resume.
+            minutes = self.estimate["minutes"] * each / self.estimate["first"] if self.estimate else each * event.data["total"] / 60
+            self.measured = {"seconds": round(each, 3), "minutes": round(minutes, 2)}

@@ -4,6 +4,7 @@ The local profile needs a real model from the package registry alone: the packag
 98 MB GGUF file, which transformers can read; it is converted once.
 """
 
+import json
 from functools import cache
 from importlib import metadata
 from pathlib import Path
@@ -45,6 +46,25 @@ def describe(model_dir: str) -> dict:
     config = files.read_json(Path(model_dir) / "config.json")
     keys = ("model_type", "num_hidden_layers", "hidden_size", "vocab_size", "max_position_embeddings", "torch_dtype")
     return {key: config.get(key, config.get(key.removeprefix("torch_"))) for key in keys}  # transformers 4.56: dtype
+
+
+def parameters(shape: dict) -> tuple[float, float, float]:
+    """(in the layers' linear maps, in embedding and head, inputs + outputs of all linear maps) from a model's config.json."""
+    d, f, layers = shape["hidden_size"], shape["intermediate_size"], shape["num_hidden_layers"]
+    heads = shape["num_attention_heads"]
+    width = shape.get("head_dim") or d // heads
+    own, kv = heads * width, (shape.get("num_key_value_heads") or heads) * width
+    maps = [(d, own), (d, kv), (d, kv), (own, d), (d, f), (d, f), (f, d)]
+    ends = shape["vocab_size"] * d * (1 if shape.get("tie_word_embeddings") else 2)
+    return layers * sum(a * b for a, b in maps), ends, layers * sum(a + b for a, b in maps)
+
+
+def shape_of(model: str) -> dict:
+    """The config.json of a model's folder, or of the hub's model; {} where it cannot be read."""
+    if (local := Path(model, "config.json")).is_file():
+        return files.read_json(local)
+    code, text = files.from_hub(model) if files.is_hub_id(model) else (0, "")
+    return json.loads(text) if code == 200 else {}
 
 
 def generate(model_name_or_path: str, prompts: list[str], max_new_tokens: int = 24) -> list[str]:

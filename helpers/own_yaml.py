@@ -6,7 +6,7 @@ from pathlib import Path
 
 from . import files
 from .errors import KitError
-from .profiles import ROOT, Profile
+from .profiles import ROOT
 
 TEMPLATES = ROOT / "train-configs"
 DEFAULTS = {"stage": "kto", "do_train": True, "finetuning_type": "lora", "report_to": "none", "overwrite_output_dir": True,
@@ -32,22 +32,23 @@ def path_of(name: str) -> Path:
     raise KitError(f"there is no template {name!r}", f"a path, or one of {', '.join(available())}", "correct `train_config`")
 
 
-def taken(config: dict, facts: dict, heldout: str | None, profile: Profile) -> tuple[dict, list[str]]:
+def taken(config: dict, facts: dict, heldout: str | None, usual: dict, gpu: bool) -> tuple[dict, list[str]]:
     """(the reader's `config` as it is trained in a run, a line for each key that was overruled or filled in).
 
-    `facts`: what the run decides; `heldout`: its rows to evaluate on. KitError where it trains anything but KTO.
+    `facts`: what the run decides; `heldout`: its rows to evaluate on; `usual`: the profile's own config, which fills in CLUSTER; `gpu`:
+    whether workers have one. KitError where it trains anything but KTO.
     """
     if config.get("stage", "kto") != "kto":
         raise KitError(f"the config's stage is {config['stage']}", "stage: kto: feedback of single replies is what there is here",
                        "take a KTO config")
-    usual = DEFAULTS | {key: value for key, value in files.read_yaml(path_of(profile.train_config)).items() if key in CLUSTER}
+    usual = DEFAULTS | {key: value for key, value in usual.items() if key in CLUSTER}
     filled = {key: value for key, value in usual.items() if key not in config}
     ours = dict(facts)
     if "eval_dataset" in config:
         ours["eval_dataset"] = heldout
     if config.get("ray_storage_path") and config.get("ray_storage_filesystem"):  # a bucket, which stands
         del ours["ray_storage_path"]
-    if not profile.gpu:
+    if not gpu:
         ours |= {key: False for key in ("bf16", "fp16", "pure_bf16") if config.get(key)}
     said = [f"{key}: {value} (yours: {config[key]})" for key, value in ours.items() if key in config and config[key] != value]
     said += [f"{key}: {value} (you left it out)" for key, value in filled.items()]

@@ -2,8 +2,9 @@
 
 import os
 from pathlib import Path
+from typing import Literal
 
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel, ValidationError, field_validator
 
 from . import files, secrets
 from .errors import KitError, closest
@@ -17,7 +18,7 @@ class Profile(BaseModel, extra="forbid"):
 
     name: str
     storage: str = ""  # default folder for runs
-    train_config: str  # file in train-configs/
+    train_config: str | dict[int | Literal["unknown"], str]  # file in train-configs/; or one by a GPU's GiB (`config_for`)
     model_name_or_path: str
     template: str  # the model's chat template
     dataset: str
@@ -28,6 +29,29 @@ class Profile(BaseModel, extra="forbid"):
     job_variables: list[str] = []  # one of them set in the environment: this is a job, on a cluster of its own
     job_storage: str = ""  # a job's default
     workspace_storage: str = ""  # another cluster's, refused in a job
+
+    @field_validator("train_config")
+    @classmethod
+    def _says_what_is_taken_without_a_gpu(cls, value):
+        if isinstance(value, dict) and "unknown" not in value:
+            raise ValueError("files by GiB lack one for the time when no GPU is known: `unknown: kto_lora.yaml`")
+        return value
+
+    @property
+    def train_configs(self) -> list[str]:
+        """Every train config that `config_for` may name."""
+        return [self.train_config] if isinstance(self.train_config, str) else list(self.train_config.values())
+
+    def config_for(self, gpu: tuple[str, float] | None) -> tuple[str, str]:
+        """(the train config for the smallest GPU that is to train: (name, GiB), or None: not known; why that one)."""
+        if isinstance(self.train_config, str):
+            return self.train_config, "the profile's"
+        sizes = {least: name for least, name in self.train_config.items() if least != "unknown"}
+        if gpu and (fit := [least for least in sizes if least <= gpu[1]]):
+            return sizes[max(fit)], f"for the smallest GPU: {gpu[0]}, {gpu[1]:.0f} GiB; train_config= chooses another"
+        why = f"no config is for {gpu[1]:.0f} GiB" if gpu else "no GPU was found, so their size is not known"
+        choices = ", ".join(f"{name} from {least} GiB" for least, name in sorted(sizes.items(), reverse=True))
+        return self.train_config["unknown"], f"{why}; train_config= chooses another: {choices}"
 
 
 def known() -> dict[str, dict]:

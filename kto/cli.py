@@ -111,6 +111,8 @@ def doctor(
 ) -> None:
     """Run preflight checks before a launch. Checks this machine, every node, the hub and MLflow, in under 20 s.
 
+    Says which training config suits the memory of the GPUs.
+
     Example: kto doctor --profile anyscale -p train_config=kto_lora_48gb.yaml -p ray_num_workers=8
     """
     from . import doctor as preflight

@@ -31,10 +31,12 @@ def examine(profile: str, storage: str = "", values: dict | None = None) -> list
     values = {key: value for key, value in (values or {}).items() if value is not None}
     found = [Finding("FAIL", f"{name} names a file that cannot be read", "correct it, or mount the secret")
              for name in secrets.load()]
-    config = configs.template(values.get("train_config") or loaded.train_config) | loaded.overrides
-    config |= {key: value for key, value in values.items() if key not in ("train_config", "dataset", "overrides")}
-    config |= values.get("overrides", {})
-    found += tried(lambda: own_yaml.refuse_unfinished(config) or []) + tried(packages)
+    names = [values["train_config"]] if values.get("train_config") else loaded.train_configs
+    own = {key: value for key, value in values.items() if key not in ("train_config", "dataset", "overrides", "accelerated")}
+    candidates = {name: configs.template(name) | loaded.overrides | own | values.get("overrides", {}) for name in names}
+    for config in candidates.values():
+        found += tried(lambda config=config: own_yaml.refuse_unfinished(config) or [])
+    found += tried(packages)
     found += tried(lambda: [Finding("OK", f"{cluster.disk(profiles.storage_for(loaded, storage)):.0f} GiB of disk are free "
                                           "where runs are kept")])
     if found[-1].status == "FAIL":
@@ -45,16 +47,16 @@ def examine(profile: str, storage: str = "", values: dict | None = None) -> list
     shape, of_hub = base_model(model)
     reach = model if of_hub and of_hub[0].status == "OK" else ""
     local = next((str(path) for path in (Path(model).expanduser(), folder / "models" / model) if path.is_dir()), reach)
-    spoken = {"template": loaded.template} | config | {"model_name_or_path": local}
+    spoken = {"template": loaded.template} | candidates[names[0]] | {"model_name_or_path": local}
     data, registered = dataset(folder, values.get("dataset") or loaded.dataset)
-    fast, says = configs.accelerated(config | {"model_name_or_path": local or model}, values.get("accelerated", "auto"), shape)
-    question = {"profile": profile, "storage": str(folder), "config": config, "data": data, "shape": shape, "model": reach,
-                "accelerated": fast}
+    question = {"profile": profile, "storage": str(folder), "data": data, "shape": shape, "model": reach,
+                "configs": {name: config | {"model_name_or_path": local or model} for name, config in candidates.items()},
+                "accelerated": values.get("accelerated", "auto")}
     with ThreadPoolExecutor() as at_once:
         tracking = at_once.submit(mlflow)
         fits = at_once.submit(chat_template.asked, spoken, until - time.monotonic()) if local else None
         asked = tried(nodes.everywhere, question) if loaded.ray_address == "local" else on_the_cluster(question, until)
-        return [*found, registered, *of_hub, tracking.result(), Finding("OK", says), *asked, *(fits.result() if fits else [])]
+        return [*found, registered, *of_hub, tracking.result(), *asked, *(fits.result() if fits else [])]
 
 
 def packages() -> list[Finding]:

@@ -15,23 +15,11 @@ tokens (every row as long as may be: real data takes less), in bytes:
 which packs the real rows. The driver and NCCL take about a GiB besides. Full parameters and ZeRO-3 were not measured.
 """
 
+from helpers import gpus
 from helpers.errors import Finding
+from helpers.models import parameters
 
 GIB = 2**30
-KNOWN = {"T4": 16, "V100": 16, "A10G": 24, "L4": 24, "A6000": 48, "L40S": 48, "A100": 40, "A100-40G": 40,
-         "A100-80G": 80, "H100": 80, "H200": 141}
-"""Memory in GB of kinds of GPU under Ray's names, for nodes that are still to come."""
-
-
-def parameters(shape: dict) -> tuple[float, float, float]:
-    """(in the layers' linear maps, in embedding and head, inputs + outputs of all linear maps) from a model's config.json."""
-    d, f, layers = shape["hidden_size"], shape["intermediate_size"], shape["num_hidden_layers"]
-    heads = shape["num_attention_heads"]
-    width = shape.get("head_dim") or d // heads
-    own, kv = heads * width, (shape.get("num_key_value_heads") or heads) * width
-    maps = [(d, own), (d, kv), (d, kv), (own, d), (d, f), (d, f), (f, d)]
-    ends = shape["vocab_size"] * d * (1 if shape.get("tie_word_embeddings") else 2)
-    return layers * sum(a * b for a, b in maps), ends, layers * sum(a + b for a, b in maps)
 
 
 def estimate(config: dict, shape: dict, accelerated: bool = False) -> dict[str, float]:
@@ -40,7 +28,7 @@ def estimate(config: dict, shape: dict, accelerated: bool = False) -> dict[str, 
     full, deepspeed = config.get("finetuning_type", "lora") == "full", config.get("deepspeed") or ""
     own = deepspeed.get("zero_optimization", {}) if isinstance(deepspeed, dict) else {}  # else a file, named after its stage
     n = config.get("ray_num_workers", 1) if own.get("stage") == 3 or "z3" in str(deepspeed) else 1
-    tokens = config.get("per_device_train_batch_size", 1) * config.get("cutoff_len", 2048)
+    tokens = config.get("per_device_train_batch_size", 8) * config.get("cutoff_len", 2048)
     each = {4: 0.52, 8: 1.02}.get(config.get("quantization_bit"), 2)
     layer = 2 * (3 * shape["intermediate_size"] + 6.5 * shape["hidden_size"]) * tokens
     kept = 2 * shape["num_hidden_layers"] * shape["hidden_size"] * tokens + layer
@@ -55,8 +43,8 @@ def estimate(config: dict, shape: dict, accelerated: bool = False) -> dict[str, 
     return {name: size / GIB for name, size in parts.items()}
 
 
-def fits(config: dict, shape: dict | None, gpus: list[tuple], accelerated: bool) -> list[Finding]:
-    """The memory that the config takes of a GPU, against the smallest of `gpus` ((kind, GiB)) or that of a pinned kind."""
+def fits(config: dict, shape: dict | None, found: list[tuple], accelerated: bool) -> list[Finding]:
+    """The memory that the config takes of a GPU, against the smallest that its workers can get of those `found` ((name, GiB))."""
     needed = config.get("resources_per_worker") or {"GPU": 1}
     if not needed.get("GPU"):
         return []
@@ -66,13 +54,11 @@ def fits(config: dict, shape: dict | None, gpus: list[tuple], accelerated: bool)
     needs = sum(parts.values()) + 1.0
     listed = ", ".join(f"{name} {gib:.1f}" for name, gib in parts.items() if gib >= 0.05)
     says = f"{needs:.0f} GiB of a GPU are needed at most ({listed}, driver 1)"
-    pins = [name.rpartition(":")[2].rpartition("x")[2] for name in needed if ":" in name]
-    sizes = [gib for _, gib in gpus] or [KNOWN[kind] * 0.93 for kind in pins if kind in KNOWN]
-    if not sizes:
+    if not (smallest := gpus.smallest(found, needed)):
         return [Finding("WARN", f"{says}; no GPU is there yet to compare with")]
-    kinds = ", ".join(sorted({kind for kind, _ in gpus}) or pins)
-    says += f"; the smallest has {min(sizes):.0f} ({kinds})"
-    if needs <= min(sizes):
-        return [Finding("WARN" if needs > 0.9 * min(sizes) else "OK", says)]
+    name, gib = smallest
+    says += f"; the smallest has {gib:.0f} ({name})"
+    if needs <= gib:
+        return [Finding("WARN" if needs > 0.9 * gib else "OK", says)]
     return [Finding("FAIL", says, "per_device_train_batch_size or cutoff_len down, or "
                                   "-p train_config=kto_qlora.yaml or kto_lora_deepspeed.yaml")]

@@ -3,16 +3,14 @@
 `python -m kto.nodes`: the question as JSON on stdin, the findings on stdout.
 """
 
-import contextlib
 import json
 import shutil
-import subprocess
 import sys
 import tempfile
 from pathlib import Path
 
-from helpers import cluster, files, profiles, secrets, trainer
-from helpers.config import BRING_PACKAGES
+from helpers import cluster, files, gpus, profiles, secrets, trainer
+from helpers.config import BRING_PACKAGES, accelerated
 from helpers.errors import Finding, KitError
 
 from . import memory
@@ -32,8 +30,13 @@ def tried(check, *given) -> list[Finding]:
 
 
 def everywhere(question: dict) -> list[Finding]:
-    """Check whether the workers fit, what every node answers, and whether the model fits into the GPUs. Starts no Ray on `local`."""
-    profile, config, storage = profiles.load(question["profile"]), question["config"], Path(question["storage"])
+    """Check whether the workers fit, what every node answers, and whether the model fits into the GPUs. Starts no Ray on `local`.
+
+    `question`: profile, storage, data, model, shape, accelerated (as asked), and configs: {file: config} that the profile may take.
+    """
+    profile, storage = profiles.load(question["profile"]), Path(question["storage"])
+    configs = question["configs"]
+    config = next(iter(configs.values()))  # they name the same packages and cluster
     own = (config.get("ray_init_kwargs") or {}).get("runtime_env") or {}
     brought = profile.ray_address != "local" and (profile.worker_packages or BRING_PACKAGES & own.keys())
     names = [row["package"] for row in cluster.packages() if row["package"] in STAY or not brought]
@@ -55,20 +58,23 @@ def everywhere(question: dict) -> list[Finding]:
         raise KitError(f"cannot write to the storage {storage}: {error.strerror}", "", "correct `storage`") from None
     answers = [{"name": name, **answer} for name, answer, why in told if not why]
     found = [Finding("FAIL", f"the node {name} {why}", "look at it, or take it out of the cluster") for name, _, why in told if why]
-    found += [cluster.placed(config, there, more), *compare(answers, names, question["data"])]
-    gpus = [tuple(gpu) for answer in answers for gpu in answer["gpus"]]
-    return found + memory.fits(config, question["shape"], gpus, question["accelerated"])
+    with_gpus = [answer for answer in answers if answer["gpus"]]
+    here = gpus.counted(with_gpus)
+    if len(configs) > 1:
+        name, why = profile.config_for(gpus.smallest(here, config.get("resources_per_worker")))
+        config = configs[name]
+        found.append(Finding("OK" if here else "WARN", f"the profile takes {name}: {why}"))
+    fast, says = accelerated(config, question["accelerated"], question["shape"])
+    lines = (profiles.ROOT / profile.worker_packages).read_text() if profile.worker_packages else ""
+    found += gpus.without_bitsandbytes(config, all(answer["bitsandbytes"] for answer in with_gpus), lines)
+    found += [Finding("OK", says), cluster.placed(config, there, more), *compare(answers, names, question["data"])]
+    return found + memory.fits(config, question["shape"], here, fast)
 
 
 def look(mark: str, names: list[str], data: dict, model: str) -> dict:
     """What one node says of itself: its versions of the packages `names`, its GPUs, the storage's folder `mark`, hashes of the files
     `data`, and what the hub answers for `model`. Empty words: well."""
-    gpus, hashes, storage = [], {}, ""
-    with contextlib.suppress(OSError, ValueError, subprocess.TimeoutExpired):  # no driver
-        command = ["nvidia-smi", "--query-gpu=name,memory.total", "--format=csv,noheader,nounits"]
-        for line in subprocess.run(command, capture_output=True, text=True, timeout=5).stdout.splitlines():
-            kind, _, mib = line.rpartition(",")
-            gpus.append((kind, float(mib) / 1024))
+    hashes, storage = {}, ""
     try:
         tempfile.TemporaryFile(dir=mark).close()
     except FileNotFoundError:
@@ -81,7 +87,7 @@ def look(mark: str, names: list[str], data: dict, model: str) -> dict:
         except OSError as error:
             hashes[path] = f"cannot be read: {error.strerror}"
     return {
-        "python": ".".join(map(str, sys.version_info[:2])), "gpus": gpus, "storage": storage, "data": hashes,
+        "python": ".".join(map(str, sys.version_info[:2])), "storage": storage, "data": hashes, **gpus.look(),
         "versions": cluster.installed(names),
         "free": shutil.disk_usage("/").free / cluster.GIB,
         "hub": files.from_hub(model)[0] if model else None,

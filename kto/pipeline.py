@@ -188,7 +188,7 @@ def embed_pictures(notebook: Path) -> None:
 
 def summary(run: Run) -> dict:
     """What a finished run has to show: figures, places, times; plain data."""
-    from helpers import rounds
+    from helpers import rates, rounds
 
     record = run.record()
     evaluation, exported = record.get("evaluation", {}), record.get("export", {})
@@ -200,6 +200,7 @@ def summary(run: Run) -> dict:
         "held-out reward margin, after": evaluation.get("margin"),
         "rounds": rounds.words(record.get("rounds", [])) or None,
         "training": record.get("training", {}).get("says"),
+        "training's pace": rates.corrected(record.get("measured"), record.get("estimate")) or None,
         "seconds": record.get("seconds", {}),
         "report": str(run.folder / "report.html"),
         "executed notebooks": str(run.notebooks),

@@ -136,7 +136,7 @@ def test_every_template_says_what_for_what_it_needs_and_how_to_launch_it(path):
     head = path.read_text().split("\n\n")[0]
     assert all(f"# {word}:" in head for word in ("For", "Needs", "Launch"))
     launch = head.partition("Launch:")[2]
-    assert path.name in launch or profiles.known()[launch.partition("--profile ")[2].split()[0]]["train_config"] == path.name
+    assert path.name in launch or profiles.load(launch.partition("--profile ")[2].split()[0]).train_config == path.name
     content = yaml.safe_load(path.read_text())
     assert content["trust_remote_code"] is False
     assert content.get("enable_liger_kernel") is (True if "GPU" in content["resources_per_worker"] else None)

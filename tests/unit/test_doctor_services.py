@@ -151,7 +151,8 @@ def test_packages_that_ray_brings_are_not_looked_for_on_the_nodes(tmp_path, monk
     monkeypatch.setattr(cluster, "to_come", lambda: None)
     monkeypatch.setattr(cluster, "on_each_node", lambda ray, look, *given, patience: [("node", look(*given), "")])
     config = {"ray_init_kwargs": own, "ray_num_workers": 1}
-    question = {"profile": name, "config": config, "storage": str(tmp_path), "data": {}, "model": "", "shape": None, "accelerated": False}
+    question = {"profile": name, "configs": {"mine.yaml": config}, "storage": str(tmp_path), "data": {}, "model": "", "shape": None,
+                "accelerated": "auto"}
     assert f"every node has {asked} and the Python that are here" in [finding.found for finding in nodes.everywhere(question)]
 
 

@@ -14,6 +14,7 @@ from typer.main import get_command
 from helpers import config, launch, profiles
 from helpers.profiles import ROOT
 from kto.cli import app
+from kto.parameters import typed
 
 FOLDER = ROOT / "job-configs"
 JOB = yaml.safe_load((FOLDER / "job.yaml").read_text())
@@ -117,7 +118,8 @@ def test_no_variable_is_set_in_two_places_and_no_token_stands_in_a_file(run):
 
 
 def test_the_nodes_have_the_gpus_that_the_training_asks_for_and_share_the_storage():
-    asked = config.template(profiles.load("ray").train_config)["ray_num_workers"]
+    (asked,) = {config.template(typed(given(job)["parameter"])["train_config"])["ray_num_workers"]
+                for job in (JOB["entrypoint"], RAYJOB["spec"]["entrypoint"])}
     limits = RAYJOB["spec"]["rayClusterSpec"]["workerGroupSpecs"][0]["template"]["spec"]["containers"][0]["resources"]["limits"]
     assert int(limits["nvidia.com/gpu"]) == asked == 4
     assert JOB["compute_config"]["worker_nodes"][0]["instance_type"] == "g6e.12xlarge"  # which has four
