@@ -124,7 +124,7 @@ class Pace:
     """Measure seconds a step over the launch's first ten steps after its first one, without evaluations, saves and restarts."""
 
     def __init__(self, estimate: dict | None = None):
-        self.estimate, self.measured = estimate, None  # as in run.json: rates.estimate; {"seconds" a step, "minutes" in all}
+        self.estimate, self.measured = estimate, None  # as in run.json: rates.estimate; {"seconds" a step, "minutes" of all "steps"}
         self.last, self.steps, self.seconds = None, 0, 0.0
 
     def take(self, event) -> None:
@@ -137,7 +137,9 @@ class Pace:
             self.steps, self.seconds = self.steps + done - self.last[0], self.seconds + now - self.last[1]
         self.last = (done, now) if done else None  # before the first step the model is loaded, or earlier steps are skipped
         if self.steps >= STEPS and self.seconds >= SECONDS:
-            each = self.seconds / self.steps
-            # The estimate knows that later epochs are faster; these ten steps are of the first one, also after a resume.
-            minutes = self.estimate["minutes"] * each / self.estimate["first"] if self.estimate else each * event.data["total"] / 60
-            self.measured = {"seconds": round(each, 3), "minutes": round(minutes, 2)}
+            each, total = self.seconds / self.steps, event.data["total"]
+            minutes = each * total / 60
+            if self.estimate and self.estimate["steps"] == total:  # else it was extended by notebook 5
+                # The estimate knows that later epochs are faster; a launch's first steps are as slow as the first epoch's.
+                minutes = self.estimate["minutes"] * each / self.estimate["first"]
+            self.measured = {"seconds": round(each, 3), "minutes": round(minutes, 2), "steps": total}

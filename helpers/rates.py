@@ -95,5 +95,5 @@ def corrected(measured: dict | None, estimated: dict | None) -> str:
     """What was measured (live.Pace), against the estimate; empty where nothing was."""
     if not measured:
         return ""
-    before = f" (estimated {estimated['minutes']:.1f})" if estimated else ""
+    before = f" (estimated {estimated['minutes']:.1f})" if estimated and estimated["steps"] == measured["steps"] else ""
     return f"measured: {measured['seconds']:.3g} s a step, {measured['minutes']:.1f} min in all{before}"

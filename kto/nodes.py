@@ -58,7 +58,8 @@ def everywhere(question: dict) -> list[Finding]:
         raise KitError(f"cannot write to the storage {storage}: {error.strerror}", "", "correct `storage`") from None
     answers = [{"name": name, **answer} for name, answer, why in told if not why]
     found = [Finding("FAIL", f"the node {name} {why}", "look at it, or take it out of the cluster") for name, _, why in told if why]
-    with_gpus = [answer for answer in answers if answer["gpus"]]
+    # A card that Ray does not know trains nothing: as notebook 1 counts (cluster.resources).
+    with_gpus = [answer for (_, answer, why), node in zip(told, there, strict=False) if node.get("GPU") and not why]
     here = gpus.counted(with_gpus)
     if len(configs) > 1:
         name, why = profile.config_for(gpus.smallest(here, config.get("resources_per_worker")))

@@ -50,8 +50,11 @@ class Nodes:
             "--include-dashboard=true", "--dashboard-host=127.0.0.1", f"--dashboard-port={web}", f"--ray-client-server-port={free_port()}",
             f"--dashboard-agent-listen-port={free_port()}"])
 
-    def add(self, *hides: Path) -> str:
-        """A worker node with two CPUs and one `worker_place`, a resource of its own; its name. `hides`: folders not shared with it."""
+    def add(self, *hides: Path, gpus: int = 0) -> str:
+        """A worker node with two CPUs, as many `gpus` in Ray's books, and one `worker_place`, a resource of its own; its name.
+
+        `hides`: folders not shared with it.
+        """
         self.count += 1
         name, ip = f"node{self.count}", f"{NET}.{self.count + 1}" if self.apart else self.ip
         before = []
@@ -62,8 +65,8 @@ class Nodes:
                f"ip -n {space} link set {far} up && ip -n {space} link set lo up")
             mounts = " && ".join(f"mkdir -p {folder} && mount -t tmpfs none {folder}" for folder in (self.scratch, *hides))
             before = ["ip", "netns", "exec", space, "unshare", "-m", "sh", "-c", f'{mounts} && exec "$@"', "sh"]
-        self._start(name, before, [f"--address={self.address}", f"--node-ip-address={ip}", "--num-cpus=2", '--resources={"worker_place": 1}',
-                                   f"--dashboard-agent-listen-port={free_port()}"])
+        self._start(name, before, [f"--address={self.address}", f"--node-ip-address={ip}", "--num-cpus=2", f"--num-gpus={gpus}",
+                                   '--resources={"worker_place": 1}', f"--dashboard-agent-listen-port={free_port()}"])
         return name
 
     def lose(self, name: str) -> None:

@@ -13,7 +13,7 @@ import yaml
 from nodes import BIN, free_port
 from unit import tiny
 
-from helpers import cluster
+from helpers import cluster, gpus
 from helpers.cluster import ray_cluster
 from helpers.profiles import ROOT, load
 from kto import doctor
@@ -64,6 +64,27 @@ def test_a_node_without_the_project_answers_the_doctor_and_reads_the_data(nodes,
         assert len(table) == 2 and table["same"].all()
     finally:
         leaving = nodes.nodes.pop(bare)
+        leaving.terminate()
+        leaving.wait(20)
+
+
+def test_the_gpus_of_a_node_are_noted_by_notebook_1_and_the_doctor_names_their_config(nodes, tmp_path, monkeypatch):
+    """The driver's command is a stand-in that every node sees; the head has it too, but no GPU in Ray's books."""
+    smi = tmp_path / "nvidia-smi"
+    smi.write_text("#!/bin/sh\necho 'NVIDIA L40S, 46068'\necho 'NVIDIA L40S, 46068'\n")
+    smi.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    monkeypatch.setenv("RAY_ADDRESS", nodes.address)
+    monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
+    assert cluster.resources(load("ray"))["answers"] == []
+    added = nodes.add(gpus=2)
+    try:
+        resources = cluster.resources(load("ray"))
+        assert resources["GPU"] == 2 and gpus.counted(resources["answers"]) == [["NVIDIA L40S", 45.0, 2]]
+        found = [finding.found for finding in doctor.examine("ray", str(tmp_path / "storage"))]
+        assert [line for line in found if line.startswith("the profile takes kto_lora_48gb.yaml: for the smallest GPU: NVIDIA L40S, 45 GiB")]
+    finally:
+        leaving = nodes.nodes.pop(added)
         leaving.terminate()
         leaving.wait(20)
 

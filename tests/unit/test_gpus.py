@@ -162,7 +162,7 @@ def answered(monkeypatch, question: dict, kinds: list[str]):
         return [(f"10.0.0.{place}", look(*given) | {"gpus": card, "bitsandbytes": False}, "") for place, card in enumerate(cards)]
 
     monkeypatch.setattr(cluster, "ray_cluster", joined)
-    monkeypatch.setattr(cluster, "nodes", lambda ray: [{"CPU": 48, "GPU": 4}])
+    monkeypatch.setattr(cluster, "nodes", lambda ray: [{"CPU": 48, "GPU": 1}] * len(kinds) or [{"CPU": 8}])
     monkeypatch.setattr(cluster, "to_come", lambda: {})
     monkeypatch.setattr(cluster, "on_each_node", each)
     return nodes.everywhere(json.loads(json.dumps(question)))

@@ -58,12 +58,13 @@ def test_no_benchmark_row_is_left_out():
     assert there == CASES.keys() | NOT_OURS | FULL
 
 
-def test_todays_trainer_is_estimated_within_a_twentieth():
-    runs = json.loads((RESULTS / "gpu_sharing.json").read_text())["runs"]
+def test_todays_trainer_is_estimated_within_6_percent():
+    now = [run for run in json.loads((RESULTS / "gpu_sharing.json").read_text())["runs"] if run["trainer"] == "now"]
+    now += [row for row in json.loads((RESULTS / "gpu_fp8.json").read_text())["table"] if row["case"].startswith("bf16")]
     made = rates.estimate(asked("kto_lora_80gb.yaml"), LLAMA3_8B, 300, TOKENS, True, "H100")
-    for run in (run for run in runs if run["trainer"] == "now"):
-        assert made["first"] == pytest.approx(8 / run["first epoch"], rel=0.05)
-        assert made["later"] == pytest.approx(8 / run["later epochs"], rel=0.05)
+    for run in now:
+        assert made["first"] == pytest.approx(8 / run["first epoch"], rel=0.06)
+        assert made["later"] == pytest.approx(8 / run["later epochs"], rel=0.06)
 
 
 @pytest.mark.parametrize("place", [0, 2])
@@ -176,8 +177,8 @@ def test_after_ten_steps_the_line_says_what_was_measured_against_the_estimate(mo
     clock.step(0, 0)
     clock.step(1, 60)  # loads the model and compiles
     assert [clock.step(done, 3.0) for done in range(2, 11)] == [None] * 9
-    assert clock.step(11, 3.0) == {"seconds": 3.0, "minutes": 3.5}  # twice as long as estimated
-    assert clock.step(12, 99.0) == {"seconds": 3.0, "minutes": 3.5}
+    assert clock.step(11, 3.0) == {"seconds": 3.0, "minutes": 3.5, "steps": 90}  # twice as long as estimated
+    assert clock.step(12, 99.0) == {"seconds": 3.0, "minutes": 3.5, "steps": 90}
     empty = live.metrics.table([], logging_steps=1)
     assert clock.view.line(empty).endswith("; measured: 3 s a step, 3.5 min in all (estimated 1.8)")
 
@@ -185,8 +186,15 @@ def test_after_ten_steps_the_line_says_what_was_measured_against_the_estimate(mo
 def test_without_an_estimate_the_measured_steps_are_multiplied(monkeypatch):
     clock = Clock(monkeypatch, total=120)
     found = [clock.step(done, 2.0) for done in range(1, 12)]
-    assert found[-1] == {"seconds": 2.0, "minutes": 4.0}
+    assert found[-1] == {"seconds": 2.0, "minutes": 4.0, "steps": 120}
     assert clock.view.line(live.metrics.table([], logging_steps=1)).endswith("; measured: 2 s a step, 4.0 min in all")
+
+
+def test_a_run_that_notebook_5_extended_is_not_held_against_the_estimate_of_its_first_steps(monkeypatch):
+    clock = Clock(monkeypatch, ESTIMATE, total=120)
+    found = [clock.step(done, 3.0) for done in range(91, 103)]
+    assert found[-1] == {"seconds": 3.0, "minutes": 6.0, "steps": 120}
+    assert clock.view.line(live.metrics.table([], logging_steps=1)).endswith("; measured: 3 s a step, 6.0 min in all")
 
 
 def test_evaluations_saves_restarts_and_skipped_steps_are_no_part_of_a_step(monkeypatch):
