@@ -5,6 +5,7 @@ The local profile needs a real model from the package registry alone: the packag
 """
 
 import json
+from contextlib import suppress
 from functools import cache
 from importlib import metadata
 from pathlib import Path
@@ -64,7 +65,9 @@ def shape_of(model: str) -> dict:
     if (local := Path(model, "config.json")).is_file():
         return files.read_json(local)
     code, text = files.from_hub(model) if files.is_hub_id(model) else (0, "")
-    return json.loads(text) if code == 200 else {}
+    with suppress(ValueError):
+        return json.loads(text) if code == 200 else {}
+    return {}
 
 
 def generate(model_name_or_path: str, prompts: list[str], max_new_tokens: int = 24) -> list[str]:

@@ -22,6 +22,8 @@ RATES = {
 """Trainer -> rows a second of one H100 in the first epoch and in later ones, seconds a layer at least in a micro-batch."""
 SEVERAL = 0.93
 """Speed of each of two GPUs, of one alone (docs/gpu.md); more were not measured."""
+NEEDED = {"hidden_size", "intermediate_size", "vocab_size", "num_hidden_layers", "num_attention_heads"}
+"""Keys of a config.json that an estimate needs."""
 SHOWN = ("L40S", "A100", "H100")
 """Kinds that are shown where no GPU is known."""
 
@@ -35,7 +37,7 @@ def unknown(config: dict, shape: dict, tokens: float | None, accelerated: bool) 
         (config.get("deepspeed"), "DeepSpeed was not measured"),
         (config.get("loss", "kto") != "kto", f"the loss {config.get('loss')} was not measured"),
         (bits and (bits != 4 or not accelerated), "of quantised models only 4 bits with the accelerator were measured"),
-        (not {"hidden_size", "intermediate_size", "vocab_size"} <= shape.keys(), "the model's config.json could not be read"),
+        (not NEEDED <= shape.keys(), "the model's config.json could not be read"),
         (any("expert" in key for key in shape), "no mixture of experts was measured"),
         (not tokens, "this run's 02_data did not note how long rows are"),
     ]
