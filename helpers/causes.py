@@ -67,8 +67,7 @@ CAUSES = [
           "disable_gradient_checkpointing: false; enable_liger_kernel: true; quantization_bit: 4"),
     Cause("a node ran out of memory",
           r"running low on memory|memory pressure|[Oo]ut of memory: Killed|Out Of Memory|OOM killer|oom[-_]kill|OOMKilled|earlyoom|TERM_MEMLIMIT"
-          r"|bytes failed|bad_alloc|Cannot allocate memory|can't allocate memory|^MemoryError"
-          r"|OutOfMemoryError: Task was killed|low on resource: memory",
+          r"|bytes failed|bad_alloc|Cannot allocate memory|can't allocate memory|MemoryError|low on resource: memory",
           "each worker loads the model once into the node's own memory",
           "fewer workers on a node, a node with more memory, or preprocessing_num_workers down"),
     Cause("a token id lies outside the embedding",
@@ -228,7 +227,7 @@ CAUSES = [
           r"|Application timeout|Socket Timeout",
           "a worker died or hung, or the nodes' network blocks the workers' ports",
           "look for the first worker's own error above; ddp_timeout bounds the wait; NCCL_DEBUG=INFO says more"),
-    Cause("a worker was lost", rf"{DEATH.pattern}|RayActorError|worker died|SIGKILL|code[ =:]+-9|\b[Kk]illed\b",
+    Cause("a worker was lost", rf"{DEATH.pattern}|RayActorError|worker died|SIGKILL|code[ =:]+-9",
           "ended from outside: with its node, for memory, or by hand",
           f"see whether the node is there, and its memory; then {GO_ON}"),
 ]

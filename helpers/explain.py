@@ -20,7 +20,7 @@ TOLD_OF = re.compile(r"\[Rank (\d+)[\d, ]*(?: Error Snippet)?\]:?$|\s+rank +: (\
 CHAINED = ("The above exception was the direct cause", "During handling of the above exception")
 WRAPPERS = re.compile(
     r"RayTaskError|TrainingFailedError|ChildFailedError|WorkerGroupError|ControllerError|RayTrainError|UserException"
-    r"|TuneError|Process(?:Raised|Exited)Exception|DatasetGenerationError|CalledProcessError|RuntimeEnvSetupError"
+    r"|TuneError|Process(?:Raised|Exited)Exception|DatasetGenerationError|CalledProcessError|CancelledError|PapermillExecutionError|RuntimeEnvSetupError"
     r"|OSError: Failed to load (?:tokenizer|processor)|RuntimeError: Failed to import"  # over whatever failed there
     r"|exception causes must derive from BaseException"  # Ray's own slip over an error that is no exception of a worker
     r"|Caught \w+ in (?:DataLoader worker|replica)")

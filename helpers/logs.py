@@ -187,9 +187,9 @@ def split(line: str, before: re.Pattern | None = None) -> tuple[str | None, str]
 
 
 def before_all(lines: list[str]) -> re.Pattern | None:
-    """What a scheduler, a container or a logger puts before every line, if the log's first lines have it."""
+    """What a scheduler, a container or a logger puts before its lines, if most of the log's first lines have it."""
     some = [line for line in lines[:500] if line.strip()]
-    return next((begin for begin in BEFORE_ALL if all(map(begin.match, some))), None) if len(some) > 3 else None
+    return next((begin for begin in BEFORE_ALL if len(some) > 3 and sum(map(bool, map(begin.match, some))) > 0.8 * len(some)), None)
 
 
 def parse_file(path: Path | str) -> Iterator[Event]:
@@ -198,6 +198,7 @@ def parse_file(path: Path | str) -> Iterator[Event]:
     with open(path, "rb") as file:
         while data := file.read(CHUNK) + file.readline():
             text = data.decode("utf-8", "replace").replace("\r\n", "\n")
+            text = re.sub(r"(?m)^(\S+ std(?:out|err) )P (.*)\n\S+ std\w+ [FP] ", r"\1F \2", text)  # kubelet cuts lines at 16 kB
             if file.tell() == len(data):  # the first piece: records that all end at the longest line's width were wrapped there
                 lines = text.split("\n")
                 parser.before = before_all(lines)

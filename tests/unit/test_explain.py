@@ -99,6 +99,7 @@ PUBLIC = {  # in the words of public reports: no GPU, no second node and no kern
         "earlyoom[612]: sending SIGTERM to process 4711 uid 1000 \"python\": badness 1205, VmRSS 61234 MiB",
         "train.service: A process of this unit has been killed by the OOM killer.",
         "srun: error: gpu-07: task 3: Out Of Memory",
+        "numpy.core._exceptions._ArrayMemoryError: Unable to allocate 298. GiB for an array with shape (200000, 200000)",
         "TERM_MEMLIMIT: job killed after reaching LSF memory usage limit.",
     ],
     "a CUDA kernel failed": [
@@ -291,6 +292,7 @@ def test_the_root_of_a_chain_is_told_with_what_it_led_to(tmp_path):
     "requests.exceptions.HTTPError: 429 Client Error: Too Many Requests for url: https://api.wandb.ai/files/org/kto/abc/file_stream",
     "requests.exceptions.HTTPError: 404 Client Error: Not Found for url: https://tracking.example.org/api/2.0/runs",
     "botocore.exceptions.SSLError: SSL validation failed for https://minio:9000/runs [SSL: CERTIFICATE_VERIFY_FAILED] certificate verify failed",
+    "ValueError: cutoff_len 8192 runs out of memory here, and killed runs are not resumed",
     "OSError: [Errno 28] inotify watch limit reached", "KeyError: 'skilled_reply'", "TypeError: mine() got an unexpected keyword argument 'b'",
     "pyarrow.lib.ArrowInvalid: offset overflow while concatenating arrays"])
 def test_an_error_that_only_resembles_a_known_one_is_shown_without_a_cause(tmp_path, line):
@@ -453,6 +455,12 @@ OTHERS = {
     "a notebook": (
         "ValueError: no", ["-" * 75, "ValueError                                Traceback (most recent call last)", "Cell In[3], line 1",
         "----> 1 f()", "", "File /venv/x.py:3, in f()", "      2 def f():", "----> 3     raise ValueError('no')", "", "ValueError: no"]),
+    "a notebook that papermill ran": (
+        "KeyError: 'reply'", [*TRACEBACK, "papermill.exceptions.PapermillExecutionError: ", "-" * 75, 'Exception encountered at "In [2]":', "-" * 75,
+        "KeyError                                  Traceback (most recent call last)", "File /venv/x.py:3, in f(row)", "----> 3     return row['reply']",
+        "", "KeyError: 'reply'"]),
+    "a wait of asyncio": ("TimeoutError", [*TRACEBACK, "asyncio.exceptions.CancelledError", "",
+        "The above exception was the direct cause of the following exception:", "", *TRACEBACK, "TimeoutError"]),
     "rich": (
         "ValueError: no", ["╭───── Traceback (most recent call last) ─────╮", "│ /venv/x.py:3 in f                            │",
         "│ ❱ 3     raise ValueError('no')               │", "╰──────────────────────────────────────────────╯", "ValueError: no"]),
@@ -522,7 +530,7 @@ def test_a_log_of_a_container_has_times_before_every_line(tmp_path):
 def test_what_a_scheduler_puts_before_every_line_is_passed_over(tmp_path, name, begin):
     cause, line, where = FAILURES[name]
     text = (FIXTURES / "failures" / f"{name}.log").read_text()
-    (tmp_path / "train.log").write_text("".join(begin + line for line in text.splitlines(keepends=True)))
+    (tmp_path / "train.log").write_text("[INFO] [runner.py:605:main] cmd = pdsh\n" + "".join(begin + line for line in text.splitlines(keepends=True)))
     said = explain(tmp_path / "train.log")
     assert said.name == cause and line in said.line and where in said.where
 

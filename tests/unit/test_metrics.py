@@ -142,6 +142,15 @@ def test_what_stands_before_every_line_changes_nothing(tmp_path, name, begin):
     pd.testing.assert_frame_equal(metrics.table(tmp_path / "train.log"), metrics.table(log))
 
 
+def test_a_line_that_kubelet_cut_in_two_is_joined(tmp_path):
+    line = window(epoch=0.67).rstrip()
+    parts = [*started().splitlines(), line[:20], line[20:]]
+    marks = ["F"] * (len(parts) - 2) + ["P", "F"]
+    (tmp_path / "train.log").write_text("".join(f"2026-11-26T17:00:00.1Z stderr {mark} {part}\n" for mark, part in zip(marks, parts, strict=True)))
+    table = metrics.table(tmp_path / "train.log", 25)
+    assert (table["step"].tolist(), table["grad_norm"].tolist()) == ([25], [1.0])
+
+
 def test_what_the_log_does_not_say_is_not_claimed():
     table = metrics.table(events(window() + window(0.4)), logging_steps=1)
     assert table["step"].tolist() == [1, 2] and table.attrs["logging_steps_from"] == "argument"
