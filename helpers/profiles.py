@@ -50,7 +50,8 @@ class Profile(BaseModel, extra="forbid"):
         if gpu and (fit := [least for least in sizes if least <= gpu[1]]):
             return sizes[max(fit)], f"for the smallest GPU: {gpu[0]}, {gpu[1]:.0f} GiB; train_config= chooses another"
         why = f"no config is for {gpu[1]:.0f} GiB" if gpu else "no GPU was found, so their size is not known"
-        choices = ", ".join(f"{name} from {least} GiB" for least, name in sorted(sizes.items(), reverse=True))
+        sizes = sorted(sizes.items(), reverse=True)
+        choices = ", ".join(f"{name} from {least} GiB" if least else f"{name} below" for least, name in sizes)
         return self.train_config["unknown"], f"{why}; train_config= chooses another: {choices}"
 
 

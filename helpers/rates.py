@@ -63,7 +63,7 @@ def estimate(config: dict, shape: dict, rows: int, tokens: float, accelerated: b
     steps = config.get("max_steps") or -1
     steps = steps if steps > 0 else math.ceil(epoch * config.get("num_train_epochs", 3.0))
     seconds = first * min(steps, epoch) + later * max(steps - epoch, 0)
-    return {"gpu": gpu, "first": first, "later": later, "epoch": epoch, "steps": steps, "minutes": seconds / 60}
+    return {"gpu": gpu, "first": first, "later": later, "epoch": epoch, "steps": steps, "minutes": round(seconds / 60, 2)}
 
 
 def foretell(run: Run, config: dict, accelerated: bool) -> tuple[dict | None, str]:
@@ -80,17 +80,23 @@ def foretell(run: Run, config: dict, accelerated: bool) -> tuple[dict | None, st
     rows, tokens = record["dataset"]["rows"], min(tokens, config.get("cutoff_len", 2048))
     told = [estimate(config, shape, rows, tokens, accelerated, each) for each in ([kind] if kind else SHOWN)]
     lines = [words(one) for one in told] + ["loading, evaluations and saves come on top; notebook 4 corrects it after ten steps"]
+    there, workers = sum(count for *_, count in record.get("gpus") or []), config.get("ray_num_workers", 1)
+    if there > workers:
+        lines.append(f"{workers} of {there} GPUs train; ray_num_workers sets more")
     return told[0] if kind else None, "\n".join(lines if kind else ["no GPU was found yet; by kind:", *lines])
 
 
 def words(one: dict) -> str:
     """An estimate in one line."""
-    first, later, epoch = (f"{one['first']:.3g} s a step", f", {one['later']:.3g} s after the first epoch", one["epoch"])
-    split = f" (the first epoch {epoch * one['first'] / 60:.1f}, each later one {epoch * one['later'] / 60:.1f})"
-    several = one["steps"] > epoch
+    first, later = (one["epoch"] * one[which] / 60 for which in ("first", "later"))
+    step, split = f"{one['first']:.3g} s a step", ""
+    if one["steps"] > one["epoch"]:
+        split = f" ({first:.1f} an epoch)"
+        if later < first:
+            step += f", {one['later']:.3g} s after the first epoch"
+            split = f" ({first:.1f} the first epoch, {later:.1f} each later one)"
     source = "from rates measured on H100 and H200" if one["gpu"] in ("H100", "H200") else "scaled, not measured"
-    return (f"on {one['gpu']}: {first}{later if several and one['later'] < one['first'] else ''}; "
-            f"{one['minutes']:.1f} min in all{split if several else ''}; {source}")
+    return f"on {one['gpu']}: {step}; {one['minutes']:.1f} min in all{split}; {source}"
 
 
 def corrected(measured: dict | None, estimated: dict | None) -> str:

@@ -124,8 +124,12 @@ def there(run, tmp_path):
 def test_notebook_3_says_what_the_noted_gpu_will_take_and_that_it_was_not_measured(there):
     made, says = rates.foretell(there, config.resolve(there), True)
     assert made["gpu"] == "L40S" and made["steps"] == 3 * made["epoch"] == 90
-    assert "on L40S: 1.42 s a step, 0.955 s after the first epoch; 1.7 min in all" in says and "scaled, not measured" in says
-    assert "notebook 4 corrects it" in says
+    assert says.splitlines() == [
+        "on L40S: 1.42 s a step, 0.955 s after the first epoch; 1.7 min in all (0.7 the first epoch, 0.5 each later one); scaled, not measured",
+        "loading, evaluations and saves come on top; notebook 4 corrects it after ten steps",
+        "1 of 4 GPUs train; ray_num_workers sets more"]
+    four = rates.foretell(there, config.resolve(there, ray_num_workers=4), False)[1]
+    assert "an epoch)" in four and "GPUs train" not in four
 
 
 def test_a_pinned_kind_is_estimated_and_without_any_gpu_three_kinds_are(there):
