@@ -89,7 +89,11 @@ def start(run: Run, launcher: str = "helpers.trainer", retries: int = 2) -> "Tra
         log = open(run.log_file, "ab" if resuming else "xb")  # noqa: SIM115
     except FileExistsError:  # of two launches at once, one gets it
         return refuse_if_trained(run)
-    with log:
+    before = run.record().get("training", {})
+    earlier = before.pop("earlier", []) + ([before] if before else [])
+    with log:  # noted before it starts: a disk that has no room for the note has none for a training
+        run.note(training={"status": "running", "started": now(), "command": spelled(run, config_file, launcher, retries),
+                           "environment": settings, "earlier": earlier})
         begins, hides = log.tell(), bool(secrets.spellings())
         process = subprocess.Popen(
             [*words, *(["--end-with-stdin"] if launcher == "helpers.trainer" else [])],
@@ -99,10 +103,6 @@ def start(run: Run, launcher: str = "helpers.trainer", retries: int = 2) -> "Tra
     copier = threading.Thread(target=copy_masked, args=(process.stdout, run.log_file), daemon=True) if hides else None
     if copier:
         copier.start()
-    before = run.record().get("training", {})
-    earlier = before.pop("earlier", []) + ([before] if before else [])
-    run.note(training={"status": "running", "started": now(), "command": spelled(run, config_file, launcher, retries),
-                       "environment": settings, "earlier": earlier})
     return Training(run, process, begins, copier)
 
 
