@@ -17,9 +17,15 @@ CPU = {"bf16": False, "enable_liger_kernel": False, "ray_num_workers": 2, "resou
 it takes the world for a single process ("train_batch_size is not equal to ...")."""
 
 
+@pytest.fixture(scope="module")
+def built(tmp_path_factory):
+    """Where DeepSpeed compiles: the user's own folder may hold the lock of a build that was killed, for which others wait for ever."""
+    return tmp_path_factory.mktemp("built")
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("stage", ["ds_z1.json", "ds_z2.json", "ds_z3.json", "ds_z3_offload.json"])
-def test_two_steps_of_all_parameters_under_each_zero_stage_on_two_workers_move_the_weights(run, stage):
+def test_two_steps_of_all_parameters_under_each_zero_stage_on_two_workers_move_the_weights(run, built, stage):
     import torch
     from safetensors.torch import load_file
 
@@ -30,7 +36,8 @@ def test_two_steps_of_all_parameters_under_each_zero_stage_on_two_workers_move_t
              "cutoff_len": 200, "gradient_accumulation_steps": 1, "save_only_model": True, "num_train_epochs": None}  # fmt: skip
     resolved = config.resolve(run, "kto_full_deepspeed.yaml", deepspeed=stage, **CPU, **steps)
     run.config_file.write_text(yaml.safe_dump(resolved))
-    env = {**os.environ, "USE_RAY": "1", "RAY_DEDUP_LOGS": "0", "HF_HUB_OFFLINE": "1", "OMP_WAIT_POLICY": "PASSIVE"}
+    env = {**os.environ, "USE_RAY": "1", "RAY_DEDUP_LOGS": "0", "HF_HUB_OFFLINE": "1", "OMP_WAIT_POLICY": "PASSIVE",
+           "TORCH_EXTENSIONS_DIR": str(built)}
     command = [sys.executable, "-m", "helpers.trainer", str(run.config_file)]
     done = subprocess.run(command, cwd=run.folder, env=env, capture_output=True, timeout=900)
     log = done.stdout + done.stderr
