@@ -5,7 +5,7 @@ LOCK := requirements.lock
 PY := $(VENV)/bin/python
 STAMP := $(VENV)/.installed-$(shell cat $(LOCK) pyproject.toml | cksum | cut -d' ' -f1)
 
-.PHONY: demo test test-stacks test-cluster install install-cluster lab mlflow serve notebooks hooks lint clean help
+.PHONY: demo test test-stacks test-cluster install install-stacks install-cluster lab mlflow serve notebooks hooks lint clean help
 
 help:        ## print this list
 	@grep -E '^[a-z-]+: .*##' Makefile | sed 's/:.*##/ -/'
@@ -13,20 +13,24 @@ help:        ## print this list
 demo: install ## run the six notebooks: train a small model on two CPU workers, score, merge and export it (4 minutes)
 	@$(PY) -m kto run --profile local
 
-test: install ## run the tests, then execute the six notebooks (nbval)
-	@$(PY) -m pytest tests/unit tests/browser tests/stacks
+# A file's tests stay on one worker (their fixtures are the file's), and the longest files come first: tests/conftest.py lists them.
+test: install ## run the tests (tests/unit on two workers), then execute the six notebooks (nbval)
+	@OMP_NUM_THREADS=1 $(PY) -m pytest -n 2 --dist loadfile --no-loadscope-reorder tests/unit
+	@$(PY) -m pytest tests/browser tests/stacks
 	@scratch=$$(mktemp -d) && trap 'rm -rf "$$scratch"' EXIT && export KTO_STORAGE="$$scratch/storage" KTO_LIVE=off OMP_WAIT_POLICY=PASSIVE && \
 	  $(PY) -m pytest --nbval-lax --nbval-cell-timeout=900 --nbval-sanitize-with tests/nbval_sanitize.cfg notebooks
 
 # Each stack gets its own environment (7 GB with torch's CUDA build). One stack only: make test-stacks STACKS=newest
 STACKS := image newest
-test-stacks: ## test training, a killed worker, resume, checkpoints and curves on the other locks (Python 3.12; 7 minutes each)
+test-stacks: install-stacks ## test training, a killed worker, resume, checkpoints and curves on the other locks (Python 3.12; 7 minutes each)
+	@set -e; for stack in $(STACKS); do .venv-$$stack/bin/python -m pytest tests/stacks tests/unit/test_resume_exactly.py; done
+
+install-stacks:
 	@set -e; python=$$(for p in $${PYTHON_312:-} python3.12 $$HOME/.pyenv/versions/3.12*/bin/python; do \
 	    $$p -c '' 2>/dev/null && echo $$p && break; done); \
 	  test -n "$$python" || { echo 'error: no python3.12 found; fix: install it, or: PYTHON_312=/path make test-stacks' >&2; exit 1; }; \
 	  for stack in $(STACKS); do \
 	    $(MAKE) --no-print-directory install PYTHON=$$python VENV=.venv-$$stack LOCK=locks/$$stack.lock; \
-	    .venv-$$stack/bin/python -m pytest tests/stacks tests/unit/test_resume_exactly.py; \
 	  done
 
 test-cluster: install ## test several Ray nodes, jobs, kills, resumes, planted secrets (10 minutes; needs root to isolate the nodes)

@@ -1,5 +1,7 @@
 """Fixtures shared by the tests: a run in an empty storage."""
 
+import os
+import signal
 import uuid
 from contextlib import suppress
 
@@ -13,6 +15,18 @@ from helpers import runs
 # The same examples every time, so that a red test is the change's doing. New ones are looked for with --hypothesis-profile=default.
 settings.register_profile("same", derandomize=True)
 settings.load_profile("same")
+# A shell lets its background jobs ignore it, and all that a test starts would inherit that.
+signal.signal(signal.SIGINT, signal.default_int_handler)
+
+LONGEST = ("rounds", "settings", "install", "moved", "accelerator", "secrets", "deepspeed", "install_cluster", "quantise", "faults",
+           "serve", "config", "pipeline", "start_from", "chat_template", "export", "own_yaml", "tracking", "oracle")
+"""Files that take half a minute and more. They come first where two workers share the tests, so that both end together."""
+
+
+def pytest_collection_modifyitems(items):
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        places = {f"test_{name}": place for place, name in enumerate(LONGEST)}
+        items.sort(key=lambda item: places.get(item.path.stem, len(places)))
 
 
 @pytest.fixture
