@@ -3,6 +3,7 @@
 torch comes first. A machine without an NVIDIA driver gets torch's CPU build where one can be had: it is 3 GB smaller.
 """
 
+import fcntl
 import json
 import subprocess
 import sys
@@ -55,7 +56,9 @@ def main(lock: Path = ROOT / "requirements.lock") -> None:
     pip("-c", lock, *options, *torch)
     pip("-c", lock, "setuptools")  # what the lock's few source packages are built with
     pip("--no-deps", "-r", lock)
-    pip("--no-deps", "--no-build-isolation", "-e", ROOT)
+    with open(ROOT / "pyproject.toml") as kit:  # one environment at a time: setuptools writes beside the kit's sources
+        fcntl.flock(kit, fcntl.LOCK_EX)
+        pip("--no-deps", "--no-build-isolation", "-e", ROOT)
     print(f"installed {len(pins)} packages in {time.monotonic() - started:.0f} s", file=sys.stderr)
 
 

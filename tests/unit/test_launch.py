@@ -11,7 +11,7 @@ import yaml
 from filelock import FileLock
 from unit.processes import marked
 
-from helpers import launch
+from helpers import launch, runs
 from helpers.errors import KitError
 
 TREE = """
@@ -165,6 +165,17 @@ def test_one_launcher_runs_every_profile_and_the_stock_command_is_an_explicit_ch
 def test_the_launched_process_is_told_which_trainer_the_run_asked_for(ready, noted, launched):
     ready.note(accelerated=noted)
     assert launch.command(ready)[4:] == ["--retries=2", f"--accelerated={launched}"]
+
+
+def test_no_process_is_started_where_its_launch_cannot_be_noted(ready, monkeypatch):
+    monkeypatch.setattr(subprocess, "Popen", lambda *_, **__: pytest.fail("a process was started"))
+
+    def full(*_, **__):
+        raise KitError("No space left on device")
+
+    monkeypatch.setattr(runs.Run, "note", full)
+    with pytest.raises(KitError, match="No space left"):
+        launch.start(ready)
 
 
 def test_a_launch_that_could_never_start_is_refused_before_any_process_starts_and_leaves_no_log(ready, monkeypatch):
