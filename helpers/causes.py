@@ -7,7 +7,7 @@ DEATH = re.compile(  # how others report a process that could print nothing more
     r"A worker died or was killed|actor (?:is dead|died)|Actor(?:Died|Unavailable)Error|WorkerCrashedError|^Fatal Python error"
     r"|(?:^|: +(?:\d+ )?)(?:Killed|Segmentation fault|Bus error|Aborted|Illegal instruction|Floating point exception|Out Of Memory)\b"
     r"|^zsh: (?:killed|segm|abort|bus)|SIG(?:SEGV|BUS|ABRT|KILL|FPE|ILL) received|is killed by signal|exited on signal \d"
-    r"|(?:exitcode\s*:|return code =) -(?!15\b)\d+|exit code 13[2-9]|code=killed|job killed|[Oo]ut of memory: Killed|OOM killer"
+    r"|(?:exitcode\s*:|return code =) -(?!15\b)\d+|exit code 13[2-9]|code=killed|job killed|[Oo]ut of memory: Killed|by the OOM killer"
     r"|oom[-_]kill|OOMKilled|earlyoom.* sending SIG|memory pressure|running low on memory|low on resource|storage usage exceeds"
     r"|marked dead|[Rr]aylet.*(?:died|terminated)|node has died|NodeDiedError|memory allocation of \d+ bytes failed"
     r"|terminate called after|what\(\): |DUE TO TIME LIMIT|[Ww]atchdog (?:caught collective|got stuck)|abruptly died"
@@ -66,7 +66,7 @@ CAUSES = [
           "in this order: per_device_train_batch_size down, gradient_accumulation_steps up; cutoff_len down; "
           "disable_gradient_checkpointing: false; enable_liger_kernel: true; quantization_bit: 4"),
     Cause("a node ran out of memory",
-          r"running low on memory|memory pressure|[Oo]ut of memory: Killed|Out Of Memory|OOM killer|oom[-_]kill|OOMKilled|earlyoom|TERM_MEMLIMIT"
+          r"running low on memory|memory pressure|[Oo]ut of memory: Killed|Out Of Memory|by the OOM killer|oom[-_]kill|OOMKilled|earlyoom|TERM_MEMLIMIT"
           r"|bytes failed|bad_alloc|Cannot allocate memory|can't allocate memory|MemoryError|low on resource: memory",
           "each worker loads the model once into the node's own memory",
           "fewer workers on a node, a node with more memory, or preprocessing_num_workers down"),
@@ -145,7 +145,7 @@ CAUSES = [
     Cause("the template is unknown", r"Template \S+ does not exist", "`template` is none of LLaMA-Factory's names",
           "correct `template`; notebook 1 names the one that fits the model"),
     Cause("a setting is unknown",
-          r"not used by the HfArgumentParser|unrecognized arguments|(?:Arguments|Config)\.__init__\(\) got an unexpected|extra keys",
+          r"not used by the HfArgumentParser|unrecognized arguments|(?:Arguments|(?<!Lora)Config)\.__init__\(\) got an unexpected|extra keys",
           "a slip in a key of the config, or a key of another version",
           "correct the key; notebook 3 checks a config before anything is started"),
     Cause("the metric that chooses the best checkpoint is not logged", r"metric_for_best_model",
@@ -196,12 +196,12 @@ CAUSES = [
     Cause("no Ray cluster was found", r"Could not find any running Ray instance|ray\.init\(address=.*ConnectionError"
           r"|Failed to connect to (?:Ray|GCS)", "nothing runs at that address, or it cannot be reached from here",
           "ray start --head there first; RAY_ADDRESS and the profile's address must be the cluster's"),
-    Cause("a time limit ended it", r"DUE TO TIME LIMIT|DeadlineExceeded|walltime|TERM_RUNLIMIT", "the scheduler's limit came first",
+    Cause("a time limit ended it", r"DUE TO TIME LIMIT|DeadlineExceeded|killed: walltime|TERM_RUNLIMIT", "the scheduler's limit came first",
           f"a longer limit; then {GO_ON}"),
     Cause("stopped from outside", r"got signal: (?:1|2|15)\b|SignalException|CANCELLED AT(?!.*NODE FAIL)|code[ =:]+-15\b",
           "a time limit, a scheduler, or `kill`", GO_ON),
     Cause("stopped by hand", r"KeyboardInterrupt", "Ctrl-C, or the notebook's stop", GO_ON),
-    Cause("something may not be read or written", r"Permission denied|PermissionError|Errno 13|ACCESS_DENIED|AccessDenied",
+    Cause("something may not be read or written", r"(?<!DENIED: )Permission denied|PermissionError|Errno 13|ACCESS_DENIED|AccessDenied",
           "the worker runs as another user than the folder's, or its cloud key has not this right",
           "give the workers' user (or key) the folder, or another `storage`"),
     Cause("a file is not there", r"FileNotFoundError|No such file or directory",
@@ -224,10 +224,10 @@ CAUSES = [
     Cause("the workers lost each other",
           r"NCCL (?:error|timeout|WARN)|nccl\w*Error|[Ww]atchdog (?:caught|got stuck)|gloo.*(?:[Tt]imed? ?out|Connection)|hanging for"
           r"|Connection (?:closed|reset) by peer.* at .*distributed|Timed out waiting|Dist(?:Network|Store)Error|Rendezvous\w+Error"
-          r"|Application timeout|Socket Timeout",
+          r"|Application timeout|Socket Timeout|wait timeout",
           "a worker died or hung, or the nodes' network blocks the workers' ports",
           "look for the first worker's own error above; ddp_timeout bounds the wait; NCCL_DEBUG=INFO says more"),
-    Cause("a worker was lost", rf"{DEATH.pattern}|RayActorError|worker died|SIGKILL|code[ =:]+-9",
+    Cause("a worker was lost", rf"{DEATH.pattern}|RayActorError|worker died|exited unexpectedly|SIGKILL|code[ =:]+-9",
           "ended from outside: with its node, for memory, or by hand",
           f"see whether the node is there, and its memory; then {GO_ON}"),
 ]

@@ -45,15 +45,15 @@ class Explanation(NamedTuple):
 
 
 class Trouble:
-    """A failure in the log: an exception chain of one worker, or one line. `errors`: (its line, where it was raised)."""
+    """A failure in the log: one worker's chain of exceptions, or a line. `errors`: (line, where it was raised, more of its message)."""
 
     def __init__(self, at: int, teller: str | None, line: str = "", windows: int = 0):
         self.at, self.teller, self.worker, self.windows = at, teller, teller, windows
-        self.errors = [(line, "")] if line else []
         self.before, self.more, self.members = [], [], []  # lines before it; the rest of its last message; exceptions of a group
+        self.errors = [(line, "", self.more)] if line else []
         self.frame, self.inside, self.chained, self.over, self.doubtful, self.margin = "", False, False, False, False, 0
 
-    def chain(self) -> list[tuple[str, str]]:
+    def chain(self) -> list[tuple[str, str, list[str]]]:
         """The errors in time, without wrappers where there are others."""
         return [error for error in self.errors if not WRAPPERS.search(error[0][:90])] or self.errors
 
@@ -73,9 +73,10 @@ class Trouble:
             self.frame, self.inside = f"{file}:{line}" + (f", in {function}" if function else ""), True
             self.margin = max(0, len(frame["margin"] or "") - 2)
         elif (self.inside or wrapped) and (found := exception(text, self.margin)):
-            self.errors.append((text.strip(" |"), self.frame))
+            self.more = []
+            self.errors.append((text.strip(" |"), self.frame, self.more))
             # Ray puts the worker's own traceback inside the message of its wrapper: there frames go on.
-            self.frame, self.inside, self.chained, self.over, self.more = "", bool(found[2]), False, False, []
+            self.frame, self.inside, self.chained, self.over = "", bool(found[2]), False, False
             if told := re.search(r"\(pid=(\d+), ip=([\w.:-]+)", text):
                 self.worker = f"{told[2]}:{told[1]}"
         elif self.errors and OF_A_GROUP.match(text):
@@ -83,13 +84,13 @@ class Trouble:
         elif text.startswith(CHAINED):
             self.chained = True
         elif self.errors and self.errors[-1][0].endswith(":") and not self.inside and not self.chained:
-            self.errors[-1] = f"{self.errors[-1][0]} {text.strip()}", self.errors[-1][1]  # a message that begins below
+            self.errors[-1] = f"{self.errors[-1][0]} {text.strip()}", *self.errors[-1][1:]  # a message that begins below
         elif self.inside or self.chained or (len(self.more) == 3 and self.more[2][-1] != ":") or text[0] in "[{(*0123":
             return self.inside or self.chained
         elif self.more and self.more[-1].endswith(":"):
             self.more[-1] += f" {text.strip()}"
         else:
-            self.more.append(text.strip())
+            self.more.append(causes.GUESSES.sub("", text.strip()))
         return True
 
 
@@ -199,20 +200,19 @@ def explain(log: Path | str) -> Explanation:
 
     # The cause is looked for in this failure's own words; the reason of a death is told by others, later.
     chain = decisive.chain()
-    texts = [f"{error} at {place}" for error, place in chain] + decisive.before
+    texts, told = [f"{error} at {place}" for error, place, _ in chain] + decisive.before, []
     cause = causes.cause_of(texts)
     unsaid = causes.DEATH.search(chain[0][0]) and (not cause or cause.name.startswith(("a worker", "a process")))
     if unsaid or causes.LOST_PEER.search(chain[0][0]):  # workers print on for a while when their node's raylet is gone
-        words = [(other.at, error) for other in reader.troubles for error, _ in other.errors]
-        decisive.more = [error for at, error in words if causes.RAYLET_GONE.search(error)
-                         or unsaid and at > decisive.at and causes.DEATH.search(error)] + decisive.more
-        cause = causes.cause_of(texts + decisive.more)
+        words = [(other.at, error) for other in reader.troubles for error, *_ in other.errors]
+        told = [error for at, error in words if causes.RAYLET_GONE.search(error)
+                or unsaid and at > decisive.at and causes.DEATH.search(error)]
+        cause = causes.cause_of(texts + told + [line for *_, more in chain for line in more])
     at = max((at for at in range(len(chain)) if cause and re.search(cause.pattern, texts[at])), default=0)
     around = [f"before: {text}" for text in decisive.before]
-    more = decisive.members + (decisive.more if chain[at] == decisive.errors[-1] else [])
-    around += [f"with: {text}" for text in more[:2]]
+    around += [f"with: {text}" for text in (decisive.members + told + chain[at][2])[:2]]
     around += [f"from: {chain[0][0]}"] * (at > 0) + [f"then: {chain[-1][0]}"] * (chain[-1][0] not in chain[at][0])
-    place = next((place for _, place in chain[at:] if place), "")  # Ray leaves frames out
+    place = next((place for _, place, _ in chain[at:] if place), "")  # Ray leaves frames out
     where = ", ".join(filter(None, [place, f"worker {decisive.worker}" if decisive.worker else ""]))
     name = cause.name if cause else re.match(r"[\w.]*", chain[at][0])[0] or "the training failed"
     return Explanation(name, chain[at][0][:300], where, tuple(line[:220] for line in around), *(cause[2:] if cause else ()))

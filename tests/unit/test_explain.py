@@ -183,6 +183,7 @@ PUBLIC = {  # in the words of public reports: no GPU, no second node and no kern
         "seconds without making progress in monitoring enqueued collectives.",
         "torch.distributed.elastic.rendezvous.api.RendezvousConnectionError: The connection to the C10d store has failed.",
         "torch.distributed.DistBackendError: NCCL error in: ProcessGroupNCCL.cpp:3356, remote process exited",
+        "torch.distributed.DistBackendError: [1] is setting up NCCL communicator, but store->get('0') got error: wait timeout after 600000ms",
         "torch.distributed.DistStoreError: Timed out after 601 seconds waiting for clients. 1/2 clients joined.",
     ],
     "a node was lost": [
@@ -293,6 +294,7 @@ def test_the_root_of_a_chain_is_told_with_what_it_led_to(tmp_path):
     "requests.exceptions.HTTPError: 404 Client Error: Not Found for url: https://tracking.example.org/api/2.0/runs",
     "botocore.exceptions.SSLError: SSL validation failed for https://minio:9000/runs [SSL: CERTIFICATE_VERIFY_FAILED] certificate verify failed",
     "ValueError: cutoff_len 8192 runs out of memory here, and killed runs are not resumed",
+    "mlflow.exceptions.RestException: PERMISSION_DENIED: Permission denied", "KeyError: 'walltime'",
     "OSError: [Errno 28] inotify watch limit reached", "KeyError: 'skilled_reply'", "TypeError: mine() got an unexpected keyword argument 'b'",
     "pyarrow.lib.ArrowInvalid: offset overflow while concatenating arrays"])
 def test_an_error_that_only_resembles_a_known_one_is_shown_without_a_cause(tmp_path, line):
@@ -350,8 +352,10 @@ def test_what_nccl_names_as_its_last_error_is_the_cause(tmp_path):
     for last, name in (("Cuda failure 2 'out of memory'", "a GPU ran out of memory"),
                        ("Error while creating shared memory segment /dev/shm/nccl-2sJ4X5, error: No space left on device (28)", "shared memory is full"),
                        ("Duplicate GPU detected : rank 1 and rank 0 both on CUDA device 18000", "two workers share a GPU")):
-        said = explain(log_of(tmp_path, *error, last))
-        assert said.name == name and said.around[-1] == f"with: Last error: {last}"
+        for end in ([], ["", "The above exception was the direct cause of the following exception:", "", *TRACEBACK,
+                         "ray.train.base_trainer.TrainingFailedError: see"]):
+            said = explain(log_of(tmp_path, *error, last, *end))
+            assert said.name == name and said.around[1] == f"with: Last error: {last}"
 
 
 def test_words_of_a_wrapper_are_not_shown_as_the_causes_own(tmp_path):
@@ -483,6 +487,10 @@ OTHERS = {
     "a message that begins below": (
         "RuntimeError: Error(s) in loading state_dict for Llama: size mismatch for lm_head.weight", [
             *TRACEBACK, "RuntimeError: Error(s) in loading state_dict for Llama:", "\tsize mismatch for lm_head.weight"]),
+    "a worker of the data loader that is gone": (
+        "RuntimeError: DataLoader worker (pid(s) 32166) exited unexpectedly", [*TRACEBACK, "ConnectionResetError: [Errno 104] Connection reset by peer",
+        "", "The above exception was the direct cause of the following exception:", "", *TRACEBACK,
+        "RuntimeError: DataLoader worker (pid(s) 32166) exited unexpectedly"]),
     "a class of its own": ("botocore.exceptions.NoCredentialsError: Unable to locate credentials", [
         *TRACEBACK, "botocore.exceptions.NoCredentialsError: Unable to locate credentials"]),
     "no message": ("AssertionError", [*TRACEBACK, "AssertionError"]),
@@ -568,6 +576,8 @@ def test_a_lost_node_is_told_whichever_of_rays_words_reached_the_log(tmp_path, u
 def test_the_reason_of_a_lost_worker_is_told_by_others_later_and_a_reason_in_its_own_words_comes_first(tmp_path):
     died = "(raylet) A worker died or was killed while executing a task by an unexpected system error."
     assert explain(log_of(tmp_path, died, PUBLIC["a node ran out of memory"][1])).name == "a node ran out of memory"
+    guess = "The actor is dead. There are some potential root causes. (1) The process is killed by SIGKILL by OOM killer (2) SIGSEGV"
+    assert explain(log_of(tmp_path, *TRACEBACK, PUBLIC["a worker was lost"][3], guess)).name == "a worker was lost"
     watchdog = [PUBLIC["the workers lost each other"][1], "terminate called after throwing an instance of 'c10::DistBackendError'",
                 "Fatal Python error: Aborted", "E1123 api.py:1002] failed (exitcode: -6) local_rank: 0 (pid: 124)"]
     assert explain(log_of(tmp_path, *watchdog)).name == "the workers lost each other"
