@@ -188,11 +188,11 @@ BAR = """() => { const bars = document.querySelectorAll('.jp-OutputArea-output [
 def watch(page) -> None:
     """The live view moves while the training runs: the bar grows, and two screenshots of it differ."""
     page.wait_for_selector(".jp-OutputArea-output [role=progressbar]", timeout=600_000)
-    view = page.locator(".jp-OutputArea-output:has([role=progressbar])").first
+    view = page.locator(".jp-OutputArea:has([role=progressbar])").first
     page.wait_for_function(f"() => ({BAR})() >= 25", timeout=900_000, polling=500)
     view.scroll_into_view_if_needed()
     first, full = view.screenshot(path=SHOTS / "live-1.png"), page.evaluate(BAR)
     page.wait_for_function(f"() => ({BAR})() >= 60", timeout=900_000, polling=500)
     second = view.screenshot(path=SHOTS / "live-2.png")
     page.screenshot(path=SHOTS / "live-page.png")
-    assert first != second and page.evaluate(BAR) > full
+    assert first != second and page.evaluate(BAR) > full and view.locator("img").count() == 1
