@@ -72,8 +72,8 @@ def refuse_unsupported(rows: list[dict]) -> list[Finding]:
         raise KitError("; ".join(refused), "a supported stack: README, *Where it runs*", install)
     found = [Finding("WARN", what, "watch curves and checkpoints") for what in newer]
     if any(row["package"] == "llamafactory" and row["installed"].startswith("0.9.5") for row in rows):
-        found.append(Finding("WARN", "LLaMA-Factory 0.9.5 trains, and its runs are watched, found and exported; held-out evaluation "
-                             "was not tried with it, and `accelerated: auto` leaves the accelerator off", "take 0.9.3 or 0.9.4"))
+        found.append(Finding("WARN", "with LLaMA-Factory 0.9.5 its own trainer trains: the accelerator was not tried with it",
+                             "for the accelerator take 0.9.3 or 0.9.4"))
     return found + ([Finding("WARN", f"other versions than those tried together: {', '.join(other)}", install)] if other else [])
 
 
