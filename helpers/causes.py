@@ -24,8 +24,8 @@ WAITING = re.compile(
     r"No available node types|Failed to launch .* node|nodes are available: |has not started in the last|insufficient cluster resources"
     r"|cannot be scheduled right now|Waiting for .*(?:resources|nodes|workers)|waiting for resources|client socket has timed out|failed to connect.*retrying")
 QUESTION = re.compile(r"(?:choice|key|[Pp]assword|token|\[[Yy]/[Nn]\])[^:?]*[:?]? *$")
-STOPPED = re.compile(r"SIGTERM received|[Rr]eceived SIGTERM|being preempted|exit code 143|sending signal TERM"
-                     r"|(?:^|^zsh: |: +\d+ |: task \d+: )[Tt]erminated(?:$| )")
+STOPPED = re.compile(
+    r"SIGTERM received|[Rr]eceived SIGTERM|being preempted|exit code 143|sending signal TERM|(?:^|: (?: ?\d+ )?)[Tt]erminated(?:$| )")
 REPORT = re.compile(r"(?:failed \(exitcode:|exits with return code =) (-?)(?!0)\d+(?:\) local_rank: (\d+))?")
 START = re.compile(
     r"Started (?:a local Ray instance|distributed worker processes|training worker group of)|Connected to Ray cluster")

@@ -21,9 +21,8 @@ CHAINED = ("The above exception was the direct cause", "During handling of the a
 WRAPPERS = re.compile(
     r"RayTaskError|TrainingFailedError|ChildFailedError|WorkerGroupError|ControllerError|RayTrainError|UserException"
     r"|TuneError|Process(?:Raised|Exited)Exception|DatasetGenerationError|CalledProcessError|CancelledError|PapermillExecutionError|RuntimeEnvSetupError"
-    r"|OSError: Failed to load (?:tokenizer|processor)|RuntimeError: Failed to import"  # over whatever failed there
-    r"|exception causes must derive from BaseException"  # Ray's own slip over an error that is no exception of a worker
-    r"|Caught \w+ in (?:DataLoader worker|replica)")
+    r"|OSError: Failed to load (?:tokenizer|processor)|RuntimeError: Failed to import|Caught \w+ in (?:DataLoader worker|replica)"
+    r"|exception causes must derive from BaseException")  # Ray's own slip over an error that is no exception of a worker
 
 
 class Explanation(NamedTuple):
@@ -109,10 +108,12 @@ class Reader:
         self.progressed: dict[str | None, int] = {}  # worker -> the line of its last window
         self.finished = self.windows = -1
         self.at, self.count, self.waiting, self.stopped, self.last, self.bare = 0, 0, "", "", "", (-99, "")
-        self.told = None  # of which worker the next traceback is, where a report says so
+        self.told, self.head = None, re.compile("(?!)")  # of whom a report's next traceback is; what a logger puts before its lines
 
     def take(self, worker: str | None, text: str) -> None:
-        text = re.sub(r"^(?:  \| )+(?= +[|+])", "", text[:4000])  # Ray puts a group of exceptions into a group of its own
+        if (place := text.find("Traceback (most recent")) > 0 and re.search(r"\d", text[:place]):
+            self.head = re.compile("^" + re.sub(r"\d+", r"\\d+", re.escape(text[:place])))
+        text = self.head.sub("", re.sub(r"^(?:  \| )+(?= +[|+])", "", text[:4000]))  # Ray puts a group of exceptions into its own
         self.at += 1
         trouble = self.open.get(worker)
         if not text.strip() and trouble:

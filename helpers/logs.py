@@ -6,16 +6,17 @@ Ray's `(RayTrainWorker pid=…)` prefixes, colours and carriage returns. Never r
 
 import re
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
 COLOUR = re.compile(r"\x1b(?:\[[0-9;?]*[A-Za-z]|\][^\x07]*\x07)")  # and a terminal's title
 STAMP = r"(?:\d{4}-\d\d-\d\d[T ]|[A-Z][a-z]{2} [ \d]\d )?\d\d:\d\d:[\d.,]+(?:Z|[+-]\d\d:?\d\d)? "  # a container's log begins with it
-PREFIX = re.compile(rf"(?:{STAMP} *)?(?:\(\w+ pid=(\d{{1,18}})(?:, ip=([\w.:-]+))?[^)]*\)"
+PREFIX = re.compile(rf"(?:{STAMP} *)?(?:\([\w-]+,? (?:rank=\d+, )?pid=(\d{{1,18}})(?:, ip=([\w.:-]+))?[^)]*\)"
                     rf"|(?:\[default\d+\]:)?\[((?:rank|default)\d+)\]:) ?|(?={STAMP})\S+T\S+ ")
 BEFORE_ALL = [re.compile(begin) for begin in (  # before every line: kubelet, journald, loguru, kubectl, docker compose, mpirun, srun
-    rf"\[?{STAMP[:-1]}\]? (?:std(?:out|err) [FP] |[\w.-]+ [\w./-]+\[\d+\]: |\| \w+ +\| \S+ - )?",
-    r"\[pod/([\w./-]+)\] ", r"([\w.-]+) +\| ", r"\[\d+,(\d+)\]<std\w+>: ?", r"([\w.-]+): ")]
+    rf"\[?{STAMP[:-1]}\]? (?:std(?:out|err) [FP] |[\w.-]+ [\w./-]+\[\d+\]: |\| \w+ +\| \S+ - |- (?:\S+ - )?[A-Z]+ - )?",
+    r"\[pod/([\w./-]+)\] ", r"([\w.-]+) +\| ", r"\[\d+,(?:mpirank:)?(\d+)[^\]]*\]<std\w+>: ?", r"([\w.-]+): ")]
 CHUNK, MOST, TAIL = 1 << 20, 4 << 20, 2 << 20
 """Bytes: of a log larger than MOST, only the last TAIL is explained, and the chunks that contain a sign of trouble or of a start."""
 SIGNS = (b"Traceback (most|Fatal Python| died|SIG|illed|oom|what():|Watchdog caught|exitcode|rror: |marked dead|No space left|Started "
@@ -167,10 +168,8 @@ def number(text: str):
     """`text` as int, float (nan and inf too), bool, or itself."""
     text = text.strip()
     for kind in (int, float):
-        try:
+        with suppress(ValueError):
             return kind(text.replace(",", ""))
-        except ValueError:
-            pass
     return {"True": True, "False": False}.get(text, text)
 
 
@@ -188,7 +187,7 @@ def split(line: str, before: re.Pattern | None = None) -> tuple[str | None, str]
 
 def before_all(lines: list[str]) -> re.Pattern | None:
     """What a scheduler, a container or a logger puts before its lines, if most of the log's first lines have it."""
-    some = [line for line in lines[:500] if line.strip()]
+    some = [line for line in lines[:500] if line.strip() and "%|" not in line]  # a bar's title is no such beginning
     return next((begin for begin in BEFORE_ALL if len(some) > 3 and sum(map(bool, map(begin.match, some))) > 0.8 * len(some)), None)
 
 

@@ -533,7 +533,8 @@ def test_a_log_of_a_container_has_times_before_every_line(tmp_path):
 
 @pytest.mark.parametrize("begin", ["2026-11-26T17:00:00.1Z stderr F ", "trainer-1  | ", "[1,0]<stderr>:", "1: ", "node-1: ", "[2026-11-26 17:00:00] ",
                                    "Nov 26 17:00:00 gpu-1 python[4711]: ", "2026-11-26T17:00:00+0100 gpu-1 python[4711]: ", "[pod/ray-worker-ab12/ray-worker] ",
-                                   "2026-11-26 17:00:00.928 | INFO     | __main__:run:30 - ", "[default1]:"])
+                                   "2026-11-26 17:00:00.928 | INFO     | __main__:run:30 - ", "[default1]:", "2026-11-26 17:00:00,928 - INFO - ",
+                                   "[1,mpirank:0,algo-1]<stderr>:"])
 @pytest.mark.parametrize("name", ["torchrun_assertion", "tokenizer_missing", "raylet_killed"])
 def test_what_a_scheduler_puts_before_every_line_is_passed_over(tmp_path, name, begin):
     cause, line, where = FAILURES[name]
@@ -541,6 +542,14 @@ def test_what_a_scheduler_puts_before_every_line_is_passed_over(tmp_path, name, 
     (tmp_path / "train.log").write_text("[INFO] [runner.py:605:main] cmd = pdsh\n" + "".join(begin + line for line in text.splitlines(keepends=True)))
     said = explain(tmp_path / "train.log")
     assert said.name == cause and line in said.line and where in said.where
+
+
+@pytest.mark.parametrize("begin", ["2026-11-26 17:00:0{},1 - ERROR - ", "[2026-11-26, 17:00:0{} UTC] {{subprocess.py:93}} INFO - ",
+                                   "train\tRun\t2026-11-26T17:00:0{}.1Z ", "(kto-train, rank=1, pid=4711) ", "INFO 2026-11-26T17:00:0{}.1Z "])
+def test_the_words_of_a_logger_before_each_line_of_a_traceback_are_passed_over(tmp_path, begin):
+    logged = [begin.format(at) + line for at, line in enumerate([*TRACEBACK, "KeyError: 'x'"])]
+    (tmp_path / "train.log").write_text("\n".join(["loading model", WORDS, *logged, "bye"]))
+    assert explain(tmp_path / "train.log").line == "KeyError: 'x'" and "/venv/x.py:3, in f" in explain(tmp_path / "train.log").where
 
 
 def test_a_process_that_was_terminated_is_told_with_its_last_words(tmp_path):

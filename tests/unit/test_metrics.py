@@ -142,6 +142,13 @@ def test_what_stands_before_every_line_changes_nothing(tmp_path, name, begin):
     pd.testing.assert_frame_equal(metrics.table(tmp_path / "train.log"), metrics.table(log))
 
 
+def test_the_title_of_a_bar_is_no_beginning_of_every_line(tmp_path):
+    titled = "".join(f"Map: {done:3}%|█   | {done}/100 [00:01<00:01,  9.99 examples/s]\n" for done in range(100))
+    bars = "".join(f" {done:3}%|█   | {done}/114 [00:01<00:01,  1.00s/it]\n" + window(epoch=round(done / 37.5, 2)) for done in (5, 10))
+    (tmp_path / "train.log").write_text(titled + started() + bars)
+    assert metrics.table(tmp_path / "train.log")["step"].tolist() == [5, 10]
+
+
 def test_a_line_that_kubelet_cut_in_two_is_joined(tmp_path):
     line = window(epoch=0.67).rstrip()
     parts = [*started().splitlines(), line[:20], line[20:]]
