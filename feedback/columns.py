@@ -15,12 +15,13 @@ _NAMES = {
     "messages": "messages conversations conversation dialogue dialog chat turns contents",
     "chosen": "chosen acceptedresponse preferred chosenresponse",
     "rejected": "rejected rejectedresponse dispreferred",
-    "label": "label ktotag rating feedback thumb thumbs stars vote reaction score userrating userfeedback userscore thumbsup "
-             "thumbup liked like likes upvotes upvote helpful good correct grade accepted desirable humanrating humanlabel "
-             "humanfeedback choice evaluation satisfaction bewertung note valoración avaliação valutazione оценка 评分 評価",
+    "label": "label ktotag rating feedback thumb thumbs stars vote reaction score userrating userfeedback userscore feedbackrating "
+             "feedbackscore feedbacks thumbsup thumbup liked like likes upvotes upvote helpful good correct grade accepted desirable "
+             "humanrating humanlabel humanfeedback choice evaluation satisfaction satisfactionscore satisfactionrating "
+             "bewertung hilfreich note valoración avaliação valutazione оценка 评分 評価",
     "against": "thumbsdown thumbdown disliked dislike dislikes downvotes downvote unhelpful nothelpful",
-    "prompt": "prompt question query instruction userinput usermessage userprompt userquery request prompttext requesttext inputtext "
-              "chatinput inputs human frage pregunta pergunta domanda вопрос 问题 質問",
+    "prompt": "prompt question query instruction userinput usermessage userprompt userquery request prompttext requesttext "
+              "inputtext chatinput inputs human frage pregunta pergunta domanda вопрос 问题 質問",
     "reply": "completion response reply answer output assistant botresponse modelresponse modeloutput generation completiontext "
              "responsetext outputtext chatoutput outputs generatedtext generatedresponse modelanswer airesponse llmresponse "
              "assistantresponse assistantmessage botmessage botreply antwort réponse respuesta resposta risposta ответ 回答",
@@ -132,11 +133,9 @@ def match(found: list[str], votes: dict[str, Votes]) -> dict[str, str]:
 
 
 def resolve(column: str, found: list[str]) -> str:
-    """A column as it is really spelled, blanks and capitals aside; several annotators' as `first+second`."""
+    """A column as it is really spelled, blanks and capitals aside."""
     if column in found:
         return column
-    if "+" in column:
-        return "+".join(resolve(each, found) for each in column.split("+"))
     same = [name for name in found if name.strip().lower() == column.strip().lower()]
     if same:
         return same[0]
@@ -145,18 +144,21 @@ def resolve(column: str, found: list[str]) -> str:
 
 
 def value_at(row, path: str):
-    """The value in a column, or at a dotted path inside one; None if there is none. For `first+second`, the list of both."""
+    """The value in a column, or at a dotted path inside one; or None. Of `a+b` the list of both, of `a|b` the filled one."""
     if isinstance(row, str) and row[:1] in ("{", "["):  # CSV keeps nested data as text
         row = literal(row)
-    if isinstance(row, dict) and path in row:
+    if isinstance(row, list):
+        row = {str(place): value for place, value in enumerate(row)}
+    if not isinstance(row, dict):
+        return None
+    if path in row:
         return _cell(row, path)
-    if "+" in path and isinstance(row, dict):
+    if "|" in path:
+        return next((value for each in path.split("|") if not empty(value := value_at(row, each))), None)
+    if "+" in path:
         return [value_at(row, each) for each in path.split("+")]
     first, _, rest = path.partition(".")
-    if isinstance(row, list) and first.isdigit() and int(first) < len(row):
-        inner = row[int(first)]
-        return value_at(inner, rest) if rest else inner
-    return value_at(row[first], rest) if rest and isinstance(row, dict) and first in row else None
+    return value_at(row[first], rest) if rest and first in row else None
 
 
 def _cell(row: dict, name: str):

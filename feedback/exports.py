@@ -69,8 +69,8 @@ def librechat_messages(records: list[dict]) -> list[dict]:
 def langfuse(records: list[dict]) -> list[dict]:
     """A trace, or its root observation, with its scores; and any other observation that a score names."""
     answered = {record.get("id"): record for record in records if "output" in record}
-    whole = [key for key, record in answered.items() if not _either(record, "trace_id", "traceId")] or [
-        key for key, record in answered.items() if not _either(record, "parent_observation_id", "parentObservationId")]
+    whole = [key for key, record in answered.items() if not value_at(record, "trace_id|traceId")] or [
+        key for key, record in answered.items() if not value_at(record, "parent_observation_id|parentObservationId")]
     for record in records:
         answered |= {part["id"]: part for part in record.get("observations") or [] if isinstance(part, dict) and "output" in part}
     scores = {key: [] for key in whole}
@@ -79,7 +79,7 @@ def langfuse(records: list[dict]) -> list[dict]:
         if isinstance(found, dict):  # as the page exports them
             found = [{"name": name, "value": value} for name, value in found.items()]
         for score in (score for score in found if isinstance(score, dict)):
-            named = _either(score, "observation_id", "observationId")
+            named = value_at(score, "observation_id|observationId")
             for key in [named] if named in answered else whole:
                 scores.setdefault(key, []).append(score)
     return [{"messages": _exchange(answered[key].get("input"), answered[key].get("output")), "label": _human(found),
@@ -182,14 +182,9 @@ def _human(scores: list[dict]) -> Scores:
     by_name = Scores()
     for score in scores:
         if score.get("source") != "EVAL":
-            words = score.get("stringValue", score.get("string_value"))
-            value = score.get("value") if words in (None, "") else words  # a category's number is its place in a list, no rating
+            value = value_at(score, "stringValue|string_value|value")  # a category's number is its place in a list, no rating
             by_name.setdefault(str(score.get("name")), []).append(value)
     return by_name
-
-
-def _either(record: dict, one: str, other: str):
-    return record.get(one) or record.get(other)
 
 
 def _exchange(asked, answered) -> list[dict]:
@@ -214,7 +209,7 @@ def _from_fields(fields: dict, votes: Scores) -> dict:
 
 def _side(record: dict, side: str) -> list[dict]:
     if f"conversation_{side}" in record:
-        return said(record[f"conversation_{side}"], "user")
+        return said(record[f"conversation_{side}"], "user")[: 2 * int(record.get("turn") or 0) or None]  # MT-Bench judges each turn
     both = [record["prompt"], record[f"response_{side}"]]
     for place, text in enumerate(both):
         if isinstance(text, str):

@@ -16,9 +16,9 @@ from .records import Refused, shorten
 
 
 class Importer(NamedTuple):
-    """A tool's export. `needs`: dotted paths that a record has, by which it is recognised; `used`: those that are read, every other
-    one is listed as unused; `replies`: the record, or the list of records that belong together -> its judged replies; `group`: the
-    keys, the first one filled counting, by which records belong together: a line a message, or votes kept apart."""
+    """A tool's export. `needs`: dotted paths that a record has, by which it is recognised (`a|b`: one of them); `used`: those that are
+    read, every other one is listed as unused; `replies`: the record, or the list of records that belong together -> its judged
+    replies; `group`: the key by which records belong together: a line a message, or votes kept apart."""
 
     name: str
     needs: str
@@ -56,7 +56,7 @@ class Table:
         self.importer = None if given else find(heads)
         if self.importer and self.importer.group:
             tables.refuse_what_does_not_fit(source.files, joined=True)
-        self.used = set((self.importer.used or self.importer.needs).split() if self.importer else given.values())
+        self.used = set((self.importer.used or self.importer.needs).replace("|", " ").split() if self.importer else given.values())
         self.columns, broken = Columns(named), ""
         for _, value in self._raw():
             if isinstance(value, dict):
@@ -88,8 +88,7 @@ class Table:
         if self.importer and self.importer.group:
             groups = {}
             for where, value in found:
-                keys = self.importer.group.split() if isinstance(value, dict) else []
-                key = next((str(value[key]) for key in keys if value.get(key)), where)
+                key = str((value_at(value, self.importer.group) if isinstance(value, dict) else None) or where)
                 groups.setdefault(key, (where, []))[1].append(value)
             found = groups.values()
         for where, value in found:
@@ -105,22 +104,19 @@ IMPORTERS = [
              "data.rating meta.message_id snapshot.chat.chat.history.messages snapshot.chat.chat.params.system"),
     Importer("Open WebUI 0.6, chats", "chat.history.messages", exports.open_webui_chats, "chat.history.messages chat.params.system"),
     # LibreChat 0.8: packages/data-schemas/src/schema/message.ts; client/src/hooks/Conversations/useExportConversation.ts
-    Importer("LibreChat 0.8, conversation", "conversationId messages", exports.librechat, "messages"),
-    Importer("LibreChat 0.8, conversation", "conversationId messagesTree", exports.librechat, "messagesTree"),
+    Importer("LibreChat 0.8, conversation", "conversationId messages|messagesTree", exports.librechat, "messages messagesTree"),
     Importer("LibreChat 0.8, messages", "messageId conversationId sender", exports.librechat_messages,
              "messageId parentMessageId conversationId isCreatedByUser text content feedback.rating",
              "conversationId"),
     # Langfuse 3: TraceWithFullDetails and Score of its OpenAPI; traces/, observations_v2/ and scores/ of its blob storage export
     Importer("Langfuse 3, traces with scores", "timestamp output scores", exports.langfuse,
-             "id input output scores observations", "trace_id traceId id"),
-    Importer("Langfuse 3, traces and scores", "trace_id name source", exports.langfuse,
-             "id input output trace_id parent_observation_id observation_id name value string_value source", "trace_id traceId id"),
-    Importer("Langfuse 3, traces and scores", "traceId name source", exports.langfuse,
-             "id input output traceId parentObservationId observationId name value stringValue source", "trace_id traceId id"),
+             "id input output scores observations", "trace_id|traceId|id"),
+    Importer("Langfuse 3, traces and scores", "trace_id|traceId name source", exports.langfuse,
+             "id input output trace_id traceId parent_observation_id parentObservationId observation_id observationId name value "
+             "string_value stringValue source", "trace_id|traceId|id"),
     # LangSmith: Run and Feedback of its Python SDK 0.6 (langsmith/schemas.py)
-    Importer("LangSmith 0.6, runs", "inputs outputs feedback_stats", exports.langsmith, group="run_id id"),
-    Importer("LangSmith 0.6, runs and feedback", "run_id key", exports.langsmith, "id inputs outputs run_id key score value",
-             "run_id id"),
+    Importer("LangSmith 0.6, runs", "inputs outputs feedback_stats", exports.langsmith, group="run_id|id"),
+    Importer("LangSmith 0.6, runs, feedback", "run_id key", exports.langsmith, "id inputs outputs run_id key score value", "run_id|id"),
     # Label Studio 1: labelstud.io/guide/task_format
     Importer("Label Studio 1, JSON", "data annotations", exports.label_studio),
     # Argilla 2: Dataset.records.to_list() and to_json()
@@ -129,8 +125,7 @@ IMPORTERS = [
     Importer("arena votes", "conversation_a conversation_b winner", exports.arena),
     Importer("arena votes", "response_a response_b winner_model_a", exports.arena,
              "prompt response_a response_b winner_model_a winner_model_b winner_tie"),
-    Importer("arena votes", "prompt response_a response_b winner", exports.arena),
-    Importer("arena votes", "prompt response_a response_b preference", exports.arena),
+    Importer("arena votes", "prompt response_a response_b winner|preference", exports.arena),
     # OpenAssistant/oasst1 and oasst2, their cards
     Importer("OASST trees", "message_tree_id prompt.text", exports.oasst, "prompt"),
     Importer("OASST messages", "message_tree_id message_id text", exports.oasst_messages,

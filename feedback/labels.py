@@ -11,18 +11,18 @@ from .records import Refused, shorten
 from .scales import BINARY, SIGN, WORDS, Scale, folded
 from .texts import literal
 
-UP = set("""true t yes y up thumbsup thumbup 👍 good verygood goodresponse great excellent like liked likes love ❤ accept
-    accepted chosen desirable positive pos helpful veryhelpful useful correct right agree stronglyagree upvote
-    upvoted approve approved pass passed win plus satisfied verysatisfied happy ✅ ✔ ✓ ☑ 💯 🎉 😀 😊 🙂 😃 ja wahr gut
-    hilfreich daumenhoch oui vrai bon bien utile pouceenhaut si sí sì verdadero sim verdadeiro vero tak evet да
-    хорошо нравится 是 好 赞 はい いいね 예 네 좋아요""".split())
-DOWN = set("""false f no n down thumbsdown thumbdown 👎 bad verybad badresponse notgood poor verypoor terrible dislike disliked
-    dislikes hate reject rejected undesirable negative neg unhelpful nothelpful notveryhelpful nothelpfulatall
-    useless incorrect wrong disagree stronglydisagree downvote downvoted disapprove disapproved fail failed loss
-    minus unsatisfied dissatisfied verydissatisfied unhappy ❌ ✖ ✗ ✘ ☒ 🙁 ☹ 😞 😠 😡 💔 💩 nein falsch schlecht
-    nichthilfreich daumenrunter non faux mauvais mal inutile pouceenbas falso nao não nie nee nej hayır hayir нет
-    плохо ненравится 否 坏 踩 いいえ 아니요 아니오 싫어요""".split())
-NOBODY = set("none null nan na n/a nil undefined neutral tie novote notvoted unrated skip skipped nofeedback pending 😐 🤷".split())
+UP = """true t yes y up thumbsup thumbup 👍 good verygood goodresponse great excellent like liked likes love ❤ accept accepted chosen
+    desirable positive pos helpful veryhelpful useful correct right agree stronglyagree upvote upvoted approve approved pass passed
+    win plus satisfied verysatisfied happy ✅ ✔ ✓ ☑ 💯 🎉 😀 😊 🙂 😃 😄 😍 🤩 ok ja wahr gut hilfreich gefälltmir daumenhoch oui vrai
+    bon bien utile pouceenhaut megusta si sí sì verdadero sim verdadeiro vero tak evet да хорошо нравится 是 好 赞 点赞 有用 满意 はい
+    いいね 良い 高評価 예 네 좋아요""".split()
+DOWN = """false f no n down thumbsdown thumbdown 👎 bad verybad badresponse notgood poor verypoor terrible dislike disliked dislikes
+    hate reject rejected undesirable negative neg unhelpful nothelpful notveryhelpful nothelpfulatall useless incorrect wrong disagree
+    stronglydisagree downvote downvoted disapprove disapproved fail failed loss minus nok notok notuseful notsatisfied unsatisfied
+    dissatisfied verydissatisfied unhappy ❌ ✖ ✗ ✘ ☒ 🙁 ☹ 😞 😠 😡 💔 💩 nein falsch schlecht nichtgut nichthilfreich gefälltmirnicht
+    daumenrunter non faux mauvais mal inutile pouceenbas nomegusta falso nao não nie nee nej hayır hayir нет плохо ненравится 否 坏 踩
+    点踩 没用 不满意 いいえ 悪い 低評価 아니요 아니오 싫어요""".split()
+NOBODY = "none null nan na n/a #n/a nil undefined neutral tie novote notvoted unrated skip skipped nofeedback pending 😐 🤷".split()
 """words in small letters, without MARKS"""
 VOTES = dict.fromkeys(UP, True) | dict.fromkeys(DOWN, False)
 SIGNS = re.compile(f"([{''.join(word for word in VOTES if len(word) == 1 and not word.isalnum())}])")

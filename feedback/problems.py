@@ -49,6 +49,8 @@ NOTED = {
     "garbled text": ("leftovers of another encoding or of a chat template", "correct the text, or take the row out", True),
     "personal data": ("patterns of personal data in the text, shown masked", "mask them: a model can repeat what it learned", True),
     "secrets": ("patterns of passwords, keys or tokens in the text, shown masked", "revoke them, and take them out", True),
+    "cut off": ("several replies end at the same length", "export them whole: an export or a spreadsheet cuts long texts", False),
+    "one prompt": ("all replies are to the same prompt", "if another column holds the questions: --columns prompt=…", False),
     "over the cutoff": ("rows longer than cutoff_len are cut", "raise cutoff_len, or shorten the rows", False),
 }
 """kinds whose rows are kept -> (what it is, remedy, whether `strict` stops at it)"""

@@ -27,7 +27,7 @@ SECRETS = {
     PASSWORD: ("passw", "kennwort", "mot de passe", "contrase", "senha", "парол", "密码", "api", "secret"),
 }
 """pattern -> one of these, in small letters, is in what it finds: most texts have none, and are done without a search"""
-GARBLED = re.compile("Ã[\x80-\x9f]")
+GARBLED = re.compile("Ã[\x80-\xbf‰Ÿ€œ“”–—‡„]|â€|<\\|user\\|>|\ufffd|\\w&#39;\\w|\\s&quot;\\w|[.!?:](?:\\\\n)+[A-Z][a-z]+ ")
 DIGITS = re.compile(r"\d[\d ()./-]{6,}")
 
 COMMON = {language: set(words.split()) for language, words in {
@@ -51,8 +51,8 @@ def doubtful(text: str) -> list[tuple[str, str]]:
             if (hit := pattern.search(part)) and (name != "a card number" or is_card(hit[0])))
     if hit := next(hits, None):
         found.append(("personal data", f"{hit[0]}: {_masked(hit[1])}"))
-    if "<|user|>" in text or "\ufffd" in text or ("Ã" in text and GARBLED.search(text)):
-        found.append(("garbled text", "leftovers of another encoding, such as Ã‰ for É, or of a chat template, such as <|user|>"))
+    if any(mark in text for mark in ("Ã", "â€", "<|user|>", "\ufffd", "&#39;", "&quot;", "\\n")) and (hit := GARBLED.search(text)):
+        found.append(("garbled text", f"{hit[0]!r}: left over from another encoding, a web page, or a chat template"))
     likely = (pattern for pattern, hints in SECRETS.items() if any(hint in lower for hint in hints))
     if hit := next((hit for pattern in likely if (hit := pattern.search(text))), None):
         found.append(("secrets", _masked(hit[0])))
@@ -73,10 +73,15 @@ def look_across(checked) -> None:
     table = pd.DataFrame({"row": np.arange(len(keys)), "prompt": checked.prompts}).groupby(keys)
     often = zip(table["row"].first(), table["prompt"].nunique(), strict=True)
     note("one reply, many prompts", ((where[i], f"this reply stands under {prompts:,} prompts") for i, prompts in often if prompts > 2))
-    count, share = len(labels), labels.mean()
+    count, share, longest = len(labels), labels.mean(), int(checked.lengths.max())
+    cut = np.flatnonzero(checked.lengths == longest)
+    if longest >= 200 and len(np.unique(checked.words[cut])) > 2:
+        note("cut off", ((where[i], f"{longest:,} characters, as {len(cut) - 1} others, and no reply has more") for i in cut))
+    if count >= 5 and (checked.prompts == checked.prompts[0]).all():
+        note("one prompt", [("all rows", "the prompt is the same in every row")])
     if count >= 20 and 0 < min(share, 1 - share) < RARE:
-        rare = "accepted" if share < 0.5 else "rejected"
-        note("one label is rare", [("all rows", f"{min(share, 1 - share):.1%} of the rows are {rare}")])
+        only = "accepted" if share < 0.5 else "rejected"
+        note("one label is rare", [("all rows", f"{min(share, 1 - share):.1%} of the rows are {only}")])
     if min(labels.sum(), (~labels).sum()) >= 10:
         auc = length_auc(checked)
         if max(auc, 1 - auc) >= LENGTH_AUC:

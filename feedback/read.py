@@ -85,41 +85,38 @@ def _is_windows_1252(data: bytes) -> bool:
     letters = max(sum(chr(byte).isalpha() for byte in data if byte < 128), 1)
     also_utf8 = sum(char > "\x7f" for char in text) - broken > broken
     undefined = any(byte in data for byte in (0x81, 0x8D, 0x8F, 0x90, 0x9D))
-    if high >= letters / 3 or undefined or also_utf8:
-        return False
-    return len(FOREIGN.findall(data.decode("cp1252"))) * 10 <= high
+    return not (high >= letters / 3 or undefined or also_utf8) and len(FOREIGN.findall(data.decode("cp1252"))) * 10 <= high
 
 
 def _json(path: Path, encoding: str) -> Iterator[tuple[int, object]]:
-    """A record a line; or one list, however long; or an object that holds the list."""
+    """A record a line; or one list, however long; or an object that holds the list, or several, as an API's pages do."""
     with _open(path, "rt", encoding=encoding, newline="\n") as file:
         first = next((line for line in file if not line.isspace()), "").strip()
         file.seek(0)
-        one_value = path.name.removesuffix(".gz").endswith(".json") or first == "{"  # an object over many lines
-        value = None if first[:1] == "[" else _load(first, 1)
-        if first[:1] == "[" or (one_value and isinstance(value, Refused)):
-            yield from _values(file.read(), path.name)
-        elif one_value and (inner := _wrapped(value)):
-            yield from enumerate(inner, 1)
+        one_value = first[:1] != "[" and (path.name.removesuffix(".gz").endswith(".json") or first == "{")  # an object over many lines
+        if first[:1] == "[" or (one_value and isinstance(_load(first, 1), Refused)):
+            found = _values(file.read(), path.name)
         else:
-            for number, line in enumerate(file, 1):
-                if not line.isspace():
-                    yield number, _load(line, number)
+            found = ((number, _load(line, number)) for number, line in enumerate(file, 1) if not line.isspace())
+        head, numbers = list(itertools.islice(found, 2)), itertools.count(1)
+        for number, value in itertools.chain(head, found):
+            inner = one_value and _wrapped(value, len(head) == 1)
+            yield from zip(numbers, inner, strict=False) if inner else [(number, value)]
 
 
-def _wrapped(value) -> list | None:
-    """The list of records inside an object, such as {"data": […], "meta": {…}}."""
-    if not isinstance(value, dict):
+def _wrapped(value, alone: bool = True) -> list | None:
+    """The list of records inside an object, such as {"data": […], "meta": {…}}. Beside others it is a page: no words stand in it."""
+    if not isinstance(value, dict) or not (alone or all(" " not in each for each in value.values() if isinstance(each, str))):
         return None
     inner = [each for each in value.values() if isinstance(each, dict)]
     if len(inner) == len(value) > 1:
-        if all(key.isdigit() for key in value):  # pandas' to_json(orient="index")
-            return inner
-        first = inner[0]  # its to_json(): {"prompt": {"0": …, "1": …}, "vote": {…}}
-        if first and all(key.isdigit() for key in first) and all(other.keys() == first.keys() for other in inner):
+        first, alike = inner[0], all(other.keys() == inner[0].keys() for other in inner)
+        if first and alike and all(key.isdigit() for key in first):  # pandas' to_json(): {"prompt": {"0": …, "1": …}, "vote": {…}}
             return [{name: column[key] for name, column in value.items()} for key in first]
+        if all(key.isdigit() for key in value) or (alike and len(inner) > 3):  # its to_json(orient="index"); rows by their ids
+            return inner
     lists = {key: each for key, each in value.items() if isinstance(each, list) and each and isinstance(each[0], dict)}
-    found = [key for key in WRAPPERS if key in lists] or [key for key in lists if len(lists) == 1 and key not in OF_A_RECORD]
+    found = [key for key in WRAPPERS if key in lists] or [key for key in lists if alone and len(lists) == 1 and key not in OF_A_RECORD]
     if found:
         return lists[found[0]]
     return _wrapped(inner[0]) if len(inner) == len(value) == 1 else None
@@ -152,8 +149,7 @@ def _values(text: str, name: str) -> Iterator[tuple[int, object]]:
                 at = space(text, at + 1).end()
             number += 1
             value, at = decode(text, at)
-            inner = _wrapped(value) if number == 1 and not inside else None
-            yield from enumerate(inner, 1) if inner else [(number, value)]
+            yield number, value
             at = space(text, at).end()
         end = space(text, at + 1).end()
         if inside and (at == len(text) or end < len(text)):
@@ -172,7 +168,7 @@ def _csv(path: Path, encoding: str) -> Iterator[tuple[int, object]]:
         else:
             separator = _separator(head, file.read(1 << 18))
             file.seek(0)
-        reader = csv.reader(file, delimiter=separator, strict=True)
+        reader = csv.reader(file, delimiter=separator, strict=True, skipinitialspace=f'{separator} "' in head)
         try:
             names = tables.names_of(next(reader, []), path.name)
         except csv.Error as error:

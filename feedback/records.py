@@ -24,26 +24,26 @@ CONTROL = re.compile("(?P<control>(?<!Ã)[\x80-\x9f]|\x00)|(?P<surrogate>[\ud800
 TOKENS = re.compile(
     r"(?P<template><[|｜](?!user\|>)[^\s<>]{1,40}[|｜]>|^\s*<\|user\|>|<(?:start|end)_of_turn>|<[BE]OS_TOKEN>|\[gMASK\]"
     r"|\[/?(?:INST|SYSTEM_PROMPT|TOOL_CALLS|AVAILABLE_TOOLS|TOOL_RESULTS)\]|<</?SYS>>|<extra_id_\d+>|<reserved_\d+>|<pad>|<unk>"
-    r"|\[\|(?:system|user|assistant|endofturn)\|\]|\]~!?b\]|\[Round \d+\]\s+问)"
+    r"|\[\|(?:system|user|assistant|endofturn)\|\]|\]~!?b\]|\[Round \d+\]\s+问|</?tool_(?:call|response)>)"
+    r"|^\s*(?P<error>#(?:N(?:AME|OM)\?|(?:REF|BEZUG|VALUE|WERT|VALEUR|DIV/0)!|N/A|NV))\s*\Z"
     r'|(?P<folded><details type="(?!reasoning))'
     r"|(?P<image><image(?:_\d+)?>|^\s*<(?:video|audio)>|\bdata:(?:image|audio|video)/[\w.+-]+;base64,)"
 )
 """what no turn may hold: it would be trained on as if somebody had said it"""
-HINTS = ("<|", "<｜", "_of_turn>", "OS_TOKEN>", "[gMASK]", "INST]", "SYSTEM_PROMPT]", "TOOL", "SYS>>", "<image", "<video>", "<audio>",
-         ";base64,", "<extra_id_", "<reserved_", "<pad>", "<unk>", "[|", "]~", "[Round ", "<details type=")
-MEDIA = ("images image imageurl imageurls imagepath videos video audios audio media photo photos screenshot pixelvalues attachments "
-         "attachment files")
+MEDIA = ("images image imageurl imageurls imagepath inputimage videos video audios audio media photo photos screenshot pixelvalues "
+         "attachments attachment files messagefiles fileuploads")
 """columns, and keys of turns, that hold what is no text, as `columns.plain` spells them"""
 
 FAULTS = {
     "control": ("control characters", "{0!r} is a control character: the file was once read in the wrong encoding"),
     "surrogate": ("text", "half a surrogate pair, which is no valid Unicode"),
     "template": ("chat template", "the control token {0} inside a turn"),
+    "error": ("text", "{0} is what a spreadsheet writes in place of a text that it took for a formula"),
     "folded": ("words beside a call", "{0} folds away calls of tools, as Open WebUI does"),
     "image": ("images", "{0} stands in the text; this kit trains text"),
 }
-THOUGHT = re.compile(r"<think>.*?</think>\s*", re.DOTALL)
-"""LLaMA-Factory 0.9.3 keeps such a block before a call (FunctionFormatter in data/formatter.py), and no other words"""
+THOUGHT = re.compile(r"<think>.*?(?:</think>\s*|\Z)", re.DOTALL)
+"""LLaMA-Factory 0.9.3 keeps such a block before a call (FunctionFormatter in data/formatter.py); alone it is no reply"""
 
 
 class Refused(ValueError):
@@ -63,10 +63,11 @@ def record(turns, label: bool, system=None, tools=None) -> dict:
     if not isinstance(turns, list):
         raise Refused("not a record", f"the dialogue is {shorten(turns)}, expected a list of turns")
     messages = _with_joined_results(turns)
-    if system and system == system and str(system).strip() and not (messages and messages[0]["role"] == "system"):  # no NaN
-        messages.insert(0, _turn({"content": system} if isinstance(system, str | list) else system) | {"role": "system"})
-    if messages and messages[0] == {"role": "system", "content": ""}:
+    if messages[:1] == [{"role": "system", "content": ""}]:
         del messages[0]
+    if system and system == system and str(system).strip():  # no NaN
+        first = _turn({"content": system} if isinstance(system, str | list) else system) | {"role": "system"}
+        messages[:0] = [first] if messages[:1] != [first] else []  # another one in the dialogue is refused below
     _check(messages)
     return {"messages": messages, "label": label, "tools": _tools(tools) if tools else ""}
 
@@ -88,18 +89,18 @@ def _check(messages: list[dict]) -> None:
             raise Refused("text", f"turn {place} is {shorten(text)}, expected text")
         data = text.encode("utf-8", "surrogatepass")  # most texts have no trace of a fault, and are done without a search
         found = CONTROL.search(text) if b"\xc2" in data or b"\xed" in data or b"\0" in data else None
-        if not found and ("<" in text or "[" in text or "base64" in text) and any(hint in text for hint in HINTS):
+        if not found and ("<" in text or "[" in text or "base64" in text or text.lstrip()[:1] == "#"):
             found = TOKENS.search(text)
         if found:
             kind, words = FAULTS[found.lastgroup]
             raise Refused(kind, f"turn {place} ({role}): {words.format(found[0])}")
     if len(turns) < 2 or len(turns) % 2:
-        raise Refused("turn order", f"{len(turns)} turns: a question and a reply in turn are needed")
+        raise Refused("turn order", f"{shorten([turn['role'] for turn in messages])}: a question and a reply in turn are needed")
     for place, turn in enumerate(turns):
         expected = (ODD, EVEN)[place % 2]
         if turn["role"] not in expected:
             raise Refused("turn order", f"turn {place + 1} is {turn['role']}, expected {' or '.join(expected)}")
-        if not turn["content"].strip():
+        if not THOUGHT.sub("", turn["content"]).strip():
             kind = "empty reply" if place == len(turns) - 1 else "empty turn"
             raise Refused(kind, "the reply is empty" if kind == "empty reply" else f"turn {place + 1} ({turn['role']}) is empty")
         if turn["role"] == "function_call":

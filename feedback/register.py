@@ -81,8 +81,6 @@ def clashes(prompts: np.ndarray) -> np.ndarray:
     LLaMA-Factory 0.9.3 (data/processor/feedback.py) pairs each prompt with the reply of the row before it to estimate
     KTO's reference point; such a pair is meant to be mismatched.
     """
-    if len(prompts) < 2:
-        return np.array([], dtype=int)
     before = np.roll(prompts, 1)
     starts = np.arange(0, len(prompts), BATCH)
     before[starts] = prompts[np.minimum(starts + BATCH, len(prompts)) - 1]
@@ -118,13 +116,10 @@ def write(folder: Path, name: str, parts: list[tuple[str, list[bytes]]]) -> dict
     overwritten by something else. A file is whole or not there.
     """
     files.registry(folder)  # a broken registry is better found before than after
-    digest, own = hashlib.sha256(), []
+    digest = hashlib.sha256()
     for suffix, lines in parts:
-        digest.update(suffix.encode())
-        own.append(hashlib.sha256())
-        for line in lines:
-            digest.update(line)
-            own[-1].update(line)
+        for piece in (suffix.encode(), *lines):
+            digest.update(piece)
     names = [f"{name}_{digest.hexdigest()[:8]}{suffix}" for suffix, _ in parts]
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -140,7 +135,7 @@ def write(folder: Path, name: str, parts: list[tuple[str, list[bytes]]]) -> dict
         raise KitError(f"could not write the dataset to {folder}: {error.strerror}",
                        "a writable folder with free space", "free some space or choose another storage") from None
     update(folder, {part: {"file_name": f"{part}.jsonl", **ENTRY} for part in names})
-    return {part: its_own.hexdigest() for part, its_own in zip(names, own, strict=True)}
+    return {part: files.sha256(folder / f"{part}.jsonl") for part in names}
 
 
 def update(folder: Path, fresh: dict[str, dict]) -> None:

@@ -71,7 +71,8 @@ def _recognised(votes, column: str, accept_from: float | None, stars: int) -> Sc
         return _named(f"{0 if top == 100 else min(1, int(low))}-{top}", None, stars)
     if whole and {low, high} <= {-1.0, 0.0, 1.0}:
         return SIGN if low < 0 else BINARY
-    if low >= 0 and len(tops) == 0 and (ends := _ends(seen, votes.numbers.total())):
+    clear = high > 6 or low < 1 or column.strip().lower() not in ("grade", "note", "schulnote")  # of which 1 may be the best
+    if clear and low >= 0 and len(tops) == 0 and (ends := _ends(seen, votes.numbers.total())):
         return _named(f"{ends[0]}-{ends[1]}", None, stars)
     raise KitError(f"the numbers in {column!r} fit no scale that is known, or several: {votes.shown()}",
                    "ratings whose lowest and highest values tell their scale (0/1, -1/1, 1-3, 0-4, 1-5, 1-7, 1-10, 0-100, 0.0-1.0)",

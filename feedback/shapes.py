@@ -98,6 +98,8 @@ def _reply(value: dict, shape: Shape, side: str) -> tuple[dict, tuple[str, ...]]
             repairs.append("label repaired")
     _refuse_media(value, parts)
     reply = side or ("messages" if "messages" in parts else "reply")
+    if side and isinstance(get[side], str) and get[side] in value:
+        raise Refused("not a record", f"{parts[side]} names the column {get[side]!r}, and holds no reply")
     if get.get(reply) is None:
         raise Refused("missing column", f"{parts[reply]} is empty")
     turns = said(get[reply], "" if reply == "messages" else "assistant", repairs)
@@ -112,7 +114,14 @@ def _reply(value: dict, shape: Shape, side: str) -> tuple[dict, tuple[str, ...]]
         if turns_in(prompt, "user") is None and not any(prompt.strip() in str(turn.get("content")) for turn in turns):
             raise Refused("transcript", "the reply holds another dialogue than the prompt's")
     tools = get.get("tools") or value_at(value, f"{parts.get('prompt')}.tools")
-    return record(earlier(get.get("history")) + turns, label, get.get("system"), tools), tuple(dict.fromkeys(repairs))
+    return record(_after(earlier(get.get("history")), turns), label, get.get("system"), tools), tuple(dict.fromkeys(repairs))
+
+
+def _after(past: list, turns: list) -> list:
+    """Earlier turns and these. A history may already hold the question, or its reply too."""
+    had, now = ([(speaker(turn), turn.get("content", turn.get("value")) if isinstance(turn, dict) else turn) for turn in side]
+                for side in (past, turns))
+    return past + turns[next((count for count in (2, 1) if had[-count:] == now[:count] and len(now) == 2), 0) :]
 
 
 def _before(get: dict, parts: dict, repairs: list) -> list[dict]:

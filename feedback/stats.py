@@ -43,9 +43,8 @@ def counts(checked: "Checked", heldout: np.ndarray):
     """A table of two rows, training and held out: rows, prompts, accepted, rejected, share with several turns."""
     import pandas as pd
 
-    parts = {"training": ~heldout, "held out": heldout}
     return pd.DataFrame({name: count(checked, mask) | {"several turns": int((checked.turns[mask] > 1).sum())}
-                         for name, mask in parts.items()}).T
+                         for name, mask in (("training", ~heldout), ("held out", heldout))}).T
 
 
 def turns(checked: "Checked") -> dict[int, int]:

@@ -48,9 +48,9 @@ HINTS = ("<|", "<｜", "<start_of", "<end_of", "<BOS", "[INST]", "##", "</", "<e
 """one of them, or a line that begins with a speaker, is in every text that needs a closer look; most have none, and are done"""
 
 TURNS = re.compile(r"""(?=.*["'](?:role|from)["']\s*:)(?=.*["'](?:content|value)["']\s*:)""", re.S)
-PRINTED = re.compile(r"""[\[(]?(?:Human|AI|System|Tool)Message\(content=|content=(["']).*\1 additional_kwargs="""
-                     r"|- (?:role|from): \w+\n", re.S)
-"""turns as LangChain prints them, or as YAML"""
+PRINTED = re.compile(r"""[\[(]?(?:Human|AI|System|Tool)Message\(content=|content=(["']).*\1 additional_kwargs=|b(["']).*\2\s*\Z"""
+                     r"|- (?:role|from): (?:user|assistant|system|human|gpt)\n", re.S)
+"""turns as LangChain prints them, or as YAML; bytes as Python does"""
 SPEAKERS = ROLES | dict.fromkeys("q question instruct frage pregunta 问 you".split(), "user") | dict.fromkeys(
     "a answer antwort respuesta 答 claude gemini copilot".split(), "assistant")
 """who speaks in a text; no source calls a turn's role so"""
@@ -73,7 +73,7 @@ def turns_in(text: str, side: str) -> list[dict] | None:
     if listlike and (turns := _written(text, side)) is not None:
         return turns
     if PRINTED.match(text):
-        raise Refused("turns as text", f"{shorten(text)} are turns as a program printed them")
+        raise Refused("turns as text", f"{shorten(text)} is text as a program printed it")
     whole = text
     text = re.sub(r"\[SYSTEM_PROMPT\](.*?)\[/SYSTEM_PROMPT\]", r"<|im_start|>system\n\1", text, flags=re.S)
     text = re.sub(r"\[INST\]\s*<<SYS>>\s*(.*?)\s*<</SYS>>\s*", r"<|im_start|>system\n\1<|im_start|>user\n", text, flags=re.S)

@@ -457,6 +457,13 @@ def test_a_winner_goes_by_many_names_and_another_one_is_refused(tmp_path, words)
     assert checked_of(tmp_path, records).rows([0])[0]["label"] is True
 
 
+def test_of_a_longer_dialogue_the_turn_that_was_judged_is_the_last(tmp_path):
+    records = [arena(i) | {"turn": 1} for i in range(8)]
+    for record in records:
+        record["conversation_a"] = [*record["conversation_a"], {"role": "user", "content": "More."}, {"role": "assistant", "content": "No."}]
+    assert checked_of(tmp_path, records).rows([0])[0]["messages"][-1]["content"] == SAID[0]
+
+
 def test_langsmith_rows_whose_parts_are_json_text_are_read(tmp_path):
     records = [{key: json.dumps(value) if key in ("inputs", "outputs", "feedback_stats") else value for key, value in langsmith(i).items()}
                for i in range(8)]

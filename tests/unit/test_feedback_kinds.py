@@ -3,7 +3,7 @@
 import json
 
 import pytest
-from test_feedback_cases import checked_rows
+from test_feedback_cases import checked_file, checked_rows
 
 from feedback.texts import turns_in
 from helpers.errors import KitError
@@ -29,7 +29,7 @@ def refused(tmp_path, prompt, reply, **more):
 
 VOTES = ["👍🏽 👎🏿", "＋1 －1", "plus minus", "✓ ✗", "☑ ☒", "gut schlecht", "WAHR FALSCH", "vrai faux", "bien mal", "bon mauvais", "是 否", "好 坏",
          "赞 踩", "はい いいえ", "예 아니오", "tak nie", "evet hayır", "ja nej", "хорошо плохо", "verdadero falso", "useful useless", "excellent terrible",
-         "agree disagree", "win loss", "😃 😡", "❤️ 💔"]
+         "agree disagree", "win loss", "点赞 点踩", "满意 不满意", "良い 悪い", "高評価 低評価", "OK NOK", "🤩 😠", "😃 😡", "❤️ 💔"]
 
 
 @pytest.mark.parametrize("pair", VOTES)
@@ -322,3 +322,82 @@ def test_neither_for_nor_against_is_no_vote(tmp_path, names):
     rows = [{"prompt": f"{i}?", "response": f"{i}.", up: ours, down: theirs, "attachments": "[]"} for i, (ours, theirs) in enumerate(votes)]
     checked = checked_rows(tmp_path, rows)
     assert [row["label"] for row in checked.rows(range(3))] == [True, False, True] and checked.ledger.unvoted == 1
+
+
+def pairs(tmp_path, name, text):
+    """(reply, label) of every row of a file."""
+    (tmp_path / name).write_text(text)
+    checked = checked_file(tmp_path / name)
+    return [(row["messages"][-1]["content"], row["label"]) for row in checked.rows(range(len(checked.records)))]
+
+
+ROWS = [{"prompt": f"{i}?", "response": f"{i}, yes.", "rating": ["up", "down"][i % 2]} for i in range(8)]
+READ = [(f"{i}, yes.", i % 2 == 0) for i in range(8)]
+
+
+@pytest.mark.parametrize("indent", [None, 1])
+def test_every_page_of_an_api_is_read_and_not_the_first_alone(tmp_path, indent):
+    pages = [json.dumps({"object": "list", "data": ROWS[start : start + 4], "next": start}, indent=indent) for start in (0, 4)]
+    assert pairs(tmp_path, "pages.json", "\n".join(pages)) == READ
+    lines = [json.dumps({**row, "results": [{"page": 1}]}) for row in ROWS]
+    assert pairs(tmp_path, "rows.json", "\n".join(lines)) == READ, "a row with words of its own is no page"
+    assert pairs(tmp_path, "ids.json", json.dumps({f"id-{row['prompt']}": row for row in ROWS})) == READ
+
+
+def test_quotes_after_a_comma_and_a_blank_are_no_part_of_a_text(tmp_path):
+    table = "".join(f'"{row["prompt"]}", "{row["response"]}", "{row["rating"]}"\n' for row in ROWS)
+    assert pairs(tmp_path, "a.csv", f'"prompt", "response", "rating"\n{table}') == READ
+
+
+@pytest.mark.parametrize("name", ["grade", "Note"])
+def test_grades_of_which_one_may_be_the_best_are_asked_about(tmp_path, name):
+    rows = [{"prompt": f"{i}?", "response": f"{i}.", name: [1, 5, 2, 3][i % 4]} for i in range(8)]
+    with pytest.raises(KitError, match="1 may be the best"):
+        checked_rows(tmp_path, rows)
+    assert checked_rows(tmp_path, rows, scale="1,2/3,4,5").labels.tolist() == [True, False] * 4
+    assert checked_rows(tmp_path, rows, scale="1-5").labels.tolist() == [False, True, False, False] * 2
+
+
+@pytest.mark.parametrize("reply, kind", [
+    ("<think>\nhm", "empty reply"), ("<think>hm</think>", "empty reply"), ('<tool_call>\n{"name": "f"}\n</tool_call>', "chat template"),
+    ("#NAME?", "text"), ("b'Put them in.'", "turns as text")])
+def test_what_a_program_left_in_place_of_a_reply_is_refused_by_name(tmp_path, reply, kind):
+    assert refused(tmp_path, ASK, reply) == [kind]
+    assert one(tmp_path, ASK, "<think>hm</think>\nIn autumn.")[1][1] == "<think>hm</think>\nIn autumn."
+    assert one(tmp_path, ASK, "- role: admin\n  name: x")[1][1] == "- role: admin\n  name: x"
+
+
+def test_a_history_that_holds_the_question_or_the_reply_too_does_not_repeat_them(tmp_path):
+    whole = [("user", "Hi"), ("assistant", "Hello"), ("user", ASK), ("assistant", TELL)]
+    for end in (2, 3, 4):
+        assert one(tmp_path, ASK, TELL, history=[{"role": role, "content": text} for role, text in whole[:end]]) == whole
+
+
+def test_two_system_prompts_and_a_column_in_place_of_a_reply_are_refused(tmp_path):
+    turns = [{"role": "system", "content": "One."}, {"role": "user", "content": ASK}]
+    assert refused(tmp_path, turns, TELL, system="Two.") == ["turn order"]
+    assert one(tmp_path, turns, TELL, system="One.")[0] == ("system", "One.")
+    rows = [{"prompt": f"{i}?", "reply_a": "a", "reply_b": "b", "chosen": "reply_a", "rejected": "reply_b"} for i in range(4)]
+    with pytest.raises(KitError, match="chosen names the column 'reply_a'"):
+        checked_rows(tmp_path, rows)
+
+
+@pytest.mark.parametrize("kind, change", [
+    ("cut off", lambda i: {"response": f"{i} {'and so on ' * 100}"[:500] + "..."}), ("one prompt", lambda i: {"prompt": "You are a bot."}),
+    ("garbled text", lambda i: {"response": "schÃ¶ne GrÃ¼ÃŸe"}), ("garbled text", lambda i: {"response": "Donâ€™t."}),
+    ("garbled text", lambda i: {"response": "It&#39;s fine."}), ("garbled text", lambda i: {"response": "First.\\nSecond line."})])
+def test_texts_that_an_export_spoilt_are_noted(tmp_path, kind, change):
+    assert kind in checked_rows(tmp_path, [row | change(i) for i, row in enumerate(ROWS)]).ledger.noted
+    assert not {"cut off", "one prompt", "garbled text"} & checked_rows(tmp_path, ROWS).ledger.noted.keys()
+
+
+@pytest.mark.parametrize("names, more", [
+    ("user_query ai_response feedback_rating", {"feedback_rating_raw": "x"}), ("prompt response feedbackScore", {}),
+    ("Question Answer Satisfaction_Score", {}), ("query answer feedbacks", {}), ("Frage Antwort Hilfreich?", {})])
+def test_dify_and_others_are_read_by_their_own_names(tmp_path, names, more):
+    rows = [dict(zip(names.split(), row.values(), strict=True)) | more for row in ROWS]
+    assert checked_rows(tmp_path, rows).labels.tolist() == [True, False] * 4
+
+
+def test_files_beside_a_message_of_dify_are_refused(tmp_path):
+    assert refused(tmp_path, ASK, TELL, message_files=[{"type": "image"}]) == ["images"]
