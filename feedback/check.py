@@ -4,6 +4,7 @@ import hashlib
 import json
 import zlib
 from array import array
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,8 +14,9 @@ from helpers import files
 from helpers.errors import KitError
 
 from . import importers, quality, register, tables
-from .columns import NO_VOTE, parse_columns
+from .columns import NO_VOTE, parse_columns, value_at
 from .find import Source, find
+from .labels import Votes
 from .problems import Ledger
 from .records import Refused
 from .scales import WORDS, Scale, named_votes, scale_of
@@ -103,6 +105,8 @@ def check(source: Source, report: Path | None = None, columns: str | dict = "", 
             read_as = Scale(0, 0, 0, f"more votes in {parts['label']} than in {parts['against']} are accepted")
         else:
             read_as = scale_of(votes, parts["label"], scale, accept_from, stars) if votes else WORDS
+            if votes and votes.numbers and not (scale or accept_from) and len(source.files) > 1:
+                _refuse_several_scales(table, parts["label"], stars)
         unused = table.columns.unused(table.used if table.importer else set(parts.values()))
         digests = [files.sha256(file) for file in source.files]
         digest = digests[0] if len(digests) == 1 else hashlib.sha256("".join(digests).encode()).hexdigest()
@@ -126,6 +130,21 @@ def check(source: Source, report: Path | None = None, columns: str | dict = "", 
                        "add rows of the other kind, or say how to read the labels: --scale and --accept-from "
                        "(scale and accept_from in notebook 2)")
     return checked
+
+
+def _refuse_several_scales(table: importers.Table, label: str, stars: int) -> None:
+    """KitError where files of 20 ratings and more are on different scales, each by itself: together they pass for the longest one."""
+    votes, scales = {}, {}
+    for where, value in table.rows():
+        votes.setdefault(where.rpartition(":")[0], Votes()).add(value_at(value, label) if isinstance(value, dict) else None)
+    for file, found in votes.items():
+        with suppress(KitError):  # a file alone may leave its scale open
+            if found.numbers.total() >= 20:
+                scales[file] = scale_of(found, label, stars=stars).words.partition(", 0 is no vote")[0]
+    if len(set(scales.values())) > 1:
+        raise KitError("the files' ratings are on different scales, each by itself:\n  "
+                       + "\n  ".join(f"{file}: {words}" for file, words in scales.items()), "one scale",
+                       "prepare the files apart; if they are on one scale all the same, add --scale=LOWEST-HIGHEST")
 
 
 def prepare(dataset: str, datasets: Path, heldout: float = 0.2, seed: int = 42, name: str = "", refuse_share: float = REFUSE_SHARE,

@@ -5,6 +5,7 @@ import json
 import pytest
 from test_feedback_cases import checked_file, checked_rows
 
+from feedback import check, find
 from feedback.texts import turns_in
 from helpers.errors import KitError
 
@@ -401,3 +402,16 @@ def test_dify_and_others_are_read_by_their_own_names(tmp_path, names, more):
 
 def test_files_beside_a_message_of_dify_are_refused(tmp_path):
     assert refused(tmp_path, ASK, TELL, message_files=[{"type": "image"}]) == ["images"]
+
+
+def test_files_of_a_folder_on_different_scales_are_not_read_as_the_longest_one(tmp_path):
+    for name, top in (("a.csv", 5), ("b.csv", 10)):
+        lines = [f"{name} {i}?,{i}.,{i % top + 1}" for i in range(30)]
+        (tmp_path / name).write_text("\n".join(["prompt,response,rating", *lines]))
+    with pytest.raises(KitError, match=r"different scales(.|\n)*a.csv: ratings 1 to 5(.|\n)*b.csv: ratings 1 to 10(.|\n)*--scale=") as error:
+        check.check(find.find(str(tmp_path), tmp_path))
+    assert "0 is no vote" not in str(error.value)
+    assert check.check(find.find(str(tmp_path), tmp_path), scale="1-10").facts()["rows out"] == 60
+    (tmp_path / "b.csv").unlink()
+    (tmp_path / "c.csv").write_text((tmp_path / "a.csv").read_text().replace("a.csv", "c.csv"))
+    assert "1 to 5" in check.check(find.find(str(tmp_path), tmp_path)).facts()["scale"]
