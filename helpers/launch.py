@@ -4,6 +4,7 @@ Its output goes straight into the run's train.log. Only where this environment h
 """
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -170,7 +171,10 @@ class Training:
         if self.stopped:
             raise KitError("the training was stopped", "", "resume from its last checkpoint: notebook 5, `resume`")
         if code != 0:
-            raise KitError(f"{explain(self.run.log_file)}\n  log:      {self.run.log_file} (exit status {code})")
+            found = explain(self.run.log_file)
+            if found.name.startswith("the log ends") and shutil.disk_usage(self.run.folder).free < 1 << 20:
+                found = found._replace(name="the disk is full", why="the log lacks its last words", fix="free space, or other storage")
+            raise KitError(f"{found}\n  log:      {self.run.log_file} (exit status {code})")
         return self
 
     def stop(self) -> None:
