@@ -208,7 +208,7 @@ from helpers import launch, runs
 launch.command = lambda run, *_: [sys.executable, "-c", {WAITS!r}]
 training = launch.start(runs.locate("local", {str(run.storage)!r}, "first-run"))
 training.wait()
-""")
+""", stop_on_error=False)  # else a question that comes within a moment of the error is aborted
         until = time.monotonic() + 120
         while not (run.log_file.exists() and b"started" in run.log_file.read_bytes()):
             assert time.monotonic() < until
