@@ -1,5 +1,6 @@
 """Export the adapter for serving, and say what a configuration rules out."""
 
+import contextlib
 import json
 import math
 import shutil
@@ -95,7 +96,8 @@ def settings_of(name: str, file: str) -> dict:
         path = Path(str(try_to_load_from_cache(name, file)))
         if not path.is_file() and not constants.HF_HUB_OFFLINE:
             code, text = files.from_hub(name, file)
-            return json.loads(text) if code == 200 else {}
+            with contextlib.suppress(ValueError):  # a page that some proxy sends instead
+                return json.loads(text) if code == 200 else {}
     return files.read_json(path) if path.is_file() else {}
 
 

@@ -4,8 +4,6 @@ The local profile needs a real model from the package registry alone: the packag
 98 MB GGUF file, which transformers can read; it is converted once.
 """
 
-import json
-from contextlib import suppress
 from functools import cache
 from importlib import metadata
 from pathlib import Path
@@ -58,16 +56,6 @@ def parameters(shape: dict) -> tuple[float, float, float]:
     maps = [(d, own), (d, kv), (d, kv), (own, d), (d, f), (d, f), (f, d)]
     ends = shape["vocab_size"] * d * (1 if shape.get("tie_word_embeddings") else 2)
     return layers * sum(a * b for a, b in maps), ends, layers * sum(a + b for a, b in maps)
-
-
-def shape_of(model: str) -> dict:
-    """The config.json of a model's folder, or of the hub's model; {} where it cannot be read."""
-    if (local := Path(model, "config.json")).is_file():
-        return files.read_json(local)
-    code, text = files.from_hub(model) if files.is_hub_id(model) else (0, "")
-    with suppress(ValueError):
-        return json.loads(text) if code == 200 else {}
-    return {}
 
 
 def generate(model_name_or_path: str, prompts: list[str], max_new_tokens: int = 24) -> list[str]:

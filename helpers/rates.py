@@ -7,7 +7,7 @@ benchmark of 8B LoRA and QLoRA; full parameters, DeepSpeed and other losses were
 
 import math
 
-from . import gpus, models
+from . import export, gpus, models
 from .runs import Run
 from .schedule import Schedule
 
@@ -69,7 +69,8 @@ def estimate(config: dict, shape: dict, rows: int, tokens: float, accelerated: b
 def foretell(run: Run, config: dict, accelerated: bool) -> tuple[dict | None, str]:
     """(the `estimate` for the run's GPU, None without one; what to say: of three kinds where the GPU is not known)."""
     record, resources = run.record(), config.get("resources_per_worker")
-    shape, tokens = models.shape_of(str(config["model_name_or_path"])), record["dataset"].get("cutoff", {}).get("mean_tokens")
+    shape = export.settings_of(str(config["model_name_or_path"]), "config.json")
+    tokens = record["dataset"].get("cutoff", {}).get("mean_tokens")
     found = gpus.smallest(record.get("gpus") or [], resources)
     kind = gpus.kind(found[0]) if found else ""
     why = unknown(config, shape, tokens, accelerated)
