@@ -43,23 +43,28 @@ class Dealt:
         return batches[start:] + batches[:start]
 
 
-def lengths_of(dataset, prefix: str = "") -> list[int]:
-    """Tokens of each row of LLaMA-Factory's KTO dataset; of its mismatched rows with `kl_`."""
-    import pyarrow.compute
+def lengths_of(dataset, prefix: str = "", replies: bool = False) -> list[int]:
+    """Tokens of each row of LLaMA-Factory's KTO dataset; of its mismatched rows with `kl_`; of their replies only with `replies`."""
+    import numpy as np
 
-    column = f"{prefix}input_ids"
-    return pyarrow.compute.list_value_length(dataset.select_columns(column).with_format("arrow")[:][column]).to_pylist()
+    column, found = f"{prefix}labels", []
+    for chunk in dataset.select_columns(column).with_format("arrow")[:][column].chunks:
+        sizes = chunk.value_lengths().to_numpy()
+        counted = chunk.flatten().to_numpy() != -100 if replies else None  # -100: not of the reply
+        found += np.bincount(np.repeat(np.arange(len(sizes)), sizes), counted, len(sizes)).astype(int).tolist()
+    return found
 
 
-def deal_evenly(loader, dataset, workers: int):
+def deal_evenly(loader, dataset, workers: int, shared: bool):
     """Make accelerate's `loader`, which deals batches out in turn, deal by cost. With one worker it is left as it is.
 
-    A row of LLaMA-Factory's KTO dataset costs the tokens that are computed for it: forward, backward, and the mismatched row.
+    A row of LLaMA-Factory's KTO dataset costs the tokens that are computed for it: forward, backward, and the mismatched row, of
+    which only the reply is computed where it shares its prompt (`shared`).
     """
     from accelerate.data_loader import BatchSamplerShard
 
     shard = loader.batch_sampler
     if workers > 1 and isinstance(shard, BatchSamplerShard) and not shard.split_batches:
-        costs = [2 * row + other for row, other in zip(lengths_of(dataset), lengths_of(dataset, "kl_"), strict=True)]
+        costs = [2 * row + other for row, other in zip(lengths_of(dataset), lengths_of(dataset, "kl_", shared), strict=True)]
         shard.batch_sampler = Dealt(shard.batch_sampler, workers, costs)
     return loader

@@ -22,17 +22,18 @@ class LeanLayer:
         self.base, self.scale, self.stock = layer.base_layer, layer.scaling[name], layer.forward
         self.weights = [layer.lora_A[name].weight, layer.lora_B[name].weight]
         self.cast = self.weights
-        self.frozen = None
+        self.frozen = FourBit(self.base.weight) if in_four_bits(layer) else None
+        self.kind = (self.frozen or self.base.weight).dtype
         layer.forward = MethodType(self.forward_of(), layer)
 
     @staticmethod
     def fits(layer) -> bool:
-        """Whether `layer` is of the plain kind: one adapter, no dropout, no DoRA, not quantised, not sharded."""
+        """Whether `layer` is of the plain kind: one adapter, no dropout, no DoRA, whole or in bitsandbytes' 4 bits, not sharded."""
         import torch
         from peft.tuners.lora.layer import Linear
 
-        plain = type(layer) is Linear and type(layer.base_layer) is torch.nn.Linear and len(layer.active_adapters) == 1
-        if not plain or any(parameter.requires_grad for parameter in layer.base_layer.parameters()):
+        plain = in_four_bits(layer) or (type(layer) is Linear and type(layer.base_layer) is torch.nn.Linear)
+        if not plain or len(layer.active_adapters) != 1 or any(parameter.requires_grad for parameter in layer.base_layer.parameters()):
             return False
         name = layer.active_adapters[0]
         down, up, dropout = layer.lora_A[name], layer.lora_B[name], layer.lora_dropout[name]
@@ -43,9 +44,10 @@ class LeanLayer:
         def forward(self, x, *args, **kwargs):
             if self.disable_adapters or self.merged or args or kwargs:
                 return lean.stock(x, *args, **kwargs)
-            kind = dtype_of(lean.base.weight)
+            kind = lean.dtype()
             states = x.reshape(-1, x.shape[-1]).to(kind)
-            weight, bias = (part if part is None else part.to(kind) for part in (lean.base.weight, lean.base.bias))
+            parts = None if lean.frozen else lean.base.weight, lean.base.bias
+            weight, bias = (part if part is None else part.to(kind) for part in parts)
             settings = (lean.scale, LeanLayer.first_tokens, lean.frozen)
             return adapted_linear()(states, weight, bias, *lean.weights, *lean.cast, *settings).view(*x.shape[:-1], -1)
 
@@ -58,13 +60,22 @@ class LeanLayer:
             self.frozen = fp8.Frozen(weight)
             weight.data = weight.new_empty(0)
 
+    def dtype(self):
+        """That products are computed in: autocast's where it is on."""
+        import torch
+
+        device = self.weights[0].device.type
+        if torch.is_autocast_enabled(device):
+            return torch.get_autocast_dtype(device)
+        return self.kind
+
     @staticmethod
     def refresh(layers: list["LeanLayer"]) -> None:
         """Cast all adapters to the dtype that the model computes in: one operation for all."""
         import torch
 
         for layer in layers:
-            kind = dtype_of(layer.base.weight)
+            kind = layer.dtype()
             if layer.weights[0].dtype == kind:
                 layer.cast = layer.weights
             elif layer.cast[0].dtype != kind:
@@ -110,12 +121,31 @@ def remember(model) -> None:
     model.train = lambda mode=True: model if mode == model.training else train(mode)
 
 
-def dtype_of(weight):
-    """The dtype that a product with `weight` is computed in: autocast's where it is on."""
-    import torch
+def in_four_bits(layer) -> bool:
+    """Whether a peft layer's weight is quantised by bitsandbytes to 4 bits; told by name, for that package need not be there."""
+    return type(layer).__name__ == type(layer.base_layer).__name__ == "Linear4bit"
 
-    device = weight.device.type
-    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else weight.dtype
+
+class FourBit:
+    """A frozen weight (N, K) in 4 bits: made whole for each product and dropped, as bitsandbytes does it."""
+
+    def __init__(self, weight):
+        self.weight, self.dtype = weight, weight.quant_state.dtype
+
+    def whole(self, dtype):
+        from bitsandbytes.functional import dequantize_4bit
+
+        return dequantize_4bit(self.weight.data, self.weight.quant_state).to(dtype)
+
+    def times(self, x, bias=None):
+        """x·Wᵀ + bias: (T, N) in x's dtype, from (T, K)."""
+        from torch.nn.functional import linear
+
+        return linear(x, self.whole(x.dtype), bias)
+
+    def back(self, grad):
+        """grad·W: (T, K) in grad's dtype, from (T, N)."""
+        return grad @ self.whole(grad.dtype)
 
 
 @cache

@@ -162,7 +162,7 @@ def prepare(model, fp8: bool = False, tokens: int = 0) -> bool:
         run = Graphs(run, [weight for weight in model.parameters() if weight.requires_grad], tokens)
     base.forward = MethodType(_forward_beside(base.forward, lean, run), base)
     lean_norms(base)
-    if fp8 and not plain:
+    if fp8 and (not plain or any(layer.frozen for layer in lean)):
         raise ValueError("fp8: the adapter is not plain LoRA on linear layers of full precision\n"
                          "  expected: no dropout, DoRA, quantised base or additional_target\n  fix:      fp8: false")
     for layer in lean if fp8 else ():

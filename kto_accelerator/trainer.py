@@ -87,7 +87,7 @@ class Accelerated(EveryWorker):
         refuse_unproved(self)
         self._places: dict[bytes, int] = {}  # a row's key -> the place of its reference log-probability in `_values`
         self._values = None
-        self._shared_until = None  # the epoch
+        self._untold, self._epoch = [], None  # what the other workers do not know yet, since which epoch
         self._share = self.model.get_base_model().config._attn_implementation == "sdpa"
         self._open_store()  # looks at the weights, which may be quantised next
         steps, tokens = (0, 0), 0  # no graphs
@@ -136,7 +136,7 @@ class Accelerated(EveryWorker):
         """The stock one, but workers get equally many tokens; on a GPU two processes make batches ahead, if nothing else is asked."""
         if self.args.device.type == "cuda" and not self.args.dataloader_num_workers:
             self.args.dataloader_num_workers, self.args.dataloader_persistent_workers = 2, True
-        return dealing.deal_evenly(super().get_train_dataloader(), self.train_dataset, self.accelerator.num_processes)
+        return dealing.deal_evenly(super().get_train_dataloader(), self.train_dataset, self.accelerator.num_processes, self._share)
 
     def get_batch_loss_metrics(self, model, batch: dict):
         """Loss (a scalar) and metrics of one padded batch of R rows, as CustomKTOTrainer's method of this name.
@@ -145,6 +145,7 @@ class Accelerated(EveryWorker):
         """
         import torch
 
+        self._tell_workers()
         given = batch.get(ROWS) or Rows.of(batch, *self._settings)
         memory = attention.Memory() if self._share else None
         policy = packed.logps(model, given.policy, memory=memory)
@@ -189,31 +190,34 @@ class Accelerated(EveryWorker):
         return policy_kl, *self._values[places].tensor_split([len(given.accepted)])
 
     def _learn(self, keys: list[bytes], found) -> None:
-        """Keep new reference log-probabilities, here and, where they are shared, in every worker."""
-        import torch
-
+        """Keep new reference log-probabilities: `found`, a tensor with one for each of `keys`."""
         if keys and self._store is not None:
             self._unsaved.append((keys, found))
-        if self._sharing():
-            from accelerate.utils import gather_object
+        if keys and self.model.training and self.accelerator.num_processes > 1:  # an evaluation deals the same rows to the same workers
+            self._untold.append((keys, found))
+        self._add(keys, found)
 
-            learnt = gather_object([dict(zip(keys, found.tolist(), strict=True))])
-            new = {key: value for worker in learnt for key, value in worker.items() if key not in self._places}
-            keys, found = list(new), torch.tensor(list(new.values()), device=found.device)
+    def _add(self, keys: list[bytes], found) -> None:
+        import torch
+
         self._places |= {key: len(self._places) + place for place, key in enumerate(keys)}
         self._values = found if self._values is None else torch.cat([self._values, found])
 
-    def _sharing(self) -> bool:
-        """Whether workers tell each other what they learn: next epoch a row may come to another worker.
+    def _tell_workers(self) -> None:
+        """When an epoch begins, workers tell each other what they learnt in the one before: a row may come to another one now.
 
-        In the first epoch after a start or resumption, then every row is known; not in an evaluation, which deals the
-        same rows to the same workers each time. The answer is the same in all workers, for they wait for each other.
+        Not after each batch: that waits for the GPU. The epoch is the same in all workers, for they wait for each other.
         """
-        if self.accelerator.num_processes == 1 or not self.model.training:
-            return False
-        epoch = self.state.epoch or 0.0
-        self._shared_until = self._shared_until or epoch + 1
-        return epoch < self._shared_until
+        import torch
+        from accelerate.utils import gather_object
+
+        epoch = int(self.state.epoch or 0)
+        if self.accelerator.num_processes == 1 or not self.model.training or epoch == self._epoch:
+            return
+        mine = {key: value for keys, found in self._untold for key, value in zip(keys, found.tolist(), strict=True)}
+        self._untold, self._epoch = [], epoch
+        new = {key: value for learnt in gather_object([mine]) for key, value in learnt.items() if key not in self._places}
+        self._add(list(new), torch.tensor(list(new.values()), device=self.args.device))
 
 
 def logps_with_new(model, given: Rows, new: list[int], memory: attention.Memory | None):

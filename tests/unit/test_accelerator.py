@@ -14,6 +14,7 @@ import tiny
 import kto_accelerator
 from kto_accelerator import attention, enable, everyone, packed, reference
 from kto_accelerator import trainer as accelerator
+from kto_accelerator.lean import LeanLayer
 
 ROWS = [(f"Question {i}: " + "why " * (i % 7) + "?", "Because. " + "So. " * (i * 5 % 9), i % 3 > 0) for i in range(16)]
 SHAPE = dict(hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2,
@@ -360,27 +361,70 @@ def test_only_plain_adapters_can_be_limited_to_some_rows(lora, limited):
     assert packed.prepare(adapted("llama", **lora)) == limited
 
 
-def test_reference_log_probabilities_are_computed_once_a_row_and_shared_among_workers(monkeypatch):
+def test_reference_log_probabilities_are_computed_once_a_row_and_told_to_other_workers_when_an_epoch_begins(monkeypatch):
     import accelerate.utils
     import torch
 
     model, rows = adapted("llama"), random_rows()
     packed.prepare(model)
-    made = types.SimpleNamespace(_one_pass=True, _places={}, _values=None,
-                                 accelerator=types.SimpleNamespace(num_processes=2))
-    made._store = None
-    made.model, made.state, made._shared_until = model, types.SimpleNamespace(epoch=0.5), None
-    for name in ("_learn", "_sharing"):
+    made = types.SimpleNamespace(_one_pass=True, _places={}, _values=None, _store=None, _untold=[], _epoch=None, model=model.train(),
+                                 accelerator=types.SimpleNamespace(num_processes=2), state=types.SimpleNamespace(epoch=0.5),
+                                 args=types.SimpleNamespace(device="cpu"))
+    for name in ("_learn", "_add", "_tell_workers"):
         setattr(made, name, types.MethodType(getattr(accelerator.Accelerated, name), made))
-    monkeypatch.setattr(accelerate.utils, "gather_object", lambda mine: [{b"from another worker": 1.0}, *mine])
+    told = []
+    monkeypatch.setattr(accelerate.utils, "gather_object", lambda mine: told.extend(mine) or [{b"from another worker": 1.0}, *mine])
     asked = without_adapter(monkeypatch)
     given = accelerator.Rows.of(batch_of(rows[:2], rows[2:]))
+    made._tell_workers()  # what was read from disk is known to all: nothing to tell yet
     with torch.no_grad():
         first, second = (accelerator.Accelerated._without_gradient(made, model, given, None) for _ in range(2))
     assert asked == [sum(len(ids) for ids, _ in rows), 0] and all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
+    made._tell_workers()  # the same epoch
+    assert told == [{}]
+    made.state.epoch = 1.0
+    made.model.eval()
+    made._tell_workers()  # in an evaluation rows come to the same workers every time
+    made.model.train()
+    made._tell_workers()
+    assert told == [{}, {key: pytest.approx(float(made._values[made._places[key]])) for key in given.keys}]
     assert made._values[made._places[b"from another worker"]] == 1.0 and len(made._values) == 5
-    made.state.epoch = 1.6
-    assert not made._sharing()  # an epoch later every row is known
+    made.state.epoch = 2.0
+    made._tell_workers()
+    assert told[2:] == [{}] and len(made._values) == 5  # an epoch later every row is known
+
+
+@pytest.mark.parametrize("half", [False, True])
+def test_a_layer_in_four_bits_computes_what_bitsandbytes_and_peft_do(half):
+    """Runs where bitsandbytes is installed, on a CPU too."""
+    import torch
+
+    bitsandbytes = pytest.importorskip("bitsandbytes")
+    from peft import LoraConfig, get_peft_model
+
+    torch.manual_seed(0)
+    base = torch.nn.Sequential(bitsandbytes.nn.Linear4bit(64, 96, bias=True, compute_dtype=torch.float32, quant_type="nf4"))
+    base.is_loaded_in_4bit = True
+    model = get_peft_model(base.to("cpu"), LoraConfig(r=4, target_modules=["0"]))
+    (layer,) = (module for module in model.modules() if hasattr(module, "lora_A"))
+    torch.nn.init.normal_(layer.lora_B["default"].weight)
+    states = torch.randn(10, 64)
+
+    def result():
+        model.zero_grad()
+        given = states.clone().requires_grad_()
+        with torch.autocast("cpu", torch.bfloat16, enabled=half):
+            found = model(given)
+        found.float().square().sum().backward()
+        return [found, given.grad, *(weight.grad for weight in model.parameters() if weight.requires_grad)]
+
+    stock = result()
+    assert LeanLayer.fits(layer)
+    lean = LeanLayer(layer)
+    with torch.autocast("cpu", torch.bfloat16, enabled=half):
+        LeanLayer.refresh([lean])
+    for ours, theirs in zip(result(), stock, strict=True):
+        assert (ours - theirs).abs().max() <= (1e-2 if half else 1e-6) * theirs.abs().max()
 
 
 def test_trainings_it_was_not_proved_for_are_refused():

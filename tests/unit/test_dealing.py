@@ -51,14 +51,15 @@ def test_a_resumed_epoch_goes_on_with_the_rows_that_were_next():
     assert [b.tolist() for b in skip_first_batches(loader, 5)] == [b.tolist() for b in loader][5:]
 
 
-def test_one_worker_keeps_its_order_and_costs_are_tokens_forward_backward_and_of_the_mismatched_row():
+def test_one_worker_keeps_its_order_and_costs_are_tokens_forward_backward_and_what_is_computed_of_the_mismatched_row():
     from accelerate.data_loader import DataLoaderShard
     from datasets import Dataset
 
-    rows = Dataset.from_dict({"input_ids": [[1] * 5, [1]], "kl_input_ids": [[1] * 2, [1] * 3]})
-    for some, costs in ((rows, [12, 5]), (rows.select([1]), [5])):
+    rows = Dataset.from_dict({"labels": [[-100] * 3 + [1] * 2, [1]], "kl_labels": [[-100, 1], [-100, -100, 1]]})
+    last = rows.select([1])
+    for some, shared, costs in ((rows, False, [12, 5]), (rows, True, [11, 3]), (last, False, [5]), (last, True, [3])):
         shard = BatchSamplerShard(BatchSampler(SequentialSampler(some), 1, drop_last=False), 2, 0)
-        dealt = dealing.deal_evenly(types.SimpleNamespace(batch_sampler=shard), some, 2)
+        dealt = dealing.deal_evenly(types.SimpleNamespace(batch_sampler=shard), some, 2, shared)
         assert dealt.batch_sampler.batch_sampler.costs == costs
     loader = DataLoaderShard(rows, batch_size=1)
-    assert dealing.deal_evenly(loader, rows, 1) is loader and not isinstance(loader.batch_sampler, dealing.Dealt)
+    assert dealing.deal_evenly(loader, rows, 1, True) is loader and not isinstance(loader.batch_sampler, dealing.Dealt)
