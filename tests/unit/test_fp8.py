@@ -71,6 +71,7 @@ def test_padding_changes_no_log_probability(steps):
 
 def test_what_it_is_not_made_for_is_refused(monkeypatch):
     import torch
+    from llamafactory.train.kto import workflow  # noqa: F401  once imported: it asks for a GPU while it is, and remembers
 
     with pytest.raises(ValueError, match="fp8: the adapter is not plain LoRA"):
         packed.prepare(adapted("llama", lora_dropout=0.1), True)
