@@ -152,10 +152,11 @@ def write(run: Run, config: dict) -> Path:
 def check(config: dict) -> None:
     """KitError names every wrong key and the closest valid one, by LLaMA-Factory's own parser.
 
-    In a process of its own, because importing the parser takes 9 s, prints, and sets up logging.
+    In a process of its own, because importing the parser takes 9 s, prints, and sets up logging. It sees no GPU: with several, which
+    the driver of a cluster may well have, the parser would ask for torchrun; workers see one each.
     """
     judged = subprocess.run([sys.executable, "-m", "helpers.config"], input=files.dump_yaml(config), capture_output=True, text=True,
-                            cwd=ROOT, env={**os.environ, "LLAMAFACTORY_VERBOSITY": "ERROR", "USE_RAY": "1"})
+                            cwd=ROOT, env={**os.environ, "LLAMAFACTORY_VERBOSITY": "ERROR", "USE_RAY": "1", "CUDA_VISIBLE_DEVICES": ""})
     if judged.returncode:
         raise KitError(f"the config could not be judged: {judged.stderr.strip()[-200:]}",
                        "LLaMA-Factory that can be imported", "run `make install`")

@@ -170,6 +170,16 @@ def test_llamafactorys_own_objection_is_passed_on(prepared):
         config.check(config.resolve(prepared) | {"predict_with_generate": True})
 
 
+@pytest.mark.slow
+def test_a_driver_with_several_gpus_is_not_told_to_launch_with_torchrun(prepared, tmp_path, monkeypatch):
+    """Seen on two H100s: the parser asks for torchrun where it sees more than one GPU, which this machine has not: torch is told so."""
+    (tmp_path / "sitecustomize.py").write_text("import os\nif os.environ.get('CUDA_VISIBLE_DEVICES') != '':\n    import torch\n"
+                                               "    torch.cuda.is_available, torch.cuda.device_count = lambda: True, lambda: 2\n")
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path), prepend=os.pathsep)
+    config.check(config.resolve(prepared))
+
+
 def test_a_batch_of_one_and_a_cut_dataset_are_traps(prepared):
     resolved = config.resolve(prepared) | {"per_device_train_batch_size": 1, "max_samples": 100}
     said = " ".join(config.traps(resolved, prepared.record()))
