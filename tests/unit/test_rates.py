@@ -67,6 +67,17 @@ def test_todays_trainer_is_estimated_within_6_percent():
         assert made["later"] == pytest.approx(8 / run["later epochs"], rel=0.06)
 
 
+def test_four_bits_and_two_gpus_are_estimated_within_20_percent_of_each_round():
+    runs = json.loads((RESULTS / "gpu_two_hosts.json").read_text())["runs"]
+    for case, settings in (("24 GB, accelerated", asked("kto_qlora_24gb.yaml")),
+                           ("two GPUs", asked("kto_lora_80gb.yaml", {"ray_num_workers": 2}))):
+        made, found = rates.estimate(settings, LLAMA3_8B, 300, TOKENS, True, "H100"), [run for run in runs if run["case"] == case]
+        assert len(found) == 4
+        for run in found:
+            assert made["first"] == pytest.approx(run["rows a step"] / run["first epoch"], rel=0.2)
+            assert made["later"] == pytest.approx(run["rows a step"] / run["later epochs"], rel=0.2)
+
+
 @pytest.mark.parametrize("place", [0, 2])
 def test_a_whole_run_takes_its_epochs_together(place):
     """200 steps over 5.3 epochs, from the first step's end to the last one's."""
