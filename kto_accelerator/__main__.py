@@ -4,6 +4,7 @@ On several GPUs: `torchrun --nproc-per-node N -m kto_accelerator train CONFIG.ya
 be importable where the workers are.
 """
 
+import os
 import sys
 
 
@@ -23,8 +24,14 @@ def main() -> None:
     """Replace LLaMA-Factory's training function, then run its command."""
     if sys.argv[1:2] != ["train"] or len(sys.argv) < 3:
         sys.exit(__doc__)
+    import torch
+    from llamafactory.extras.misc import use_ray
     from llamafactory.train import tuner
 
+    gpus = torch.cuda.device_count()
+    if gpus > 1 and "RANK" not in os.environ and not use_ray():
+        sys.exit(f"error: this process sees {gpus} GPUs\n  expected: one process per GPU\n  fix:      torchrun --nproc-per-node {gpus} -m "
+                 f"kto_accelerator train {sys.argv[2]}, or CUDA_VISIBLE_DEVICES=0 in the environment for one GPU")
     from kto_accelerator.__main__ import training_function  # by its real name: Ray's workers import it
 
     tuner._stock_training_function, tuner._training_function = tuner._training_function, training_function

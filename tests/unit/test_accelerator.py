@@ -463,6 +463,12 @@ def test_the_command_trains_with_it_by_a_function_that_ray_sends_by_name(monkeyp
     monkeypatch.setattr(tuner, "run_exp", lambda: tuner._training_function({"args": sys.argv[1:]}))
     monkeypatch.setattr(tuner, "_stock_training_function", None, raising=False)
     monkeypatch.setattr(sys, "argv", ["kto_accelerator", "train", "config.yaml"])
+    for name in ("RANK", "USE_RAY"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
+    with pytest.raises(SystemExit, match="torchrun --nproc-per-node 2 -m kto_accelerator train config.yaml"):
+        command.main()
+    monkeypatch.setenv("RANK", "0")
     command.main()
     assert ran == [{"args": ["config.yaml"]}]
     tuner._training_function(config := {"args": {"stage": "kto", "loss": "kto"}})
