@@ -30,8 +30,8 @@ def main() -> None:
 
     gpus = torch.cuda.device_count()
     if gpus > 1 and "RANK" not in os.environ and not use_ray():
-        sys.exit(f"error: this process sees {gpus} GPUs\n  expected: one process per GPU\n  fix:      torchrun --nproc-per-node {gpus} -m "
-                 f"kto_accelerator train {sys.argv[2]}, or CUDA_VISIBLE_DEVICES=0 in the environment for one GPU")
+        sys.exit(f"error: this process sees {gpus} GPUs\n  expected: one process per GPU\n  fix:      "
+                 f"torchrun --nproc-per-node {gpus} -m kto_accelerator train {sys.argv[2]}, or CUDA_VISIBLE_DEVICES=0 for one GPU")
     from kto_accelerator.__main__ import training_function  # by its real name: Ray's workers import it
 
     tuner._stock_training_function, tuner._training_function = tuner._training_function, training_function
