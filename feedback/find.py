@@ -74,8 +74,9 @@ def _named(name: str, entry: dict, downloads: Path) -> Source:
     try:
         return Source(name, name, tuple(_fetch(entry["url"], downloads, entry["sha256"])))
     except KitError as error:
-        raise KitError(error.found, error.expected, f"{error.remedy}; where this machine has no way there, fetch "
-                       f"{entry['url']} elsewhere and put it at dataset-configs/{beside.name}") from None
+        again = "run again" if "could not be downloaded" in error.found else error.remedy
+        raise KitError(error.found, error.expected, f"{again}; where this machine has no way there, fetch {entry['url']} "
+                       f"elsewhere and put it at dataset-configs/{beside.name}") from None
 
 
 def _compare(file: Path, origin: str, sha256: str | None) -> None:
@@ -171,6 +172,7 @@ def _http(address: str, part: str) -> None:
             trouble = error
             if error.response is not None and error.response.status_code < 500:
                 break
+    trouble = getattr(next(iter(trouble.args), None), "reason", trouble)  # without requests' and urllib3's own repetitions
     raise KitError(f"{address} could not be downloaded: {trouble}", "an address that answers, and a connection that holds",
                    "correct the address, or run again; for a private one download the file yourself and give its path")
 
