@@ -101,7 +101,10 @@ def template_in_run(run: Run, train_config: str = "") -> tuple[dict, list[str]]:
     if path.parent != TEMPLATES:
         usual = template(used(run)[0])
         return own_yaml.taken(files.read_yaml(path), facts, record["dataset"].get("heldout_name"), usual, run.profile.gpu)
-    return facts | files.read_yaml(path), []
+    config = facts | files.read_yaml(path)
+    if processes := config.get("preprocessing_num_workers"):  # sixteen take 5 to 25 s to start, and 1 s to tokenise a thousand rows
+        config["preprocessing_num_workers"] = min(processes, 1 + record["dataset"].get("rows", 0) // 1000)
+    return config, []
 
 
 def accelerated(config: dict, asked, shape: dict | None = None) -> tuple[bool, str]:

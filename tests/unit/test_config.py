@@ -29,6 +29,13 @@ def test_overrides_win_over_the_template_and_none_leaves_it_alone(prepared):
     assert resolved["learning_rate"] == 3e-4 and resolved["pref_beta"] == 0.1
 
 
+@pytest.mark.parametrize(("rows", "processes"), [(300, 1), (5_000, 6), (1_000_000, 16)])
+def test_few_rows_are_not_tokenised_by_sixteen_processes_unless_that_is_asked_for(prepared, rows, processes):
+    prepared.note(dataset={"name": "d", "rows": rows})
+    assert config.resolve(prepared, "kto_lora.yaml")["preprocessing_num_workers"] == processes
+    assert config.resolve(prepared, "kto_lora.yaml", preprocessing_num_workers=8)["preprocessing_num_workers"] == 8
+
+
 def test_the_runs_facts_are_filled_in_with_absolute_paths(prepared):
     resolved = config.resolve(prepared)
     assert resolved["output_dir"] == str(prepared.output_dir) and prepared.output_dir.is_absolute()
