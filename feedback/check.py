@@ -87,7 +87,7 @@ def prompts_in(paths: list[Path]) -> np.ndarray:
     return np.array(found, dtype=np.uint64)
 
 
-def check(source: Source, report: Path | None = None, columns: str | dict = "", scale: str = "", accept_from: float | None = None,
+def check(source: Source, report: Path | None = None, columns: str = "", scale: str = "", accept_from: float | None = None,
           stars: int = 4, strict: bool = False, refuse_share: float | None = None) -> Checked:
     """Read a source whole: recognise its shape and scale, refuse what cannot be trained on, note what is doubtful.
 

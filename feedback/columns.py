@@ -97,11 +97,10 @@ class Columns:
         self.votes.setdefault(name, Votes(self.named)).add(value)
 
 
-def parse_columns(text: str | dict | None) -> dict[str, str]:
+def parse_columns(text: str) -> dict[str, str]:
     """`prompt=question,label=data.rating` as a dict. KitError for an unknown part."""
-    pieces = [] if isinstance(text, dict) else re.split(r",(?=[^,]*=)", text or "")  # a column's name may hold a comma
-    pairs = text if isinstance(text, dict) else {
-        piece.partition("=")[0].strip(): piece.partition("=")[2].strip() for piece in pieces if piece.strip()}
+    pieces = re.split(r",(?=[^,]*=)", text)  # a column's name may hold a comma
+    pairs = {part.strip(): column.strip() for part, _, column in (piece.partition("=") for piece in pieces if piece.strip())}
     for part, column in pairs.items():
         if part not in PARTS or not column:
             lacks = "has no column" if part in PARTS else f"names no part of a record{closest(part, PARTS)}"

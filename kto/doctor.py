@@ -28,7 +28,7 @@ LIMIT = 18.0
 def examine(profile: str, storage: str = "", values: dict | None = None) -> list[Finding]:
     """All checks of a profile with these parameters (the notebooks' names)."""
     until, loaded = time.monotonic() + LIMIT, profiles.load(profile)
-    values = {key: value for key, value in (values or {}).items() if value is not None}
+    values = values or {}
     found = [Finding("FAIL", f"{name} names a file that cannot be read", "correct it, or mount the secret")
              for name in secrets.load()]
     names = [values["train_config"]] if values.get("train_config") else loaded.train_configs

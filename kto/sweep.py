@@ -49,7 +49,7 @@ def done(run: Run) -> bool:
     return record.get("training", {}).get("status") == "finished" and "export" in record
 
 
-def sweep(profile: str, storage: str, name: str, points: list[dict], at_most: int = 1, say=print) -> list[dict]:
+def sweep(profile: str, storage: str, name: str, points: list[dict], at_most: int, say) -> list[dict]:
     """Run what is not done yet, `at_most` at a time; the table, a row a point. It is kept in <storage>/<name>.json as well."""
     with as_usage("correct --name"):
         located = [(runs.locate(profile, storage, name_of(name, point)), point) for point in points]
