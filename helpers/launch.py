@@ -80,8 +80,12 @@ def start(run: Run, launcher: str = "helpers.trainer", retries: int = 2) -> "Tra
         raise KitError(f"the run {run.name!r} is being trained at this moment", "one launch of a run at a time",
                        "wait for its end, or choose another run_name")
     config, config_file = settle(run), run.config_file
-    refuse([cluster.placed(config, *cluster.capacity(run.profile, config))], "room for every worker; Ray would wait for ever")
-    settings = environment(run, launcher) | tracking.training_environment(run)
+    settings, expected = environment(run, launcher), "room for every worker; Ray would wait for ever"
+    if settings.get("USE_RAY") == "1":  # the stock command: a GPU for each worker, whatever the config says
+        config["resources_per_worker"] = {"GPU": 1} | (config.get("resources_per_worker") or {})
+        expected += ". llamafactory-cli asks for a GPU each; without one take launcher helpers.trainer"
+    refuse([cluster.placed(config, *cluster.capacity(run.profile, config))], expected)
+    settings |= tracking.training_environment(run)
     if resuming:  # kept under a name of its own: what was launched stays on record
         number = next(n for n in range(1, 10_000) if not (run.folder / f"resumed-{n}.yaml").exists())
         config_file = run.resume_file.rename(run.folder / f"resumed-{number}.yaml")

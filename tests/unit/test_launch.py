@@ -147,6 +147,14 @@ def test_the_hub_is_asked_where_the_model_or_an_adapter_to_start_from_is_in_it(r
         assert ("HF_HUB_OFFLINE" not in launch.environment(ready, "helpers.trainer")) is asked
 
 
+def test_the_stock_command_which_asks_for_gpus_is_refused_where_there_are_none(ready):
+    ready.config_file.write_text(yaml.safe_dump({"model_name_or_path": "m", "resources_per_worker": {"CPU": 1}, "ray_num_workers": 2,
+                                                 "ray_init_kwargs": {"num_cpus": 3, "num_gpus": 0}}))
+    with pytest.raises(KitError, match=r"(?s)2 workers of 1 GPU, 1 CPU are asked for, 0 fit .*take launcher helpers.trainer"):
+        launch.start(ready, "llamafactory-cli")
+    assert not ready.log_file.exists() and "training" not in ready.record()
+
+
 def test_one_launcher_runs_every_profile_and_the_stock_command_is_an_explicit_choice(ready, monkeypatch):
     assert launch.command(ready)[1:] == ["-m", "helpers.trainer", str(ready.config_file), "--retries=2", "--accelerated=false"]
     monkeypatch.setenv("HF_TOKEN", "canary-1234567")  # no variable decides what is launched
