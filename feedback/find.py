@@ -74,9 +74,8 @@ def _named(name: str, entry: dict, downloads: Path) -> Source:
     try:
         return Source(name, name, tuple(_fetch(entry["url"], downloads, entry["sha256"])))
     except KitError as error:
-        again = "run again" if "could not be downloaded" in error.found else error.remedy
-        raise KitError(error.found, error.expected, f"{again}; where this machine has no way there, fetch {entry['url']} "
-                       f"elsewhere and put it at dataset-configs/{beside.name}") from None
+        raise KitError(error.found, error.expected, f"{error.remedy}; where this machine has no way there, fetch "
+                       f"{entry['url']} elsewhere and put it at dataset-configs/{beside.name}") from None
 
 
 def _compare(file: Path, origin: str, sha256: str | None) -> None:
@@ -116,7 +115,10 @@ def _name(path: Path) -> str:
 def _fetch(address: str, downloads: Path, sha256: str | None = None) -> list[Path]:
     """The files behind an address: http, https; s3, gs and what else fsspec knows, there also a folder or a glob."""
     if address.startswith(("http://", "https://")):
-        wanted = {unquote(urlsplit(address).path): partial(_http, address)}
+        # a named source has a sha256, and an address that is not the reader's to correct
+        remedy = "run again" if sha256 else ("correct the address, or run again; for a private one download the file yourself "
+                                             "and give its path")
+        wanted = {unquote(urlsplit(address).path): partial(_http, address, remedy)}
     else:
         try:
             filesystem, path = _filesystem(address)
@@ -155,7 +157,7 @@ def _once(target: Path, fill, origin: str, sha256: str | None = None) -> Path:
     return target
 
 
-def _http(address: str, part: str) -> None:
+def _http(address: str, remedy: str, part: str) -> None:
     """Fill `part` from an address; a connection that breaks, or a server in trouble, is tried again from the start."""
     import requests
     from tqdm import tqdm
@@ -173,8 +175,7 @@ def _http(address: str, part: str) -> None:
             if error.response is not None and error.response.status_code < 500:
                 break
     trouble = getattr(next(iter(trouble.args), None), "reason", trouble)  # without requests' and urllib3's own repetitions
-    raise KitError(f"{address} could not be downloaded: {trouble}", "an address that answers, and a connection that holds",
-                   "correct the address, or run again; for a private one download the file yourself and give its path")
+    raise KitError(f"{address} could not be downloaded: {trouble}", "an address that answers, and a connection that holds", remedy)
 
 
 def _fetch_hub(hub_id: str, downloads: Path) -> Path:

@@ -114,7 +114,7 @@ def test_an_address_without_a_known_ending_is_an_error(tmp_path):
 
 
 def test_a_full_disk_ends_a_download_with_what_to_do(server, tmp_path, monkeypatch):
-    def full(address, part):
+    def full(address, remedy, part):
         with open("/dev/full", "wb", buffering=0) as file:
             file.write(b"x")
 
