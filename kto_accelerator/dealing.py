@@ -49,9 +49,11 @@ def lengths_of(dataset, prefix: str = "", replies: bool = False) -> list[int]:
 
     column, found = f"{prefix}labels", []
     for chunk in dataset.select_columns(column).with_format("arrow")[:][column].chunks:
-        sizes = chunk.value_lengths().to_numpy()
-        counted = chunk.flatten().to_numpy() != -100 if replies else None  # -100: not of the reply
-        found += np.bincount(np.repeat(np.arange(len(sizes)), sizes), counted, len(sizes)).astype(int).tolist()
+        counts = chunk.value_lengths().to_numpy()
+        if replies:
+            rows = np.repeat(np.arange(len(counts)), counts)  # of each token
+            counts = np.bincount(rows[chunk.flatten().to_numpy() != -100], minlength=len(counts))  # -100: not of the reply
+        found += counts.tolist()
     return found
 
 

@@ -46,8 +46,8 @@ class LeanLayer:
                 return lean.stock(x, *args, **kwargs)
             kind = lean.dtype()
             states = x.reshape(-1, x.shape[-1]).to(kind)
-            parts = None if lean.frozen else lean.base.weight, lean.base.bias
-            weight, bias = (part if part is None else part.to(kind) for part in parts)
+            weight = None if lean.frozen else lean.base.weight.to(kind)
+            bias = None if lean.base.bias is None else lean.base.bias.to(kind)
             settings = (lean.scale, LeanLayer.first_tokens, lean.frozen)
             return adapted_linear()(states, weight, bias, *lean.weights, *lean.cast, *settings).view(*x.shape[:-1], -1)
 

@@ -208,12 +208,12 @@ class Accelerated(EveryWorker):
 
         Not after each batch: that waits for the GPU. The epoch is the same in all workers, for they wait for each other.
         """
-        import torch
-        from accelerate.utils import gather_object
-
         epoch = int(self.state.epoch or 0)
         if self.accelerator.num_processes == 1 or not self.model.training or epoch == self._epoch:
             return
+        import torch
+        from accelerate.utils import gather_object
+
         mine = {key: value for keys, found in self._untold for key, value in zip(keys, found.tolist(), strict=True)}
         self._untold, self._epoch = [], epoch
         new = {key: value for learnt in gather_object([mine]) for key, value in learnt.items() if key not in self._places}
