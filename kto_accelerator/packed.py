@@ -124,7 +124,7 @@ def logps(model, rows: Packed, adapted: int | None = None, memory: Memory | None
 
     `adapted`: the adapter acts on the first so many tokens only; then gradients must be off. `memory`: with `rows.keys`, that of the
     pass before; else one to be filled. `again`: the adapters are those of the pass before, whose backward is still to come.
-    `model` was prepared with `prepare`, and may be wrapped since (DDP, autocast).
+    `model` was prepared with `prepare`, and may be wrapped since (autocast).
     """
     import torch
 

@@ -16,6 +16,7 @@ from functools import partial
 import numpy as np
 
 from . import attention, dealing, packed, reference
+from .averaging import Averaging
 from .enable import refuse_unproved
 from .everyone import EveryWorker
 from .lean import remember
@@ -77,7 +78,7 @@ def with_rows(collator, settings: tuple, features: list[dict]) -> dict:
     return batch
 
 
-class Accelerated(EveryWorker):
+class Accelerated(Averaging, EveryWorker):
     """To be put before LLaMA-Factory's CustomKTOTrainer among a class's bases: see `accelerated`."""
 
     loss, fp8 = "kto", False
@@ -150,8 +151,7 @@ class Accelerated(EveryWorker):
         memory = attention.Memory() if self._share else None
         policy = packed.logps(model, given.policy, memory=memory)
         with torch.no_grad():
-            bare = self.accelerator.unwrap_model(model)  # DDP's forward waits for workers that may have nothing to compute
-            policy_kl, reference, reference_kl = self._without_gradient(bare, given, memory)
+            policy_kl, reference, reference_kl = self._without_gradient(model, given, memory)
             if self.loss == "apo_zero_unpaired":  # KTO's loss with a reference point of 0: no mismatched rows
                 policy_kl = reference_kl = reference.new_zeros(1)
         del memory
@@ -183,7 +183,7 @@ class Accelerated(EveryWorker):
                 policy_kl = packed.logps(model, given.mismatched, memory=memory, again=True)
             if new:  # the adapter cannot be limited to some rows
                 rows = given.rows()
-                with self.accelerator.unwrap_model(model).disable_adapter():
+                with model.disable_adapter():
                     found = packed.logps(model, packed.pack([rows[place] for place in new.values()]), again=True)
         self._learn(list(new), found)
         places = packed.to_device(torch.tensor([self._places[key] for key in given.keys]), self._values.device)

@@ -533,6 +533,35 @@ def test_a_launched_training_takes_it_where_it_is_proved_and_says_which_trainer_
 
 
 @pytest.mark.slow
+def test_two_workers_train_the_adapter_that_one_trains_with_batches_twice_as_large(tmp_path):
+    import os
+    import subprocess
+
+    import yaml
+    from safetensors.torch import load_file
+
+    from helpers.profiles import ROOT
+
+    adapters = []
+    for workers in (1, 2):
+        output = tmp_path / f"output-{workers}"
+        config = tiny.config(tiny.model(tmp_path / "base"), tmp_path / "data") | {
+            "do_train": True, "dataset": tiny.dataset(tmp_path / "data", ROWS), "lora_target": "all", "output_dir": str(output),
+            "per_device_train_batch_size": 4 // workers, "gradient_accumulation_steps": 2, "max_steps": 5, "learning_rate": 0.01,
+            "overwrite_cache": True, "report_to": "none"}
+        (tmp_path / "config.yaml").write_text(yaml.safe_dump(config))
+        torchrun = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={workers}"] if workers > 1 else []
+        done = subprocess.run([sys.executable, *torchrun, "-m", "kto_accelerator", "train", str(tmp_path / "config.yaml")], timeout=600,
+                              text=True, capture_output=True, env={**os.environ, "PYTHONPATH": str(ROOT), "GLOO_SOCKET_IFNAME": "lo"})
+        assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+        adapters.append(load_file(output / "adapter_model.safetensors"))
+    one, two = adapters
+    assert one.keys() == two.keys() and max(float(weight.norm()) for name, weight in one.items() if "lora_B" in name) > 0.01
+    for name, weight in one.items():
+        assert (two[name] - weight).norm() <= 1e-4 * weight.norm(), name
+
+
+@pytest.mark.slow
 def test_a_later_run_takes_the_reference_from_disk_and_has_the_same_losses_to_the_bit(folder, monkeypatch, tmp_path):
     monkeypatch.setenv("KTO_REFERENCE_DIR", str(tmp_path))
     first = trainer(folder, monkeypatch, True)
