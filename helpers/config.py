@@ -15,7 +15,7 @@ from pathlib import Path
 from kto_accelerator.enable import LOSSES, OURS, supports
 
 from . import export, files, gpus, own_yaml, secrets
-from .errors import KitError, closest, refuse
+from .errors import KitError, closest, refuse, too_small
 from .own_yaml import TEMPLATES, available  # noqa: F401, the latter is asked for here by notebook 3
 from .profiles import ROOT
 from .runs import Run, refuse_if_trained
@@ -181,7 +181,7 @@ def findings(config: dict) -> list[str]:
     types = ours | dict.fromkeys(RAY_KEYS, typing.Any) | theirs  # LLaMA-Factory 0.9.5 lacks some of Ray's
     found = [f"LLaMA-Factory knows no key {key!r}{closest(key, types)}" for key in config if key not in types]
     found += [line for key, value in config.items() if key in types and (line := ill_typed(key, value, types[key]))]
-    if found := found or unknown_metric(config):
+    if found := found or too_small(config) + unknown_metric(config):
         return found
     # The whole config, the parser's questions about the hardware answered with yes.
     for module in (training_args, parser):

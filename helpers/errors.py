@@ -5,6 +5,12 @@ from typing import NamedTuple
 
 from .secrets import mask
 
+ABOVE_ZERO = {"max_steps", "num_train_epochs", "learning_rate", "pref_beta", "lora_rank", "lora_alpha", "per_device_train_batch_size",
+              "gradient_accumulation_steps", "cutoff_len", "logging_steps", "save_steps", "eval_steps", "ray_num_workers",
+              "score_at_most", "keep_last", "max_new_tokens"}
+NOT_BELOW_ZERO = {"kto_chosen_weight", "kto_rejected_weight", "seed", "retries", "patience", "samples"}
+"""Parameters and keys of a config of which libraries take less without a word; then nothing is trained, or it fails at the end."""
+
 
 class Finding(NamedTuple):
     """Something worth telling that ends nothing: one line of the doctor, the watchdog, a check before a resume."""
@@ -39,6 +45,19 @@ def refuse(findings: list[Finding], expected: str = "") -> None:
     for finding in findings:
         if finding.status == "FAIL":
             raise KitError(finding.found, expected, finding.remedy)
+
+
+def too_small(values: dict) -> list[str]:
+    """A line for each of these whose number cannot be meant. max_steps: -1 can: as many as the epochs have."""
+    numbers = {key: value for key, value in values.items() if isinstance(value, int | float) and (key, value) != ("max_steps", -1)}
+    return ([f"{key} is {value}; expected: above 0" for key, value in numbers.items() if key in ABOVE_ZERO and not value > 0]
+            + [f"{key} is {value}; expected: 0 or more" for key, value in numbers.items() if key in NOT_BELOW_ZERO and not value >= 0])
+
+
+def refuse_too_small(**values) -> None:
+    """KitError for the first of these that is."""
+    for line in too_small(values):
+        raise KitError(*line.split("; expected: "), f"correct `{line.split()[0]}`")
 
 
 def closest(word: str, known) -> str:

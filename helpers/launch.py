@@ -17,7 +17,7 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from . import cluster, files, secrets, tracking
-from .errors import KitError, refuse
+from .errors import KitError, refuse, refuse_too_small
 from .evaluate import earlier_adapters
 from .explain import explain
 from .logs import Event, Parser
@@ -73,6 +73,7 @@ def start(run: Run, launcher: str = "helpers.trainer", retries: int = 2) -> "Tra
 
     KitError if this run was launched before and is not to be resumed, is being trained at this moment, or could never start.
     """
+    refuse_too_small(retries=retries)
     resuming = run.resume_file.exists()
     if not resuming:
         refuse_if_trained(run)

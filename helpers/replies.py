@@ -6,6 +6,7 @@ from pathlib import Path
 
 from . import files
 from .chat_template import Row
+from .errors import refuse_too_small
 
 STYLE = """<style>
 .replies { border-collapse: collapse; font: 14px/1.4 system-ui, sans-serif; }
@@ -16,6 +17,7 @@ table.replies th, table.replies td { border: 1px solid #8888; padding: 6px 10px;
 
 def choose(rows: list[Row], samples: int) -> list[Row]:
     """`samples` rows with different prompts, drawn at random, always the same ones; in the order of `rows`."""
+    refuse_too_small(samples=samples)
     first = {tuple(row.prompt_ids): index for index, row in reversed(list(enumerate(rows)))}
     indices = sorted(first.values())
     return [rows[i] for i in sorted(random.Random(0).sample(indices, min(samples, len(indices))))]
@@ -29,6 +31,7 @@ def before_after(scorer, rows: list[Row], table, max_new_tokens: int):
     """
     import pandas
 
+    refuse_too_small(max_new_tokens=max_new_tokens)
     frame = pandas.DataFrame({"prompt": [row.prompt for row in rows],
                               "before": scorer.replies(rows, tuned=False, max_new_tokens=max_new_tokens),
                               "after": scorer.replies(rows, tuned=True, max_new_tokens=max_new_tokens)})

@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 
 from helpers import secrets
-from helpers.errors import closest
+from helpers.errors import closest, too_small
 from helpers.profiles import ROOT
 
 from .terminal import Usage
@@ -57,5 +57,7 @@ def typed(assignments: list[str]) -> dict:
             raise Usage(f"{name}={text}: {text!r} is of another type", f"a value of type {kind}", "correct -p") from None
         if name in PATHS and text and Path(text).exists():  # the notebooks run in a folder of their own
             values[name] = str(Path(text).resolve())
+    if small := too_small(values):
+        raise Usage("; ".join(small).replace("; expected", ", expected"), "", "correct -p")
     secrets.refuse(values, "the parameters hold")
     return values

@@ -111,6 +111,15 @@ def test_a_best_model_by_a_metric_that_kto_does_not_return_is_named_before_the_f
 
 
 @pytest.mark.slow
+def test_numbers_that_llamafactory_takes_and_that_train_nothing_are_named_at_once(prepared):
+    wrong = {"lora_rank": 0, "ray_num_workers": 0, "per_device_train_batch_size": 0, "learning_rate": -1.0, "save_steps": 0,
+             "pref_beta": 0.0, "num_train_epochs": 0.0, "kto_chosen_weight": -1.0}
+    with pytest.raises(KitError) as error:
+        config.write(prepared, config.resolve(prepared, **wrong))
+    assert all(f"{key} is {value}; expected: " in str(error.value) for key, value in wrong.items())
+    assert config.findings(config.resolve(prepared, max_steps=-1)) == []
+
+
 def test_every_wrong_key_is_named_at_once_and_the_good_file_stays(prepared):
     config.write(prepared, config.resolve(prepared))
     good = prepared.config_file.read_bytes()

@@ -83,6 +83,15 @@ def test_a_value_of_the_wrong_type_or_an_option_given_as_parameter_is_refused(te
         parameters.typed([text])
 
 
+@pytest.mark.parametrize("text", ["max_steps=0", "samples=-1", "score_at_most=0", "max_new_tokens=0", "keep_last=0", "retries=-1", "seed=-1",
+                                  "learning_rate=0", "kto_chosen_weight=-0.5", "num_train_epochs=nan"])
+def test_a_number_that_would_train_nothing_or_fail_after_the_training_is_refused_before_it(text):
+    name, _, value = text.partition("=")
+    with pytest.raises(KitError, match=rf"{name} is {value}(\.0)?, expected: (above 0|0 or more)"):
+        parameters.typed([text])
+    assert parameters.typed(["max_steps=-1", "samples=0", "seed=0", "retries=0"])  # what can be meant
+
+
 def test_a_path_given_on_the_command_line_is_made_absolute_and_a_name_is_not(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "data.json").write_text("[]")
