@@ -55,7 +55,7 @@ def find(dataset: str, downloads: Path) -> Source:
         files = _fetch(dataset, downloads)
         return Source(_name(files[0] if len(files) == 1 else Path(dataset)), dataset, tuple(files))
     for base in (Path.cwd(), ROOT):
-        if files := _local(base / Path(dataset).expanduser()):
+        if dataset and (files := _local(base / Path(dataset).expanduser())):
             return Source(_name(Path(dataset)), dataset, tuple(files))
     if HUB_ID.fullmatch(dataset) and not (ROOT / dataset.split("/")[0]).exists() and not dataset.endswith(SUFFIXES):
         return Source(_name(Path(dataset)), dataset, (_fetch_hub(dataset, downloads),))

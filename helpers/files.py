@@ -6,6 +6,7 @@ import json
 import os
 import re
 import shutil
+from datetime import timedelta
 from pathlib import Path
 
 import yaml
@@ -114,17 +115,20 @@ def open_folder(where) -> tuple:
 
     scheme, _, folder = str(where).rpartition("://")
     if scheme in BUCKETS:
-        disk, prefix, folder = ArrowFSWrapper(bucket_filesystem(scheme)), f"{scheme}://", folder.rstrip("/")
+        disk, prefix, folder = ArrowFSWrapper(bucket_filesystem(scheme, 5)), f"{scheme}://", folder.rstrip("/")
     else:
         disk, prefix, folder = fsspec.filesystem("file"), "", str(Path(folder).expanduser().resolve())
-    if scheme not in ("", "file", *BUCKETS) or not disk.isdir(folder):
+    no_bucket = scheme in BUCKETS and folder[:1] in ("", "/")
+    if scheme not in ("", "file", *BUCKETS) or no_bucket or not disk.isdir(folder):
         raise KitError(f"there is no folder {where}", f"a run's folder, a trial or a checkpoint, on disk or {', '.join(BUCKETS)}://…",
                        "correct the path; for a bucket, set AWS_PROFILE, AWS_REGION or AWS_ENDPOINT_URL")
     return disk, prefix, folder
 
 
-def bucket_filesystem(scheme: str):
+def bucket_filesystem(scheme: str, patience: float | None = None):
     """pyarrow's file system for `s3`, `gs` or `gcs`, as LLaMA-Factory makes it, at the environment's S3 endpoint.
+
+    `patience`: seconds that gs is asked again where nothing answers (by default a quarter of an hour, as a training should).
 
     The endpoint is passed on here because pyarrow 23's constructors ignore it (https://github.com/apache/arrow/issues/49643).
     """
@@ -133,7 +137,7 @@ def bucket_filesystem(scheme: str):
     if scheme == "s3":
         endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
         return fs.S3FileSystem(endpoint_override=endpoint or None)
-    return fs.GcsFileSystem()
+    return fs.GcsFileSystem(retry_time_limit=patience and timedelta(seconds=patience))
 
 
 def from_hub(name: str, file: str = "config.json") -> tuple[int, str]:
@@ -194,7 +198,7 @@ def registry(folder: Path) -> dict[str, dict]:
     """The prepared datasets in a folder, as its dataset_info.json names them; KitError where that is not JSON."""
     try:
         return read_json(folder / "dataset_info.json")
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return {}
 
 

@@ -86,6 +86,9 @@ def storage_for(profile: Profile, storage: str = "") -> Path:
     if not chosen:
         raise KitError(f"the profile {profile.name!r} has no storage of its own",
                        "a folder that every node of the cluster sees", "set `storage`, or KTO_STORAGE in the environment")
+    if "://" in chosen:
+        raise KitError(f"the storage {chosen} is an address", "a folder that every node sees; a bucket may be mounted as one",
+                       "for checkpoints alone in a bucket, set ray_storage_filesystem and ray_storage_path in `overrides`")
     folder = (ROOT / Path(chosen).expanduser()).resolve()
     if in_job and profile.workspace_storage and folder.is_relative_to(profile.workspace_storage):
         raise KitError(f"this is a job, and {folder} belongs to the workspace's own cluster: the job's nodes see another, empty one",

@@ -21,7 +21,7 @@ from filelock import FileLock, Timeout
 
 from kto_accelerator.enable import OURS
 
-from . import checkpoints, choose, cluster, files, secrets
+from . import checkpoints, choose, cluster, files, own_yaml, secrets
 from .errors import KitError
 from .resume_exactly import install as install_exact_resume
 
@@ -39,7 +39,11 @@ def main() -> None:
     words.add_argument("--end-with-stdin", action="store_true", help="end when standard input closes")
     given = words.parse_args()
     secrets.load()
-    config = files.read_yaml(given.config)
+    try:
+        config = files.read_yaml(given.config)
+        own_yaml.refuse_unfinished(config)
+    except KitError as error:
+        sys.exit(f"error: {error}")
     try:  # the lock is held by the process that trains: it is free when that is gone, however it went
         with FileLock(given.config.resolve().parent / "train.lock", timeout=2):
             if given.end_with_stdin:

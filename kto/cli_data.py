@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from .terminal import AsJson, Profile, RunFolder, Storage, a_checkpoint, as_usage, show, two_columns
+from .terminal import AsJson, Profile, RunFolder, Storage, Usage, a_checkpoint, as_usage, show, two_columns
 
 app = typer.Typer(no_args_is_help=True, help="Check and prepare feedback, sample replies.")
 
@@ -73,7 +73,10 @@ def prepare(
     """
     from feedback import check as checking
     from helpers import profiles
+    from helpers.runs import NAME
 
+    if name and not NAME.fullmatch(name):
+        raise Usage(f"{name!r} is no name for a dataset", "letters, digits, '.', '_' and '-', at most 100", "correct --name")
     with as_usage():
         folder = Path(profiles.storage_for(profiles.load(profile), storage)) / "datasets"
         facts = checking.prepare(feedback, folder, heldout, seed, name, refuse_share, columns=columns, scale=scale,
@@ -86,8 +89,8 @@ def sample(
     run: RunFolder,
     output: Annotated[Path, typer.Option(help="The file to write: .json (Label Studio), .jsonl (Argilla) or .csv.")],
     checkpoint: Annotated[str, typer.Option(help="best, latest, a step's number, or a checkpoint's folder.")] = "best",
-    count: Annotated[int, typer.Option(help="How many prompts.")] = 50,
-    max_new_tokens: Annotated[int, typer.Option(help="Most tokens in a reply.")] = 256,
+    count: Annotated[int, typer.Option(min=1, help="How many prompts.")] = 50,
+    max_new_tokens: Annotated[int, typer.Option(min=1, help="Most tokens in a reply.")] = 256,
 ) -> None:
     """Sample replies of the trained model to rate. `kto data prepare` reads the ratings.
 

@@ -60,7 +60,7 @@ Profile = Annotated[
 Storage = Annotated[
     str,
     typer.Option(help="Where runs are kept. Default: $KTO_STORAGE, else the profile's own.",
-                 callback=lambda folder: str(Path(folder).expanduser().resolve()) if folder else ""),
+                 callback=lambda folder: str(Path(folder).expanduser().resolve()) if folder and "://" not in folder else folder),
 ]
 Values = Annotated[
     list[str], typer.Option("-p", "--parameter", metavar="NAME=VALUE", help="Set a notebook parameter; may be repeated.")

@@ -85,6 +85,9 @@ def test_google_storage_is_known_by_both_schemes(scheme):
 
 
 def test_an_address_of_another_kind_is_refused():
+    for nothing in ("s3://", "s3:///runs"):
+        with pytest.raises(KitError, match=f"there is no folder {nothing}"):
+            checkpoints.find(nothing)
     with pytest.raises(KitError, match="there is no folder ftp://somewhere/run"):
         checkpoints.find("ftp://somewhere/run")
 

@@ -81,6 +81,13 @@ def test_prepare_of_bad_input_ends_with_status_2_and_writes_nothing(feedback, tm
     assert ask("prepare", feedback(rows), "--storage", tmp_path / "storage", "--refuse-share", 0.3).exit_code == 0
 
 
+@pytest.mark.parametrize(("option", "value", "says"), [("--name", "../x", "'../x' is no name for a dataset"), ("--seed", -1, "seed is -1"),
+                                                      ("--storage", "/dev/null/x", "could not write the dataset to /dev/null/x/datasets")])
+def test_a_value_that_cannot_be_meant_is_refused_by_name(feedback, tmp_path, option, value, says):
+    done = ask("prepare", feedback(THUMBS), "--storage", tmp_path / "storage", "--heldout", 0.5, option, value)
+    assert done.exit_code == 2 and says in done.output and not (tmp_path / "storage").exists()
+
+
 @pytest.mark.parametrize("command", ["check", "prepare"])
 def test_feedback_that_is_not_there_is_one_message_and_status_2(command, tmp_path):
     done = ask(command, tmp_path / "none.jsonl")

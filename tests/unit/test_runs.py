@@ -58,6 +58,11 @@ def test_the_storage_is_the_parameter_then_the_environment_then_the_profiles_own
     assert profiles.storage_for(local) == profiles.ROOT / "storage"
 
 
+def test_a_bucket_as_storage_is_refused_where_a_folder_of_that_name_would_be_made():
+    with pytest.raises(KitError, match="the storage s3://bucket/kto is an address"):
+        profiles.storage_for(profiles.load("local"), "s3://bucket/kto")
+
+
 def test_a_profile_without_storage_asks_for_one(monkeypatch):
     monkeypatch.delenv("KTO_STORAGE", raising=False)
     with pytest.raises(KitError, match="no storage"):
