@@ -72,7 +72,8 @@ def load(profile: str) -> Profile:
     try:
         return Profile(**{"name": profile, **files.read_yaml(ROOT / Path(profile).expanduser())})  # a name that `load` knows again
     except ValidationError as error:
-        raise KitError(f"{profile} is not a profile: {error}", f"the keys {', '.join(Profile.model_fields)}",
+        wrong = "; ".join(f"{'.'.join(map(str, each['loc']))}: {each['msg']}" for each in error.errors())
+        raise KitError(f"{profile} is not a profile: {wrong}", f"the keys {', '.join(Profile.model_fields)}",
                        "compare with helpers/profiles.yaml") from None
 
 

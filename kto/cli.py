@@ -148,6 +148,7 @@ def show_config(
         overrides = {key: files.parse_yaml(text) for key, text in (given.split("=", 1) for given in parameter)}
     except yaml.YAMLError as error:
         raise Usage(f"a value of -p is malformed YAML: {error}", "a number, a text, {key: value}", "correct -p") from None
+    overrides |= overrides.pop("overrides", {})  # as `kto run -p overrides=…`
     with as_usage():
         target = run_folders.open_run(profile, storage, run_name)
     resolved = config.resolve(target, **overrides)

@@ -224,6 +224,8 @@ def test_a_key_that_no_template_has_is_put_to_llamafactory(run):
     words = ["config", "show", "--storage", str(run.storage), "--run-name", run.name, "-p"]
     shown = CliRunner().invoke(app, [*words, "learning_rate=5e-6"])
     assert shown.exit_code == 0 and yaml.safe_load(shown.stdout)["learning_rate"] == 5e-6
+    shown = CliRunner().invoke(app, [*words, 'overrides={"lora_alpha": 32}'])  # as kto run takes it
+    assert shown.exit_code == 0 and yaml.safe_load(shown.stdout)["lora_alpha"] == 32
     assert "-p nosuch has no value" in CliRunner().invoke(app, [*words, "nosuch"]).stderr
     for slip, says in (("learning_rte=1", "did you mean 'learning_rate'"), ("learning_rate=[", "malformed YAML"), ("lora_rank=abc", "abc")):
         wrong = CliRunner().invoke(app, [*words, slip])

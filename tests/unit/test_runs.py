@@ -41,11 +41,12 @@ def test_a_profile_of_ones_own_is_a_yaml_file(tmp_path):
     assert profiles.load(mine.name) == mine
 
 
-@pytest.mark.parametrize("text", ["storage: [", "just text", "storage: x\nunknown_key: 1\n"])
-def test_a_broken_profile_file_is_named_with_what_is_wrong(tmp_path, text):
+@pytest.mark.parametrize(("text", "says"), [("storage: [", "is malformed YAML"), ("just text", "holds a str"), ("", "is empty"),
+                                            ("storage: x\nunknown_key: 1\n", "unknown_key: Extra inputs are not permitted")])
+def test_a_broken_profile_file_is_named_with_what_is_wrong(tmp_path, text, says):
     path = tmp_path / "mine.yaml"
     path.write_text(text)
-    with pytest.raises(KitError, match="mine"):
+    with pytest.raises(KitError, match=f"mine.*{says}"):
         profiles.load(str(path))
 
 
