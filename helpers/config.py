@@ -55,6 +55,8 @@ def resolve(run: Run, train_config: str = "", **overrides) -> dict:
         config["ray_init_kwargs"] = {key: value for key, value in ray.items() if key == "runtime_env"} | {"address": address}
     config |= profile.overrides | {key: value for key, value in overrides.items() if value is not None}
     own_yaml.refuse_unfinished(config)
+    if not isinstance(each := config.get("resources_per_worker") or {}, dict):
+        raise KitError(f"resources_per_worker is {each!r}", "names and numbers, such as {GPU: 1}", "correct `resources_per_worker`")
     if isinstance(config.get("deepspeed"), str):  # the file's content goes along: every node has it
         config["deepspeed"] = own_yaml.deepspeed(config["deepspeed"], own_yaml.path_of(train_config))
     ray = config.get("ray_init_kwargs") or {}
@@ -148,6 +150,10 @@ def write(run: Run, config: dict) -> Path:
         raise KitError(f"{', '.join(ours)} is not in LLaMA-Factory's own trainer; {why}", "the project's faster trainer",
                        f"set accelerated = \"auto\" and what is named here, or take `{ours[0].partition(':')[0]}` away")
     refuse(gpus.without_bitsandbytes(config, run.record().get("bitsandbytes")), "bitsandbytes on every node with a GPU")
+    if Path(config["dataset_dir"]).is_dir():  # LLaMA-Factory would miss one when the workers have started
+        names = [config.get(key) or [] for key in ("dataset", "eval_dataset")]
+        for name in sum((part.split(",") if isinstance(part, str) else part for part in names), []):
+            files.data_file(Path(config["dataset_dir"]), name.strip())
     check(config)
     return files.write(run.config_file, files.dump_yaml(config))
 

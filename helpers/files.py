@@ -43,7 +43,8 @@ def read_yaml(path: Path) -> dict:
     except yaml.YAMLError as error:
         raise KitError(f"{path.name} is malformed YAML: {error}", "key: value lines", f"correct {path}") from None
     if not isinstance(content, dict):
-        raise KitError(f"{path.name} " + ("is empty" if content is None else f"holds a {type(content).__name__}"), "key: value lines", f"correct {path}")
+        what = "is empty" if content is None else f"holds a {type(content).__name__}"
+        raise KitError(f"{path.name} {what}", "key: value lines", f"correct {path}")
     return content
 
 

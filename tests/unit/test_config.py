@@ -120,6 +120,15 @@ def test_numbers_that_llamafactory_takes_and_that_train_nothing_are_named_at_onc
     assert config.findings(config.resolve(prepared, max_steps=-1)) == []
 
 
+@pytest.mark.parametrize(("overrides", "says"), [
+    ({"dataset": "nosuch"}, "there is no dataset 'nosuch'"), ({"eval_dataset": "d,nosuch", "eval_steps": 2}, "there is no dataset 'nosuch'"),
+    ({"resources_per_worker": "GPU"}, "resources_per_worker is 'GPU'")])
+def test_what_would_end_the_workers_is_refused_before_they_start(prepared, overrides, says):
+    files.write(prepared.datasets / "dataset_info.json", json.dumps({"d": {"file_name": "d.jsonl"}}))
+    with pytest.raises(KitError, match=says):
+        config.write(prepared, config.resolve(prepared, **overrides))
+
+
 def test_every_wrong_key_is_named_at_once_and_the_good_file_stays(prepared):
     config.write(prepared, config.resolve(prepared))
     good = prepared.config_file.read_bytes()
