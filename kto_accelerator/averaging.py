@@ -38,7 +38,7 @@ def average(parameters: list) -> None:
     import torch
     from torch.distributed import all_reduce, get_world_size
 
-    for kind in {parameter.dtype for parameter in parameters}:
+    for kind in dict.fromkeys(parameter.dtype for parameter in parameters):  # not a set: all workers are to take them in one order
         some = [parameter for parameter in parameters if parameter.dtype == kind]
         gradients = [torch.zeros_like(one) if one.grad is None else one.grad for one in some]
         message = torch.cat([gradient.flatten() for gradient in gradients])

@@ -12,7 +12,7 @@ import pytest
 import tiny
 
 import kto_accelerator
-from kto_accelerator import attention, enable, everyone, packed, reference
+from kto_accelerator import attention, averaging, enable, everyone, packed, reference
 from kto_accelerator import trainer as accelerator
 from kto_accelerator.lean import LeanLayer
 
@@ -609,7 +609,10 @@ def test_two_writers_add_up_and_a_damaged_file_is_passed_over(tmp_path):
 
 
 def log_in_a_worker(rank: int, folder: str, fast: bool) -> None:
-    """One of two workers: stores two batches and logs a line, evaluates and logs another; worker 0 writes them down."""
+    """One of two workers: stores two batches and logs a line, evaluates and logs another; worker 0 writes them down.
+
+    Then their gradients are averaged.
+    """
     import collections
     import json
     import os
@@ -645,6 +648,12 @@ def log_in_a_worker(rank: int, folder: str, fast: bool) -> None:
     made.kto_loss(torch.ones(1), nothing, torch.zeros(1), torch.zeros(1), nothing, torch.zeros(1))
     made.log({"eval_loss": 0.5})  # no rejected row anywhere: no area
     made.log({"train_runtime": 1.0, "train_loss": 0.5})  # the last line: nothing is stored
+    whole, half = (torch.nn.Parameter(torch.ones(2, 3, dtype=kind)) for kind in (torch.float32, torch.bfloat16))
+    whole.grad = torch.full_like(whole, 1.0 + 2 * rank)
+    if rank == 1:  # worker 0 has none
+        half.grad = torch.full_like(half, 5.0)
+    averaging.average([whole, half])
+    assert (whole.grad == 2.0).all() and (half.grad == 2.5).all() and half.grad.dtype == torch.bfloat16
     if rank == 0:
         Path(folder, "lines.json").write_text(json.dumps(lines))
     torch.distributed.destroy_process_group()
@@ -652,7 +661,7 @@ def log_in_a_worker(rank: int, folder: str, fast: bool) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("fast", [True, False])
-def test_rewards_of_a_log_line_are_of_all_workers_and_kl_is_counted_once(tmp_path, fast):
+def test_rewards_of_a_log_line_are_of_all_workers_kl_is_counted_once_and_gradients_are_averaged(tmp_path, fast):
     import json
     import socket
 
