@@ -151,9 +151,8 @@ def write(run: Run, config: dict) -> Path:
                        f"set accelerated = \"auto\" and what is named here, or take `{ours[0].partition(':')[0]}` away")
     refuse(gpus.without_bitsandbytes(config, run.record().get("bitsandbytes")), "bitsandbytes on every node with a GPU")
     if Path(config["dataset_dir"]).is_dir():  # LLaMA-Factory would miss one when the workers have started
-        names = [config.get(key) or [] for key in ("dataset", "eval_dataset")]
-        for name in sum((part.split(",") if isinstance(part, str) else part for part in names), []):
-            files.data_file(Path(config["dataset_dir"]), name.strip())
+        for name in files.listed(config.get("dataset")) + files.listed(config.get("eval_dataset")):
+            files.data_file(Path(config["dataset_dir"]), name)
     check(config)
     return files.write(run.config_file, files.dump_yaml(config))
 
@@ -187,7 +186,8 @@ def findings(config: dict) -> list[str]:
     types = ours | dict.fromkeys(RAY_KEYS, typing.Any) | theirs  # LLaMA-Factory 0.9.5 lacks some of Ray's
     found = [f"LLaMA-Factory knows no key {key!r}{closest(key, types)}" for key in config if key not in types]
     found += [line for key, value in config.items() if key in types and (line := ill_typed(key, value, types[key]))]
-    if found := found or too_small(config) + unknown_metric(config):
+    small = [f"{key} is {config[key]}; expected: {least}" for key, least in too_small(config).items()]
+    if found := found or small + unknown_metric(config):
         return found
     # The whole config, the parser's questions about the hardware answered with yes.
     for module in (training_args, parser):
@@ -223,8 +223,7 @@ def unknown_metric(config: dict) -> list[str]:
     """A metric for the best model, or for the learning rate, that no KTO evaluation returns: training ends at the first one."""
     if not (config.get("load_best_model_at_end") or config.get("lr_scheduler_type") == "reduce_lr_on_plateau"):
         return []
-    sets = config.get("eval_dataset") or []
-    sets = [name.strip() for name in sets.split(",")] if isinstance(sets, str) else sets
+    sets = files.listed(config.get("eval_dataset"))
     returned = [f"{name}_loss" for name in sets] if config.get("eval_on_each_dataset") and sets else ["loss"]
     returned += [f"rewards/{which}" for which in ("margins", "auc", "chosen", "rejected")]
     metric = str(config.get("metric_for_best_model") or "loss").removeprefix("eval_")

@@ -5,10 +5,12 @@ from typing import NamedTuple
 
 from .secrets import mask
 
-ABOVE_ZERO = {"max_steps", "num_train_epochs", "learning_rate", "pref_beta", "lora_rank", "lora_alpha", "per_device_train_batch_size",
-              "gradient_accumulation_steps", "cutoff_len", "logging_steps", "save_steps", "eval_steps", "ray_num_workers",
-              "score_at_most", "keep_last", "max_new_tokens"}
-NOT_BELOW_ZERO = {"kto_chosen_weight", "kto_rejected_weight", "seed", "retries", "patience", "samples"}
+LEAST = {
+    **dict.fromkeys(("num_train_epochs", "learning_rate", "pref_beta", "lora_alpha", "logging_steps", "save_steps",
+                     "eval_steps"), "above 0"),
+    **dict.fromkeys(("max_steps", "lora_rank", "per_device_train_batch_size", "gradient_accumulation_steps", "cutoff_len",
+                     "ray_num_workers", "score_at_most", "keep_last", "max_new_tokens"), "1 or more"),
+    **dict.fromkeys(("kto_chosen_weight", "kto_rejected_weight", "seed", "retries", "patience", "samples"), "0 or more")}
 """Parameters and keys of a config of which libraries take less without a word; then nothing is trained, or it fails at the end."""
 
 
@@ -47,17 +49,17 @@ def refuse(findings: list[Finding], expected: str = "") -> None:
             raise KitError(finding.found, expected, finding.remedy)
 
 
-def too_small(values: dict) -> list[str]:
-    """A line for each of these whose number cannot be meant. max_steps: -1 can: as many as the epochs have."""
-    numbers = {key: value for key, value in values.items() if isinstance(value, int | float) and (key, value) != ("max_steps", -1)}
-    return ([f"{key} is {value}; expected: above 0" for key, value in numbers.items() if key in ABOVE_ZERO and not value > 0]
-            + [f"{key} is {value}; expected: 0 or more" for key, value in numbers.items() if key in NOT_BELOW_ZERO and not value >= 0])
+def too_small(values: dict) -> dict[str, str]:
+    """name -> its LEAST, for each of these numbers that is less. max_steps: -1 can be meant: as many as the epochs have."""
+    numbers = {key: value for key, value in values.items() if key in LEAST and isinstance(value, int | float)}
+    return {key: LEAST[key] for key, value in numbers.items()
+            if not (value >= 0 if LEAST[key] == "0 or more" else value > 0) and (key, value) != ("max_steps", -1)}
 
 
 def refuse_too_small(**values) -> None:
     """KitError for the first of these that is."""
-    for line in too_small(values):
-        raise KitError(*line.split("; expected: "), f"correct `{line.split()[0]}`")
+    for key, least in too_small(values).items():
+        raise KitError(f"{key} is {values[key]}", least, f"correct `{key}`")
 
 
 def closest(word: str, known) -> str:

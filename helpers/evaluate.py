@@ -149,6 +149,7 @@ class Scorer:
 
     def replies(self, rows: list[Row], tuned: bool = True, max_new_tokens: int = 32) -> list[str]:
         """Greedy replies to the rows' prompts, in one batch; nothing is drawn at random."""
+        refuse_too_small(max_new_tokens=max_new_tokens)
         if not rows:
             return []
         inputs = self._padded([row.prompt_ids for row in rows])
@@ -171,8 +172,7 @@ def earlier_adapters(config: dict) -> list[str]:
 
     Without `create_new_adapter` the last one of `adapter_name_or_path` was trained further: the checkpoint holds it.
     """
-    named = config.get("adapter_name_or_path") or []
-    paths = [path.strip() for path in (named.split(",") if isinstance(named, str) else named)]
+    paths = files.listed(config.get("adapter_name_or_path"))
     return paths if config.get("create_new_adapter") else paths[:-1]
 
 

@@ -203,6 +203,11 @@ def registry(folder: Path) -> dict[str, dict]:
         return {}
 
 
+def listed(value: str | list[str] | None) -> list[str]:
+    """The names in a config's key that LLaMA-Factory takes as a list or as one text with commas."""
+    return [name.strip() for name in value.split(",")] if value and isinstance(value, str) else list(value or [])
+
+
 def data_file(folder: Path, name: str) -> Path:
     """The file behind a prepared dataset's name; KitError lists the names there are."""
     known = registry(folder)

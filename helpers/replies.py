@@ -31,7 +31,6 @@ def before_after(scorer, rows: list[Row], table, max_new_tokens: int):
     """
     import pandas
 
-    refuse_too_small(max_new_tokens=max_new_tokens)
     frame = pandas.DataFrame({"prompt": [row.prompt for row in rows],
                               "before": scorer.replies(rows, tuned=False, max_new_tokens=max_new_tokens),
                               "after": scorer.replies(rows, tuned=True, max_new_tokens=max_new_tokens)})

@@ -92,10 +92,15 @@ class Run:
         return str(path).removeprefix(f"{self.storage.parent}/")
 
 
+def refuse_name(name: str, of: str, remedy: str) -> None:
+    """KitError if files and folders cannot bear that name everywhere."""
+    if not NAME.fullmatch(name):
+        raise KitError(f"{name!r} is no name for {of}", "letters, digits, '.', '_' and '-', at most 100", remedy)
+
+
 def locate(profile: str, storage: str, run_name: str) -> Run:
     """The run of that name, whether or not it exists. KitError for a wrong profile, storage or name."""
-    if not NAME.fullmatch(run_name):
-        raise KitError(f"{run_name!r} is no name for a run", "letters, digits, '.', '_' and '-', at most 100", "correct `run_name`")
+    refuse_name(run_name, "a run", "correct `run_name`")
     loaded = load(profile)
     return Run(loaded, storage_for(loaded, storage), run_name)
 

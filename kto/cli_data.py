@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from .terminal import AsJson, Profile, RunFolder, Storage, Usage, a_checkpoint, as_usage, show, two_columns
+from .terminal import AsJson, Profile, RunFolder, Storage, a_checkpoint, as_usage, show, two_columns
 
 app = typer.Typer(no_args_is_help=True, help="Check and prepare feedback, sample replies.")
 
@@ -73,11 +73,11 @@ def prepare(
     """
     from feedback import check as checking
     from helpers import profiles
-    from helpers.runs import NAME
+    from helpers.runs import refuse_name
 
-    if name and not NAME.fullmatch(name):
-        raise Usage(f"{name!r} is no name for a dataset", "letters, digits, '.', '_' and '-', at most 100", "correct --name")
     with as_usage():
+        if name:
+            refuse_name(name, "a dataset", "correct --name")
         folder = Path(profiles.storage_for(profiles.load(profile), storage)) / "datasets"
         facts = checking.prepare(feedback, folder, heldout, seed, name, refuse_share, columns=columns, scale=scale,
                                  accept_from=accept_from, stars=stars, strict=strict)

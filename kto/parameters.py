@@ -58,6 +58,6 @@ def typed(assignments: list[str]) -> dict:
         if name in PATHS and text and Path(text).exists():  # the notebooks run in a folder of their own
             values[name] = str(Path(text).resolve())
     if small := too_small(values):
-        raise Usage("; ".join(small).replace("; expected", ", expected"), "", "correct -p")
+        raise Usage("; ".join(f"{name} is {values[name]}, expected: {least}" for name, least in small.items()), "", "correct -p")
     secrets.refuse(values, "the parameters hold")
     return values

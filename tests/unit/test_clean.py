@@ -120,7 +120,7 @@ def test_a_metric_that_no_checkpoint_has_is_refused_by_name_and_the_usual_one_ma
 
 
 def test_keeping_none_is_refused(trained):
-    with pytest.raises(KitError, match="expected: above 0"):
+    with pytest.raises(KitError, match="1 or more"):
         keep.plan(trained, last=0)
 
 

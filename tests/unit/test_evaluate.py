@@ -143,6 +143,8 @@ def test_a_reply_is_the_same_alone_and_in_a_batch(scorer, rows):
     assert together == [scorer.replies([row], max_new_tokens=6)[0] for row in rows]
     assert together != scorer.replies(rows, tuned=False, max_new_tokens=6)
     assert scorer.replies([]) == []  # samples: 0
+    with pytest.raises(KitError, match="max_new_tokens is 0"):
+        scorer.replies(rows, max_new_tokens=0)
 
 
 def test_another_model_finds_room_on_a_gpu_that_holds_only_one():
