@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from .terminal import AsJson, Profile, RunFolder, Storage, a_checkpoint, as_usage, show, two_columns
+from .terminal import AsJson, Profile, RunFolder, Storage, a_checkpoint, a_local_path, as_usage, show, two_columns
 
 app = typer.Typer(no_args_is_help=True, help="Check and prepare feedback, sample replies.")
 
@@ -23,7 +23,8 @@ Strict = Annotated[bool, typer.Option(help="Fail on refused rows, contradictions
 @app.command()
 def check(
     feedback: Feedback,
-    report: Annotated[Path, typer.Option(help="Write every problem to this file, one JSON line each.")] = None,
+    report: Annotated[Path, typer.Option(metavar="PATH", parser=a_local_path,
+                                         help="Write every problem to this file, one JSON line each.")] = None,
     columns: Columns = "",
     scale: Scale = "",
     accept_from: AcceptFrom = None,
@@ -87,7 +88,8 @@ def prepare(
 @app.command()
 def sample(
     run: RunFolder,
-    output: Annotated[Path, typer.Option(help="The file to write: .json (Label Studio), .jsonl (Argilla) or .csv.")],
+    output: Annotated[Path, typer.Option(metavar="PATH", parser=a_local_path,
+                                         help="The file to write: .json (Label Studio), .jsonl (Argilla) or .csv.")],
     checkpoint: Annotated[str, typer.Option(help="best, latest, a step's number, or a checkpoint's folder.")] = "best",
     count: Annotated[int, typer.Option(min=1, help="How many prompts.")] = 50,
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Most tokens in a reply.")] = 256,

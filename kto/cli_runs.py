@@ -16,6 +16,7 @@ from .terminal import (
     Storage,
     Usage,
     a_checkpoint,
+    a_local_path,
     a_run,
     a_storage,
     as_usage,
@@ -67,7 +68,8 @@ def explain(log: Log) -> None:
 @app.command()
 def plot(
     logs: Annotated[list[Path], typer.Argument(help="LLaMA-Factory logs, or runs' folders.")],
-    output: Annotated[Path, typer.Option("-o", "--output", help="The file to write: .png, .svg or .pdf.")],
+    output: Annotated[Path, typer.Option("-o", "--output", metavar="PATH", parser=a_local_path,
+                                         help="The file to write: .png, .svg or .pdf.")],
 ) -> None:
     """Plot the curves of one or several training runs. Draws them in one figure and prints a summary in words.
 

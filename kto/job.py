@@ -24,7 +24,7 @@ from helpers.errors import KitError, closest
 from helpers.quiet import silence
 
 from . import parameters
-from .terminal import AsJson, Profile, Usage, Values, as_usage, say, show
+from .terminal import AsJson, Profile, Usage, Values, a_local_path, as_usage, say, show
 
 app = typer.Typer(no_args_is_help=True, help="Run the pipeline as a job on a Ray cluster.")
 Address = Annotated[str, typer.Option(help="The dashboard. Default: $RAY_ADDRESS if http, else http://127.0.0.1:8265.")]
@@ -122,7 +122,8 @@ def stop(name: Name, address: Address = "") -> None:
 @app.command()
 def fetch(
     name: Name,
-    to: Annotated[Path, typer.Option(help="A folder; the run's folder is created in it.")] = Path("."),
+    to: Annotated[Path, typer.Option(metavar="PATH", parser=a_local_path,
+                                     help="A folder; the run's folder is created in it.")] = Path("."),
     everything: Annotated[bool, typer.Option("--all", help="Copy checkpoints and the merged model as well.")] = False,
     address: Address = "",
 ) -> None:

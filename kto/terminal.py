@@ -45,6 +45,13 @@ def a_run(folder: str) -> Run:
         return of_folder(Path(folder))
 
 
+def a_local_path(path: str) -> Path:
+    """Where something is to be written; Usage for an address, which would become a folder of that name here."""
+    if "://" in str(path):
+        raise Usage(f"{path} is an address", "a path on this machine", "write it here, then copy it there")
+    return Path(path)
+
+
 def a_storage(profile: str, storage: str) -> Path:
     """The folder where runs are kept; Usage where it is not there, or a profile has none of its own and none is given."""
     with as_usage():

@@ -238,16 +238,19 @@ def test_a_key_that_no_template_has_is_put_to_llamafactory(run):
     ["serve", "--port", "99999"], ["serve", "--storage", "/nosuch"], ["runs", "--storage", "/nosuch"], ["runs", "--profile", "ray"],
     ["sweep"], ["sweep", "--name", "a/b", "-p", "max_steps=1"], ["sweep", "-p", "max_steps"], ["run", "--retries", "-1"], ["run", "-p", "max_steps="],
     ["metrics", "RUN", "--logging-steps", "0"], ["plot", "RUN", "-o", ""], ["plot", "RUN", "-o", "x.xyz"], ["plot", "RUN", "-o", "x.png"],
+    ["plot", "RUN", "-o", "s3://b/x.png"], ["data", "check", "RUN", "--report", "s3://b/x"], ["data", "sample", "RUN", "--output", "gs://b/x.csv"],
+    ["job", "fetch", "x", "--to", "s3://b"],
     ["compare", "RUN", "RUN"], ["compare", "RUN", "/nosuch"], ["checkpoints", ""], ["checkpoints", "x3://nosuch"], ["clean", "RUN", "--keep-last", "0"],
     ["evaluate", "RUN", "--checkpoint", ""], ["export", "RUN", "--checkpoint", "7"], ["export", "RUN", "--as", ""],
     ["export", "RUN", "--as", "adapter,nosuch"], ["config", "show", "--run-name", ""],
     ["job", "list", "--address", "nohttp"], ["job", "submit", "--storage", "relative"], ["job", "submit", "--profile", "local"],
     ["job", "submit", "--storage", "/s", "--run-name", "a/b"], ["job", "submit", "--storage", "/s", "--secret", "NO_SUCH"]])
-def test_an_empty_unknown_or_too_large_value_is_wrong_usage_in_every_command(run, words, monkeypatch):
+def test_an_empty_unknown_or_too_large_value_is_wrong_usage_in_every_command(run, words, monkeypatch, tmp_path):
     monkeypatch.delenv("KTO_STORAGE", raising=False)
+    monkeypatch.chdir(tmp_path)
     done = CliRunner().invoke(app, [str(run.folder) if word == "RUN" else word for word in words])
     assert done.exit_code == 2 and "rror: " in done.stderr and done.stdout == "", done.output
-    assert [path.name for path in run.folder.iterdir()] == ["run.json"]
+    assert [path.name for path in run.folder.iterdir()] == ["run.json"] and not {"s3:", "gs:"} & set(os.listdir())
 
 
 def test_a_table_fits_the_terminal_and_json_has_everything(run, monkeypatch):
