@@ -6,6 +6,9 @@ be importable where the workers are.
 
 import os
 import sys
+from pathlib import Path
+
+from .enable import supports
 
 
 def training_function(config: dict) -> None:
@@ -20,10 +23,30 @@ def training_function(config: dict) -> None:
     getattr(tuner, "_stock_training_function", tuner._training_function)(config)  # the former in the process where `main` ran
 
 
+def refuse(path: str) -> None:
+    """Exit with what is wrong with the config at that path, before anything heavy is imported; warn of what is not proved."""
+    import yaml
+
+    try:
+        config = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        sys.exit(f"error: {path} cannot be read: {error}\n  expected: LLaMA-Factory's YAML\n  fix:      correct it")
+    if not isinstance(config, dict):
+        sys.exit(f"error: {path} has no key: value lines\n  expected: LLaMA-Factory's YAML\n  fix:      correct it")
+    if len(sys.argv) > 3:  # more keys, which LLaMA-Factory puts over the file's
+        return
+    if config.get("stage") != "kto":
+        sys.exit(f"error: {path} is of stage {config.get('stage')}\n  expected: stage: kto\n  fix:      llamafactory-cli train {path}")
+    proved, why = supports(config)
+    if not proved:
+        print(f"[kto_accelerator] not proved for this config: {why}", file=sys.stderr)
+
+
 def main() -> None:
     """Replace LLaMA-Factory's training function, then run its command."""
     if sys.argv[1:2] != ["train"] or len(sys.argv) < 3:
         sys.exit(__doc__)
+    refuse(sys.argv[2])
     import torch
     from llamafactory.extras.misc import use_ray
     from llamafactory.train import tuner

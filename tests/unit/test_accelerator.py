@@ -7,6 +7,7 @@ The models are tiny and random; all else is real: LLaMA-Factory's parser, data p
 import sys
 import types
 from importlib import metadata
+from pathlib import Path
 
 import pytest
 import tiny
@@ -449,8 +450,37 @@ def test_another_llamafactory_is_refused_and_ours_is_replaced_by_name(monkeypatc
         kto_accelerator.install()
 
 
+@pytest.mark.parametrize(("text", "says"), [
+    (None, "No such file"), ("a: [1", "cannot be read"), ("", "no key: value lines"), ("- 1", "no key: value lines"), (b"\xff", "cannot be read"),
+    ("stage: sft", "llamafactory-cli train config.yaml")])
+def test_the_command_refuses_a_config_before_it_imports_anything_heavy(text, says, monkeypatch, tmp_path):
+    from kto_accelerator import __main__ as command
+
+    monkeypatch.setattr(sys, "argv", ["kto_accelerator", "train", "config.yaml"])
+    monkeypatch.setitem(sys.modules, "torch", None)  # an import fails
+    monkeypatch.chdir(tmp_path)
+    if text is not None:
+        Path("config.yaml").write_bytes(text if isinstance(text, bytes) else text.encode())
+    with pytest.raises(SystemExit, match=says) as left:
+        command.main()
+    assert all(word in str(left.value) for word in ("error: ", "expected: ", "fix: "))
+
+
+def test_the_command_says_what_is_not_proved_and_leaves_keys_of_the_command_line_to_llamafactory(monkeypatch, tmp_path, capsys):
+    from kto_accelerator import __main__ as command
+
+    monkeypatch.chdir(tmp_path)
+    Path("config.yaml").write_text("stage: kto\nfinetuning_type: full")
+    monkeypatch.setattr(sys, "argv", ["kto_accelerator", "train", "config.yaml"])
+    command.refuse("config.yaml")
+    assert "not proved for this config: finetuning_type is full, not lora" in capsys.readouterr().err
+    Path("config.yaml").write_text("stage: sft")
+    monkeypatch.setattr(sys, "argv", ["kto_accelerator", "train", "config.yaml", "stage=kto"])
+    command.refuse("config.yaml")
+
+
 @pytest.mark.slow
-def test_the_command_trains_with_it_by_a_function_that_ray_sends_by_name(monkeypatch):
+def test_the_command_trains_with_it_by_a_function_that_ray_sends_by_name(monkeypatch, tmp_path):
     from llamafactory.train import tuner
     from llamafactory.train.kto import workflow
     from ray import cloudpickle
@@ -463,6 +493,8 @@ def test_the_command_trains_with_it_by_a_function_that_ray_sends_by_name(monkeyp
     monkeypatch.setattr(tuner, "run_exp", lambda: tuner._training_function({"args": sys.argv[1:]}))
     monkeypatch.setattr(tuner, "_stock_training_function", None, raising=False)
     monkeypatch.setattr(sys, "argv", ["kto_accelerator", "train", "config.yaml"])
+    monkeypatch.chdir(tmp_path)
+    Path("config.yaml").write_text("stage: kto")
     for name in ("RANK", "USE_RAY"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
