@@ -78,6 +78,16 @@ def test_four_bits_and_two_gpus_are_estimated_within_20_percent_of_each_round():
             assert made["later"] == pytest.approx(run["rows a step"] / run["later epochs"], rel=0.2)
 
 
+def test_two_gpus_are_estimated_within_10_percent_of_each_round_of_todays_trainer():
+    runs = json.loads((RESULTS / "gpu_two_gpus.json").read_text())["runs"]
+    now = [run for run in runs if run["case"] == "two GPUs, averaging.py"]
+    made = rates.estimate(asked("kto_lora_80gb.yaml", {"ray_num_workers": 2}), LLAMA3_8B, 300, TOKENS, True, "H100")
+    assert len(now) == 3
+    for run in now:
+        assert made["first"] == pytest.approx(run["rows a step"] / run["first epoch"], rel=0.1)
+        assert made["later"] == pytest.approx(run["rows a step"] / run["later epochs"], rel=0.1)
+
+
 @pytest.mark.parametrize("place", [0, 2])
 def test_a_whole_run_takes_its_epochs_together(place):
     """200 steps over 5.3 epochs, from the first step's end to the last one's."""
