@@ -38,7 +38,7 @@ def refuse(path: str) -> None:
     if config.get("stage") != "kto":
         sys.exit(f"error: {path} is of stage {config.get('stage')}\n  expected: stage: kto\n  fix:      llamafactory-cli train {path}")
     proved, why = supports(config)
-    if not proved:
+    if not proved and os.environ.get("RANK", "0") == "0":
         print(f"[kto_accelerator] not proved for this config: {why}", file=sys.stderr)
 
 
