@@ -108,6 +108,8 @@ def _wrapped(value, alone: bool = True) -> list | None:
     """The list of records inside an object, such as {"data": […], "meta": {…}}. Beside others it is a page: no words stand in it."""
     if not isinstance(value, dict) or not (alone or all(" " not in each for each in value.values() if isinstance(each, str))):
         return None
+    if alone and (columns := _columns(value)):
+        return columns
     inner = [each for each in value.values() if isinstance(each, dict)]
     if len(inner) == len(value) > 1:
         first, alike = inner[0], all(other.keys() == inner[0].keys() for other in inner)
@@ -118,8 +120,23 @@ def _wrapped(value, alone: bool = True) -> list | None:
     lists = {key: each for key, each in value.items() if isinstance(each, list) and each and isinstance(each[0], dict)}
     found = [key for key in WRAPPERS if key in lists] or [key for key in lists if alone and len(lists) == 1 and key not in OF_A_RECORD]
     if found:
-        return lists[found[0]]
+        records = lists[found[0]]
+        of_a_page = all(isinstance(each, dict) and "row_idx" in each and isinstance(each.get("row"), dict) for each in records)
+        return [each["row"] for each in records] if of_a_page else records  # the hub's dataset viewer
     return _wrapped(inner[0]) if len(inner) == len(value) == 1 else None
+
+
+def _columns(value: dict) -> list[dict] | None:
+    """The records of an object that holds columns as lists: pandas' to_json(orient="split"), or a Dataset's to_dict()."""
+    lists = [each for each in value.values() if isinstance(each, list)]
+    names, data = value.get("columns"), value.get("data")
+    if isinstance(names, list) and isinstance(data, list) and all(isinstance(row, list) and len(row) == len(names) for row in data):
+        return [dict(zip(names, row, strict=True)) for row in data]
+    if len(lists) < len(value) or len(value) < 2 or {len(each) for each in lists} <= {0, 1} or len({len(each) for each in lists}) > 1:
+        return None
+    # A dialogue's turns are no column: they would stand in it as objects.
+    plain = not any(isinstance(each, dict) for column in lists for each in column)
+    return [dict(zip(value, row, strict=True)) for row in zip(*lists, strict=True)] if plain else None
 
 
 def _load(line: str, number: int):

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from feedback import check, find
+from feedback import check, find, read
 from helpers.errors import KitError
 
 FIXTURES = Path(__file__).parents[1] / "fixtures" / "feedback"
@@ -293,8 +293,25 @@ def test_a_frame_as_pandas_writes_it_to_json_is_read(tmp_path):
 
     path = tmp_path / "frame.json"
     frame = pd.DataFrame({"prompt": [f"{i}?" for i in range(9)], "response": [f"{i}." for i in range(9)], "vote": [i % 2 for i in range(9)]})
-    for orient in ("columns", "records", "index"):
+    for orient in ("columns", "records", "index", "split", "table"):
         frame.to_json(path, orient=orient)
         assert checked_file(path).ledger.rows_out == 9
+        three = frame.head(3).to_json(orient=orient)  # as many rows as columns
+        path.write_text(three)
+        assert checked_file(path).ledger.rows_out == 3 and checked_file(path).facts()["accepted"] == 1, orient
     frame.to_json(tmp_path / "lines.jsonl", orient="records", lines=True)
     assert checked_file(tmp_path / "lines.jsonl").ledger.rows_out == 9
+
+
+def test_a_datasets_columns_and_the_hubs_page_of_rows_are_read_as_rows(tmp_path):
+    path, columns = tmp_path / "some.json", {"prompt": ["1?", "2?", "3?"], "completion": ["1.", "2.", "3."], "label": [True, True, False]}
+    rows = [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
+    for content in (columns, {"features": [], "rows": [{"row_idx": place, "row": row} for place, row in enumerate(rows)]}):
+        path.write_text(json.dumps(content))
+        assert checked_file(path).ledger.rows_out == 3 and checked_file(path).facts()["accepted"] == 2
+    # Records below one another may have lists of one length in each; a dialogue and two people's votes are one record.
+    turns = [{"role": "user", "content": "1?"}, {"role": "assistant", "content": "1."}]
+    path.write_text("\n".join(json.dumps({"messages": turns, "label": [vote, vote]}) for vote in (1, 0, 1)))
+    assert checked_file(path).ledger.rows_out == 3
+    path.write_text(json.dumps({"messages": turns, "label": [1, 1]}))
+    assert list(read.rows(path, "utf-8")) == [(1, {"messages": turns, "label": [1, 1]})]
