@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from helpers import files
-from helpers.errors import KitError, refuse_too_small
+from helpers.errors import KitError, refuse_out_of_range
 
 FILE = "dataset_info.json"
 
@@ -33,9 +33,7 @@ def split(checked, heldout: float = 0.2, seed: int = 42, again: np.ndarray = ())
     Prompts that were only accepted, only rejected, or both are drawn from alike, so both sides have both labels; KitError where
     there are too few for that. Prompts `again` (hashes, `check.prompts_in`), which an earlier round held out, are held out in any case.
     """
-    refuse_too_small(seed=seed)
-    if not 0 <= heldout < 1:
-        raise KitError(f"heldout is {heldout}", "a share of the prompts, from 0 to below 1", "correct `heldout`")
+    refuse_out_of_range(seed=seed, heldout=heldout)
     known = np.isin(checked.prompts, again)
     if known.any() and len(np.unique(checked.labels[~known])) < 2:
         raise KitError(f"{known.sum():,} of {len(known):,} rows have prompts that an earlier round held out, and stay held out: "

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from helpers import files
-from helpers.errors import KitError, refuse_too_small
+from helpers.errors import KitError, refuse_out_of_range
 
 from .register import count
 
@@ -61,7 +61,7 @@ def token_lengths(checked: "Checked", model_name_or_path: str, cutoff_len: int, 
     """
     import pandas as pd
 
-    refuse_too_small(cutoff_len=cutoff_len, seed=seed)
+    refuse_out_of_range(cutoff_len=cutoff_len, seed=seed)
     tokenizer = _tokenizer(model_name_or_path)
     indices = np.arange(len(checked.labels))
     if len(indices) > MEASURED:

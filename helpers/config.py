@@ -15,12 +15,13 @@ from pathlib import Path
 from kto_accelerator.enable import LOSSES, OURS, supports
 
 from . import export, files, gpus, own_yaml, secrets
-from .errors import KitError, closest, refuse, too_small
+from .errors import KitError, closest, out_of_range, refuse
 from .own_yaml import TEMPLATES, available  # noqa: F401, the latter is asked for here by notebook 3
 from .profiles import ROOT
 from .runs import Run, refuse_if_trained
 from .trainer import RAY_KEYS
 
+ACCELERATED = ("auto", "true", "false")
 BRING_PACKAGES = {"pip", "uv", "conda", "container", "image_uri"}
 """Keys of Ray's runtime_env by which the workers get packages that their nodes need not have."""
 
@@ -115,8 +116,8 @@ def accelerated(config: dict, asked, shape: dict | None = None) -> tuple[bool, s
     `asked`: auto (where it is proved), true or false. `shape`: the model's config.json; by default read where the model is a folder.
     """
     asked = str(asked).lower()
-    if asked not in ("auto", "true", "false"):
-        raise KitError(f"accelerated is {asked!r}", "auto, true or false", "correct `accelerated`")
+    if asked not in ACCELERATED:
+        raise KitError(f"accelerated is {asked!r}", f"one of {', '.join(ACCELERATED)}", "correct `accelerated`")
     if asked == "false":
         return False, "trained by LLaMA-Factory's own trainer, as `accelerated: false` asks"
     proved, why = supports(config, shape)
@@ -186,8 +187,8 @@ def findings(config: dict) -> list[str]:
     types = ours | dict.fromkeys(RAY_KEYS, typing.Any) | theirs  # LLaMA-Factory 0.9.5 lacks some of Ray's
     found = [f"LLaMA-Factory knows no key {key!r}{closest(key, types)}" for key in config if key not in types]
     found += [line for key, value in config.items() if key in types and (line := ill_typed(key, value, types[key]))]
-    small = [f"{key} is {config[key]}; expected: {least}" for key, least in too_small(config).items()]
-    if found := found or small + unknown_metric(config):
+    beyond = [f"{key} is {config[key]}; expected: {words}" for key, words in out_of_range(config).items()]
+    if found := found or beyond + unknown_metric(config):
         return found
     # The whole config, the parser's questions about the hardware answered with yes.
     for module in (training_args, parser):

@@ -1,17 +1,23 @@
 """KitError, shown instead of a traceback (found, expected, fix), and Finding, a warning that ends nothing."""
 
+import math
 from difflib import get_close_matches
 from typing import NamedTuple
 
 from .secrets import mask
 
-LEAST = {
+RANGES = {"a finite number above 0": lambda value: 0 < value < math.inf, "1 or more": lambda value: value >= 1,
+          "0 or more": lambda value: value >= 0, "a share of the prompts, from 0 to below 1": lambda value: 0 <= value < 1}
+"""In words -> whether a number is in it."""
+POSITIVE, COUNT, NOT_NEGATIVE, SHARE = RANGES
+RANGE = {
     **dict.fromkeys(("num_train_epochs", "learning_rate", "pref_beta", "lora_alpha", "logging_steps", "save_steps",
-                     "eval_steps"), "above 0"),
+                     "eval_steps"), POSITIVE),
     **dict.fromkeys(("max_steps", "lora_rank", "per_device_train_batch_size", "gradient_accumulation_steps", "cutoff_len",
-                     "ray_num_workers", "score_at_most", "keep_last", "max_new_tokens"), "1 or more"),
-    **dict.fromkeys(("kto_chosen_weight", "kto_rejected_weight", "seed", "retries", "patience", "samples"), "0 or more")}
-"""Parameters and keys of a config of which libraries take less without a word; then nothing is trained, or it fails at the end."""
+                     "ray_num_workers", "score_at_most", "keep_last", "max_new_tokens"), COUNT),
+    **dict.fromkeys(("kto_chosen_weight", "kto_rejected_weight", "seed", "retries", "patience", "samples"), NOT_NEGATIVE),
+    "heldout": SHARE}
+"""Parameters and keys of a config of which libraries take others without a word; then nothing is trained, or it fails at the end."""
 
 
 class Finding(NamedTuple):
@@ -49,17 +55,17 @@ def refuse(findings: list[Finding], expected: str = "") -> None:
             raise KitError(finding.found, expected, finding.remedy)
 
 
-def too_small(values: dict) -> dict[str, str]:
-    """name -> its LEAST, for each of these numbers that is less. max_steps: -1 can be meant: as many as the epochs have."""
-    numbers = {key: value for key, value in values.items() if key in LEAST and isinstance(value, int | float)}
-    return {key: LEAST[key] for key, value in numbers.items()
-            if not (value >= 0 if LEAST[key] == "0 or more" else value > 0) and (key, value) != ("max_steps", -1)}
+def out_of_range(values: dict) -> dict[str, str]:
+    """name -> its RANGE, for each of these numbers that is not in it. max_steps: -1 can be meant: as many as the epochs have."""
+    numbers = {key: value for key, value in values.items() if key in RANGE and isinstance(value, int | float)}
+    return {key: RANGE[key] for key, value in numbers.items()
+            if not RANGES[RANGE[key]](value) and (key, value) != ("max_steps", -1)}
 
 
-def refuse_too_small(**values) -> None:
+def refuse_out_of_range(**values) -> None:
     """KitError for the first of these that is."""
-    for key, least in too_small(values).items():
-        raise KitError(f"{key} is {values[key]}", least, f"correct `{key}`")
+    for key, expected in out_of_range(values).items():
+        raise KitError(f"{key} is {values[key]}", expected, f"correct `{key}`")
 
 
 def closest(word: str, known) -> str:

@@ -11,7 +11,7 @@ from pathlib import Path
 from . import files, scores
 from .chat_template import VOCABULARY, Encoder, Row
 from .choose import fetch
-from .errors import KitError, refuse_too_small
+from .errors import KitError, refuse_out_of_range
 from .quiet import quietly
 from .scores import accuracy, rewards  # noqa: F401, asked for here by the notebooks
 
@@ -149,7 +149,7 @@ class Scorer:
 
     def replies(self, rows: list[Row], tuned: bool = True, max_new_tokens: int = 32) -> list[str]:
         """Greedy replies to the rows' prompts, in one batch; nothing is drawn at random."""
-        refuse_too_small(max_new_tokens=max_new_tokens)
+        refuse_out_of_range(max_new_tokens=max_new_tokens)
         if not rows:
             return []
         inputs = self._padded([row.prompt_ids for row in rows])
@@ -205,7 +205,7 @@ def score_checkpoints(run, found: list, at_most: int = 8):
     """
     import numpy
 
-    refuse_too_small(score_at_most=at_most)
+    refuse_out_of_range(score_at_most=at_most)
     steps = {item.step: item for item in found if item.complete and item.step is not None}
     if not steps:
         raise KitError("there is no complete checkpoint to score", "at least one", "train until the next save: 04_train")

@@ -9,7 +9,7 @@ import re
 from typing import NamedTuple
 
 from . import checkpoints, choose, files
-from .errors import KitError, refuse_too_small
+from .errors import KitError, refuse_out_of_range
 from .evaluate import earlier_adapters
 from .runs import Run
 
@@ -29,7 +29,7 @@ def plan(run: Run, last: int = 2, metric: str = USUAL, higher_is_better: bool = 
 
     KitError for a metric that no checkpoint has.
     """
-    refuse_too_small(keep_last=last)
+    refuse_out_of_range(keep_last=last)
     found, holders = checkpoints.find(run), holders_of(run)
     complete = sorted({item.step for item in found if item.complete})
     reasons = {step: "among the last complete ones" for step in complete[-last:]}

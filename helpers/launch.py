@@ -17,12 +17,14 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from . import cluster, files, secrets, tracking
-from .errors import KitError, refuse, refuse_too_small
+from .errors import KitError, refuse, refuse_out_of_range
 from .evaluate import earlier_adapters
 from .explain import explain
 from .logs import Event, Parser
 from .profiles import ROOT
 from .runs import Run, now, refuse_if_trained
+
+LAUNCHERS = ("helpers.trainer", "llamafactory-cli")
 
 
 def command(run: Run, config_file: Path | None = None, launcher: str = "helpers.trainer", retries: int = 2) -> list[str]:
@@ -32,8 +34,8 @@ def command(run: Run, config_file: Path | None = None, launcher: str = "helpers.
         script = Path(sys.executable).with_name(launcher)
         words = [str(script)] if script.exists() else [sys.executable, "-m", "llamafactory.cli"]  # packages elsewhere: PYTHONPATH
         return [*words, "train", config_file]
-    if launcher != "helpers.trainer":
-        raise KitError(f"there is no launcher {launcher!r}", "helpers.trainer or llamafactory-cli", "correct `launcher`")
+    if launcher not in LAUNCHERS:
+        raise KitError(f"there is no launcher {launcher!r}", " or ".join(LAUNCHERS), "correct `launcher`")
     accelerated = str(run.record().get("accelerated", False)).lower()
     return [sys.executable, "-m", launcher, config_file, f"--retries={retries}", f"--accelerated={accelerated}"]
 
@@ -73,7 +75,7 @@ def start(run: Run, launcher: str = "helpers.trainer", retries: int = 2) -> "Tra
 
     KitError if this run was launched before and is not to be resumed, is being trained at this moment, or could never start.
     """
-    refuse_too_small(retries=retries)
+    refuse_out_of_range(retries=retries)
     resuming = run.resume_file.exists()
     if not resuming:
         refuse_if_trained(run)

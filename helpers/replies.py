@@ -6,7 +6,7 @@ from pathlib import Path
 
 from . import files
 from .chat_template import Row
-from .errors import refuse_too_small
+from .errors import refuse_out_of_range
 
 STYLE = """<style>
 .replies { border-collapse: collapse; font: 14px/1.4 system-ui, sans-serif; }
@@ -17,7 +17,7 @@ table.replies th, table.replies td { border: 1px solid #8888; padding: 6px 10px;
 
 def choose(rows: list[Row], samples: int) -> list[Row]:
     """`samples` rows with different prompts, drawn at random, always the same ones; in the order of `rows`."""
-    refuse_too_small(samples=samples)
+    refuse_out_of_range(samples=samples)
     first = {tuple(row.prompt_ids): index for index, row in reversed(list(enumerate(rows)))}
     indices = sorted(first.values())
     return [rows[i] for i in sorted(random.Random(0).sample(indices, min(samples, len(indices))))]

@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 
 from helpers import secrets
-from helpers.errors import closest, too_small
+from helpers.errors import closest, out_of_range
 from helpers.profiles import ROOT
 
 from .terminal import Usage
@@ -57,7 +57,23 @@ def typed(assignments: list[str]) -> dict:
             raise Usage(f"{name}={text}: {text!r} is of another type", f"a value of type {kind}", "correct -p") from None
         if name in PATHS and text and Path(text).exists():  # the notebooks run in a folder of their own
             values[name] = str(Path(text).resolve())
-    if small := too_small(values):
-        raise Usage("; ".join(f"{name} is {values[name]}, expected: {least}" for name, least in small.items()), "", "correct -p")
+    if wrong := out_of_range(values) | unknown(values):
+        raise Usage("; ".join(f"{name} is {values[name]}, expected: {words}" for name, words in wrong.items()), "", "correct -p")
     secrets.refuse(values, "the parameters hold")
     return values
+
+
+def unknown(values: dict) -> dict[str, str]:
+    """name -> what was expected, for each choice that its notebook would refuse, which may be when the training is over."""
+    from helpers import config, launch, quantise, schedule
+
+    one_of = {"accelerated": config.ACCELERATED, "loss": config.LOSSES, "launcher": launch.LAUNCHERS,
+              "quantise": tuple(quantise.SCHEMES), "resume": ("", "latest", "best", "a step"),
+              "metric": ("held-out", "kl_mean", *schedule.LOGGED, "eval_…")}
+    wrong = {}
+    for name in values.keys() & one_of.keys():
+        words = [word for word in values[name].split(",") if word] if name == "quantise" else [values[name]]
+        if not all(word in one_of[name] or word.isdecimal() and name == "resume" or word.startswith("eval_") and name == "metric"
+                   for word in words):
+            wrong[name] = f"one of {', '.join(filter(None, one_of[name]))}" + closest(words[-1], one_of[name])
+    return wrong

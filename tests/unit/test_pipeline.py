@@ -86,12 +86,27 @@ def test_a_value_of_the_wrong_type_or_an_option_given_as_parameter_is_refused(te
 @pytest.mark.parametrize(("text", "least"), [
     *((text, "1 or more") for text in ("max_steps=0", "score_at_most=0", "max_new_tokens=0", "keep_last=0")),
     *((text, "0 or more") for text in ("samples=-1", "retries=-1", "seed=-1", "kto_chosen_weight=-0.5")),
-    *((text, "above 0") for text in ("learning_rate=0", "num_train_epochs=nan"))])
+    *((text, "a finite number above 0") for text in ("learning_rate=0", "num_train_epochs=nan", "learning_rate=inf")),
+    *((text, "a share of the prompts") for text in ("heldout=1.5", "heldout=-0.1", "heldout=1"))])
 def test_a_number_that_would_train_nothing_or_fail_after_the_training_is_refused_before_it(text, least):
     name, _, value = text.partition("=")
     with pytest.raises(KitError, match=rf"{name} is {value}(\.0)?, expected: {least}"):
         parameters.typed([text])
     assert parameters.typed(["max_steps=-1", "samples=0", "seed=0", "retries=0"])  # what can be meant
+
+
+@pytest.mark.parametrize(("text", "says"), [
+    ("accelerated=maybe", "auto, true, false"), ("loss=dpo", "kto, apo_zero_unpaired"), ("launcher=trainer", "helpers.trainer, llamafactory-cli"),
+    ("quantise=fp8,int3", "fp8, w8a8"), ("quantise=fp8, w4a16", "fp8, w8a8"), ("resume=lastest", "did you mean 'latest'"), ("metric=rewards/margin", "did you mean 'rewards/margins'")])
+def test_a_choice_that_its_notebook_would_refuse_is_refused_before_anything_runs(text, says):
+    with pytest.raises(KitError, match=f"{text.partition('=')[0]} is .*, expected: one of .*{says}"):
+        parameters.typed([text])
+
+
+def test_every_choice_that_a_notebook_takes_is_taken():
+    for text in ("accelerated=auto", "loss=apo_zero_unpaired", "launcher=llamafactory-cli", "quantise=", "quantise=fp8,w4a16", "resume=",
+                 "resume=12", "resume=best", "metric=held-out", "metric=eval_mine_loss", "metric=kl_mean"):
+        assert parameters.typed([text]) == dict([text.split("=")])
 
 
 def test_a_path_given_on_the_command_line_is_made_absolute_and_a_name_is_not(tmp_path, monkeypatch):
