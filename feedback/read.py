@@ -128,15 +128,14 @@ def _wrapped(value, alone: bool = True) -> list | None:
 
 def _columns(value: dict) -> list[dict] | None:
     """The records of an object that holds columns as lists: pandas' to_json(orient="split"), or a Dataset's to_dict()."""
-    lists = [each for each in value.values() if isinstance(each, list)]
     names, data = value.get("columns"), value.get("data")
     if isinstance(names, list) and isinstance(data, list) and all(isinstance(row, list) and len(row) == len(names) for row in data):
         return [dict(zip(names, row, strict=True)) for row in data]
-    if len(lists) < len(value) or len(value) < 2 or {len(each) for each in lists} <= {0, 1} or len({len(each) for each in lists}) > 1:
+    lists = [each for each in value.values() if isinstance(each, list)]
+    sizes, turns = {len(each) for each in lists}, any(isinstance(each, dict) for column in lists for each in column)
+    if len(lists) < len(value) or len(lists) < 2 or len(sizes) > 1 or max(sizes) < 2 or turns:  # a dialogue's turns are no column
         return None
-    # A dialogue's turns are no column: they would stand in it as objects.
-    plain = not any(isinstance(each, dict) for column in lists for each in column)
-    return [dict(zip(value, row, strict=True)) for row in zip(*lists, strict=True)] if plain else None
+    return [dict(zip(value, row, strict=True)) for row in zip(*lists, strict=True)]
 
 
 def _load(line: str, number: int):

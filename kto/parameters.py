@@ -70,10 +70,11 @@ def unknown(values: dict) -> dict[str, str]:
     one_of = {"accelerated": config.ACCELERATED, "loss": config.LOSSES, "launcher": launch.LAUNCHERS,
               "quantise": tuple(quantise.SCHEMES), "resume": ("", "latest", "best", "a step"),
               "metric": ("held-out", "kl_mean", *schedule.LOGGED, "eval_…")}
+    also = {"resume": str.isdecimal, "metric": lambda word: word.startswith("eval_"),
+            "accelerated": lambda word: word.lower() in config.ACCELERATED}
     wrong = {}
     for name in values.keys() & one_of.keys():
         words = [word for word in values[name].split(",") if word] if name == "quantise" else [values[name]]
-        if not all(word in one_of[name] or word.isdecimal() and name == "resume" or word.startswith("eval_") and name == "metric"
-                   for word in words):
-            wrong[name] = f"one of {', '.join(filter(None, one_of[name]))}" + closest(words[-1], one_of[name])
+        if odd := [word for word in words if word not in one_of[name] and not (name in also and also[name](word))]:
+            wrong[name] = f"one of {', '.join(filter(None, one_of[name]))}" + closest(odd[0], one_of[name])
     return wrong

@@ -104,8 +104,8 @@ def test_a_choice_that_its_notebook_would_refuse_is_refused_before_anything_runs
 
 
 def test_every_choice_that_a_notebook_takes_is_taken():
-    for text in ("accelerated=auto", "loss=apo_zero_unpaired", "launcher=llamafactory-cli", "quantise=", "quantise=fp8,w4a16", "resume=",
-                 "resume=12", "resume=best", "metric=held-out", "metric=eval_mine_loss", "metric=kl_mean"):
+    for text in ("accelerated=auto", "accelerated=False", "loss=apo_zero_unpaired", "launcher=llamafactory-cli", "quantise=", "quantise=fp8,w4a16", "resume=",
+                 "resume=12", "resume=best", "metric=held-out", "metric=eval_mine_loss", "metric=kl_mean", "metric=rewards/margins"):
         assert parameters.typed([text]) == dict([text.split("=")])
 
 
