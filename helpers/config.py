@@ -117,7 +117,7 @@ def accelerated(config: dict, asked, shape: dict | None = None) -> tuple[bool, s
     """
     asked = str(asked).lower()
     if asked not in ACCELERATED:
-        raise KitError(f"accelerated is {asked!r}", f"one of {', '.join(ACCELERATED)}", "correct `accelerated`")
+        raise KitError(f"accelerated is {asked!r}", "auto, true or false", "correct `accelerated`")
     if asked == "false":
         return False, "trained by LLaMA-Factory's own trainer, as `accelerated: false` asks"
     proved, why = supports(config, shape)
