@@ -129,7 +129,8 @@ def _wrapped(value, alone: bool = True) -> list | None:
 def _columns(value: dict) -> list[dict] | None:
     """The records of an object that holds columns as lists: pandas' to_json(orient="split"), or a Dataset's to_dict()."""
     names, data = value.get("columns"), value.get("data")
-    if isinstance(names, list) and isinstance(data, list) and all(isinstance(row, list) and len(row) == len(names) for row in data):
+    named = isinstance(names, list) and all(isinstance(name, str) for name in names)  # not pandas' names in several levels
+    if named and isinstance(data, list) and all(isinstance(row, list) and len(row) == len(names) for row in data):
         return [dict(zip(names, row, strict=True)) for row in data]
     lists = [each for each in value.values() if isinstance(each, list)]
     sizes, turns = {len(each) for each in lists}, any(isinstance(each, dict) for column in lists for each in column)

@@ -68,13 +68,14 @@ def unknown(values: dict) -> dict[str, str]:
     from helpers import config, launch, quantise, schedule
 
     one_of = {"accelerated": config.ACCELERATED, "loss": config.LOSSES, "launcher": launch.LAUNCHERS,
-              "quantise": tuple(quantise.SCHEMES), "resume": ("", "latest", "best", "a step"),
-              "metric": ("held-out", "kl_mean", *schedule.LOGGED, "eval_…")}
-    also = {"resume": str.isdecimal, "metric": lambda word: word.startswith("eval_"),
-            "accelerated": lambda word: word.lower() in config.ACCELERATED}
+              "quantise": tuple(quantise.SCHEMES), "resume": ("", "latest", "best"),
+              "metric": ("held-out", "kl_mean", *schedule.LOGGED)}
+    also = {"resume": ("a step", str.isdecimal), "metric": ("eval_…", lambda word: word.startswith("eval_")),
+            "accelerated": ("", lambda word: word.lower() in config.ACCELERATED)}
     wrong = {}
     for name in values.keys() & one_of.keys():
         words = [word for word in values[name].split(",") if word] if name == "quantise" else [values[name]]
-        if odd := [word for word in words if word not in one_of[name] and not (name in also and also[name](word))]:
-            wrong[name] = f"one of {', '.join(filter(None, one_of[name]))}" + closest(odd[0], one_of[name])
+        others, fits = also.get(name, ("", lambda word: False))
+        if odd := [word for word in words if word not in one_of[name] and not fits(word)]:
+            wrong[name] = f"one of {', '.join(filter(None, [*one_of[name], others]))}" + closest(odd[0], one_of[name])
     return wrong

@@ -315,3 +315,6 @@ def test_a_datasets_columns_and_the_hubs_page_of_rows_are_read_as_rows(tmp_path)
     assert checked_file(path).ledger.rows_out == 3
     path.write_text(json.dumps({"messages": turns, "label": [1, 1]}))
     assert list(read.rows(path, "utf-8")) == [(1, {"messages": turns, "label": [1, 1]})]
+    path.write_text(json.dumps({"columns": [["a", "prompt"], ["a", "label"]], "index": [0], "data": [["1?", 1]]}))
+    with pytest.raises(KitError):
+        checked_file(path)

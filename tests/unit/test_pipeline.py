@@ -97,7 +97,8 @@ def test_a_number_that_would_train_nothing_or_fail_after_the_training_is_refused
 
 @pytest.mark.parametrize(("text", "says"), [
     ("accelerated=maybe", "auto, true, false"), ("loss=dpo", "kto, apo_zero_unpaired"), ("launcher=trainer", "helpers.trainer, llamafactory-cli"),
-    ("quantise=fp8,int3", "fp8, w8a8"), ("quantise=fp8, w4a16", "fp8, w8a8"), ("resume=lastest", "did you mean 'latest'"), ("metric=rewards/margin", "did you mean 'rewards/margins'")])
+    ("quantise=fp8,int3", "fp8, w8a8"), ("quantise=fp8, w4a16", "fp8, w8a8"), ("resume=lastest", "did you mean 'latest'"),
+    ("resume=a step", "latest, best, a step"), ("metric=eval", "eval_…"), ("metric=rewards/margin", "did you mean 'rewards/margins'")])
 def test_a_choice_that_its_notebook_would_refuse_is_refused_before_anything_runs(text, says):
     with pytest.raises(KitError, match=f"{text.partition('=')[0]} is .*, expected: one of .*{says}"):
         parameters.typed([text])
